@@ -1,0 +1,33 @@
+"""Publish mixture-of-experts vision-language models with a bit width of its own for every expert.
+
+The three verbs and the one `Recipe` that steers them are the public interface. They are imported on first use, so that
+`import mopeq_hub` itself costs nothing: no torch, no transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mopeq_hub.version import __version__
+
+if TYPE_CHECKING:
+    from mopeq_hub.errors import MopeqError as MopeqError
+    from mopeq_hub.pipeline import plan as plan
+    from mopeq_hub.pipeline import publish as publish
+    from mopeq_hub.pipeline import quantize as quantize
+    from mopeq_hub.recipe import Recipe as Recipe
+
+_HOMES = {
+    "publish": "mopeq_hub.pipeline",
+    "plan": "mopeq_hub.pipeline",
+    "quantize": "mopeq_hub.pipeline",
+    "Recipe": "mopeq_hub.recipe",
+    "MopeqError": "mopeq_hub.errors",
+}
+
+__all__ = ["MopeqError", "Recipe", "__version__", "plan", "publish", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mopeq_hub' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,54 @@
+"""The paper's allocator: k-means on the experts' sensitivities, the most sensitive cluster gets the most bits.
+
+MoPEQ (arXiv 2509.02512), section 3.3: as many clusters as there are widths; model-wise all experts compete, layer-wise those
+of one layer. Degenerate inputs are defined on the safe side: with fewer different values than widths there are as many clusters
+as values, and they get the highest widths; so experts that cannot be told apart all get the highest.
+"""
+
+import warnings
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+
+from mopeq_hub.bitmap import BitMap
+from mopeq_hub.experts import Expert
+from mopeq_hub.recipe import Recipe
+from mopeq_hub.sensitivity import Profile
+
+STARTS = 10
+"""k-means is run from so many starting points and the tightest clustering is taken."""
+
+
+def allocate(profile: Profile, recipe: Recipe) -> BitMap:
+    """A width of `recipe.bits` for every expert of the profile, clustered over the recipe's scope."""
+    experts = sorted(profile.sensitivities)
+    if recipe.scope == "model":
+        competitions = [experts]
+    else:
+        competitions = [list(group) for _, group in groupby(experts, key=lambda expert: expert.layer)]
+    bits: dict[Expert, int] = {}
+    for competing in competitions:
+        values = [profile.sensitivities[expert] for expert in competing]
+        bits |= zip(competing, cluster(values, recipe.bits, recipe.seed), strict=True)
+    return BitMap(bits)
+
+
+def cluster(values: Sequence[float], widths: Sequence[int], seed: int) -> list[int]:
+    """The width of each value: k-means into len(widths) clusters, the higher a cluster's mean the wider."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    column = np.asarray(values, dtype=np.float64)
+    count = min(len(widths), len(np.unique(column)))
+    highest = sorted(widths)[-count:]
+    # Scaled to unit spread, so that values that differ only far behind the comma are clustered as any others.
+    spread = np.ptp(column)
+    scaled = ((column - column.min()) / spread if spread > 0 else np.zeros_like(column)).reshape(-1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = KMeans(n_clusters=count, n_init=STARTS, random_state=seed).fit_predict(scaled)
+    means = {label: column[labels == label].mean() for label in np.unique(labels)}
+    ranked = sorted(means, key=lambda label: means[label])
+    width_of = dict(zip(ranked, highest[-len(ranked) :], strict=True))
+    return [width_of[label] for label in labels]

@@ -1,0 +1,99 @@
+"""BitMap: which expert gets how many bits; its summary figures and its form in a `quantization_config`."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mopeq_hub.experts import PACK_MULTIPLE, Expert, Layout, Matrix
+from mopeq_hub.recipe import Recipe
+
+UNQUANTIZED = {"bits": 16, "data_type": "float"}
+_ANY_BITS = 4
+"""auto-round's default width; every module is named with a width of its own, so it decides nothing."""
+
+
+@dataclass(frozen=True)
+class BitMap:
+    """expert -> bits per weight, for every routed expert of a model."""
+
+    bits: Mapping[Expert, int]
+
+    def by_layer(self) -> dict[int, list[int]]:
+        """The widths of each layer's experts, in the experts' order."""
+        layers: dict[int, list[int]] = {}
+        for expert in sorted(self.bits):
+            layers.setdefault(expert.layer, []).append(self.bits[expert])
+        return layers
+
+    def counts(self) -> dict[int, int]:
+        """How many experts have each width, narrowest first."""
+        return dict(sorted(Counter(self.bits.values()).items()))
+
+    @property
+    def mean(self) -> float:
+        """Mean width over experts, scales not counted."""
+        return sum(self.bits.values()) / len(self.bits)
+
+    @classmethod
+    def uniform(cls, layout: Layout, bits: int) -> "BitMap":
+        return cls(dict.fromkeys(layout.experts, bits))
+
+
+def width_of(matrix: Matrix, bitmap: BitMap, recipe: Recipe) -> int:
+    """Bits per weight of a matrix; 16 means that it stays as it is.
+
+    A linear layer outside the experts whose shape does not divide into groups and words stays as it is; an expert's shape
+    was checked before (`mopeq_hub.quantization.stream`).
+    """
+    if matrix.expert is not None:
+        return bitmap.bits[matrix.expert]
+    return recipe.rest_bits if divides(matrix.shape, recipe.group_size) else 16
+
+
+def divides(shape: tuple[int, int], group_size: int) -> bool:
+    """Whether a weight [out, in] divides into groups along its rows and into whole packed words both ways."""
+    rows, columns = shape
+    return columns % group_size == 0 and columns % PACK_MULTIPLE == 0 and rows % PACK_MULTIPLE == 0
+
+
+def packed_bytes(shape: tuple[int, int], bits: int, group_size: int) -> int:
+    """Bytes of a packed weight [out, in]: its codes, one fp16 scale and one zero point of `bits` bits a group."""
+    rows, columns = shape
+    groups = columns // group_size
+    return rows * columns * bits // 8 + rows * groups * 2 + rows * groups * bits // 8
+
+
+def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[str, Any]:
+    """The `quantization_config` of config.json, as auto-round's loader reads it.
+
+    One regular expression for each (layer, width) instead of one key for each module. The loader takes the first expression
+    that matches a module, so experts come first, then what stays at 16 bits, then the rest.
+    """
+    extra: dict[str, dict[str, Any]] = {}
+    for layer, widths in bitmap.by_layer().items():
+        experts = re.escape(layout.experts_modules[layer])
+        for bits in sorted(set(widths)):
+            indices = "|".join(str(index) for index, width in enumerate(widths) if width == bits)
+            extra[rf"^{experts}\.({indices})\."] = {"bits": bits}
+    blocks = re.escape(layout.blocks)
+    layers_of: dict[str, list[int]] = {}
+    for matrix in layout.rest:
+        if recipe.rest_bits != 16 and width_of(matrix, bitmap, recipe) == 16:
+            layer, kind = matrix.name[len(layout.blocks) + 1 :].split(".", 1)
+            layers_of.setdefault(kind, []).append(int(layer))
+    for kind, layers in layers_of.items():
+        extra[rf"^{blocks}\.({'|'.join(map(str, layers))})\.{re.escape(kind)}$"] = UNQUANTIZED
+    rest = UNQUANTIZED if recipe.rest_bits == 16 else {"bits": recipe.rest_bits}
+    extra[rf"^{blocks}\."] = rest
+    return {
+        "quant_method": "auto-round",
+        "packing_format": recipe.packing_format,
+        "bits": _ANY_BITS,
+        "group_size": recipe.group_size,
+        "sym": recipe.symmetric,
+        "data_type": "int",
+        "block_name_to_quantize": layout.blocks,
+        "extra_config": extra,
+    }

@@ -1,0 +1,241 @@
+"""Checkpoint: what tensors a model has, from headers alone, and their data on demand, straight from the mapped files.
+
+Files come from strangers, so a header is believed only after everything it claims was checked against the file's size.
+"""
+
+import json
+import math
+import mmap
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mopeq_hub.errors import MopeqError
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+MAX_HEADER_BYTES = 100_000_000
+
+ITEM_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8,
+    "F32": 4, "I32": 4, "U32": 4,
+    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_TORCH_NAMES = {
+    "F64": "float64", "I64": "int64", "U64": "uint64",
+    "F32": "float32", "I32": "int32", "U32": "uint32",
+    "F16": "float16", "BF16": "bfloat16", "I16": "int16", "U16": "uint16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of one tensor; `start` and `end` are byte offsets within the data part of `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
+class Files(Protocol):
+    """Where a checkpoint's files come from: `mopeq_hub.source` implements it for folders and for the Hub."""
+
+    @property
+    def name(self) -> str: ...
+
+    def files(self) -> Mapping[str, int]:
+        """Every file's size in bytes by its name."""
+
+    def path(self, name: str) -> Path:
+        """A local path of the file, fetched if need be."""
+
+    def head(self, name: str, count: int) -> bytes:
+        """The first `count` bytes, without fetching the rest."""
+
+
+class Checkpoint:
+    """The tensors of one model: `tensors` from headers alone, `tensor(name)` mapped from the file when asked for."""
+
+    def __init__(self, files: Files) -> None:
+        """Read and check index and headers. Raises MopeqError on anything that does not add up."""
+        self._files = files
+        self._maps: dict[str, tuple[mmap.mmap, int]] = {}
+        self.shards = _shards(files)
+        self.tensors: dict[str, TensorInfo] = {}
+        for shard in self.shards:
+            for info in read_header(files, shard):
+                if info.name in self.tensors:
+                    raise MopeqError(
+                        f"tensor {info.name} of {files.name} is in both {self.tensors[info.name].file} and {shard}",
+                        "the source is damaged; download or save it again",
+                    )
+                self.tensors[info.name] = info
+        self._check_index()
+
+    def _check_index(self) -> None:
+        if INDEX_NAME not in self._files.files():
+            return
+        listed = _weight_map(self._files)
+        found = {name: info.file for name, info in self.tensors.items()}
+        for name in sorted(set(listed) | set(found)):
+            if listed.get(name) != found.get(name):
+                raise MopeqError(
+                    f"{INDEX_NAME} of {self._files.name} says {name} is in {listed.get(name, 'no file')}, "
+                    f"but it is in {found.get(name, 'no file')}",
+                    "the index and the shards are from different saves; download or save the source again",
+                )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """The tensor as it lies in the mapped file: no copy; pages are read when touched. Changing it never reaches the file."""
+        import torch
+
+        info = self.tensors[name]
+        dtype = getattr(torch, _TORCH_NAMES[info.dtype])
+        if info.nbytes == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        mapped, data_start = self._mapped(info.file)
+        count = info.nbytes // ITEM_BYTES[info.dtype]
+        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=data_start + info.start).reshape(info.shape)
+
+    def release(self, shard: str) -> None:
+        """Let go of a shard's mapping; its tensors must not be used afterwards."""
+        self._maps.pop(shard, None)
+
+    def in_file_order(self) -> Iterator[TensorInfo]:
+        """Tensors shard by shard, each shard from its beginning: the order in which reading costs least."""
+        order = {shard: position for position, shard in enumerate(self.shards)}
+        return iter(sorted(self.tensors.values(), key=lambda info: (order[info.file], info.start)))
+
+    def _mapped(self, shard: str) -> tuple[mmap.mmap, int]:
+        if shard not in self._maps:
+            with open(self._files.path(shard), "rb") as file:
+                (header_bytes,) = struct.unpack("<Q", file.read(8))
+                # Copy-on-write, so that torch gets a writable buffer and the file still cannot change.
+                self._maps[shard] = (mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), 8 + header_bytes)
+        return self._maps[shard]
+
+
+def check_name(name: str, where: str) -> str:
+    """`name` if it stays inside its repo. Raises MopeqError on an absolute path, `..` or a control character."""
+    path = PurePosixPath(name)
+    unsafe = not name or path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable() or ":" in name
+    if unsafe:
+        raise MopeqError(f"{where} names a file {name!r} that points outside the repo", "do not use this source")
+    return name
+
+
+def check_finite(tensor: "torch.Tensor", name: str) -> None:
+    """Raises MopeqError if the tensor holds NaN or infinity; `name` is what the file calls it."""
+    import torch
+
+    # The sum of absolute values is NaN or infinite exactly if an element is, and needs no mask the size of the tensor.
+    if tensor.is_floating_point() and not math.isfinite(float(torch.linalg.vector_norm(tensor, ord=1, dtype=torch.float32))):
+        raise MopeqError(f"{name} holds NaN or infinite values", "the source is damaged or was trained to nowhere; use another")
+
+
+def read_header(files: Files, shard: str) -> list[TensorInfo]:
+    """The tensors of one safetensors file, in the order of their data. Raises MopeqError on a header that cannot be true."""
+    size = files.files()[shard]
+    where = f"{shard} of {files.name}"
+    prefix = files.head(shard, 8)
+    if len(prefix) < 8:
+        raise _damaged(where, f"it has {size} bytes, too few for a safetensors file")
+    (header_bytes,) = struct.unpack("<Q", prefix)
+    if header_bytes > MAX_HEADER_BYTES or header_bytes + 8 > size:
+        raise _damaged(where, f"its header claims {header_bytes:,} bytes of a file of {size:,}")
+    try:
+        entries = json.loads(files.head(shard, 8 + header_bytes)[8:])
+    except ValueError:
+        raise _damaged(where, "its header is not JSON") from None
+    if not isinstance(entries, dict):
+        raise _damaged(where, "its header is not a JSON object")
+    infos = [_tensor_info(name, entry, shard, where) for name, entry in entries.items() if name != "__metadata__"]
+    infos.sort(key=lambda info: (info.start, info.end))
+    position = 0
+    for info in infos:
+        if info.start != position:
+            raise _damaged(where, f"the data of {info.name} begins at byte {info.start}, not at {position}")
+        position = info.end
+    if 8 + header_bytes + position != size:
+        expected = 8 + header_bytes + position
+        raise _damaged(where, f"it has {size:,} bytes where its header promises {expected:,}")
+    return infos
+
+
+def _tensor_info(name: str, entry: Any, shard: str, where: str) -> TensorInfo:
+    try:
+        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        numbers = (*shape, start, end)
+    except (TypeError, KeyError, ValueError):
+        raise _damaged(where, f"its entry for {name} is not a tensor") from None
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise _damaged(where, f"its entry for {name} holds something other than whole numbers")
+    if dtype not in ITEM_BYTES:
+        raise MopeqError(f"{name} in {where} has the dtype {dtype!r}, which is not supported", "use a 16- or 32-bit source")
+    expected = ITEM_BYTES[dtype]
+    for length in shape:
+        expected *= length
+    if end - start != expected:
+        raise _damaged(where, f"{name} of shape {list(shape)} and {dtype} needs {expected:,} bytes, not {end - start:,}")
+    return TensorInfo(name, dtype, shape, shard, start, end)
+
+
+def _damaged(where: str, why: str) -> MopeqError:
+    return MopeqError(f"{where} is damaged: {why}", "download or save it again")
+
+
+def _shards(files: Files) -> list[str]:
+    names = files.files()
+    if INDEX_NAME in names:
+        shards = sorted(set(_weight_map(files).values()))
+    elif SINGLE_NAME in names:
+        shards = [SINGLE_NAME]
+    else:
+        raise _no_weights(files)
+    for shard in shards:
+        if shard not in names:
+            raise MopeqError(f"{files.name} lacks {shard}, which its index lists", "finish the download, or save it again")
+    return shards
+
+
+def _weight_map(files: Files) -> dict[str, str]:
+    where = f"{INDEX_NAME} of {files.name}"
+    try:
+        weight_map = json.loads(files.path(INDEX_NAME).read_text("utf-8"))["weight_map"]
+        entries = {str(tensor): str(shard) for tensor, shard in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise MopeqError(f"{where} is not a safetensors index", "download or save it again") from None
+    for shard in set(entries.values()):
+        check_name(shard, where)
+        if not shard.endswith(".safetensors"):
+            raise MopeqError(f"{where} lists {shard}, which is not a safetensors file", "save the model as safetensors")
+    return entries
+
+
+def _no_weights(files: Files) -> MopeqError:
+    pickles = sorted(name for name in files.files() if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if pickles:
+        return MopeqError(
+            f"{files.name} holds its weights as pickle files only ({pickles[0]}), which can run code when read",
+            "convert it with transformers' save_pretrained, or ask its author for safetensors",
+        )
+    return MopeqError(f"{files.name} has no {INDEX_NAME} and no {SINGLE_NAME}", "name a folder or repo with a model's weights")

@@ -1,0 +1,17 @@
+"""The errors a user can cause or meet; each one is a single line that says what, where and what to do."""
+
+
+class MopeqError(Exception):
+    """Something outside this program is wrong: an input, a destination, the machine.
+
+    `what` names the trouble and where it is, `hint` the next step. `str()` of it is the one line that is printed.
+    """
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        self.what = " ".join(what.split())
+        self.hint = " ".join(hint.split())
+        super().__init__(f"{self.what}; {self.hint}" if self.hint else self.what)
+
+
+class UsageError(MopeqError):
+    """The command or the recipe asks for something that does not exist; the exit code is 2."""

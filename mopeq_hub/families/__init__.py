@@ -1,0 +1,34 @@
+"""The registry: which family a config.json belongs to, and a clear word where it belongs to none."""
+
+from typing import Any
+
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.families.base import Family
+from mopeq_hub.families.llava import OVER_DEEPSEEK_V2, OVER_QWEN3_MOE
+from mopeq_hub.families.qwen3_vl_moe import QWEN3_VL_MOE
+
+FAMILIES: tuple[Family, ...] = (OVER_QWEN3_MOE, OVER_DEEPSEEK_V2, QWEN3_VL_MOE)
+
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+
+
+def identify(config: dict[str, Any], where: str) -> Family:
+    """The family of the model with this config.json; `where` names the model in errors.
+
+    Raises MopeqError that says what was found: not a mixture of experts, or one that is not supported yet.
+    """
+    for family in FAMILIES:
+        if family.fits(config):
+            return family
+    text = config.get("text_config") or config
+    kind = config.get("model_type", "no model_type")
+    if text is not config and text.get("model_type"):
+        kind += f" over {text['model_type']}"
+    if not any(text.get(count) for count in _COUNTS):
+        raise MopeqError(f"{where} ({kind}) is not a mixture of experts", "name a model whose config counts experts")
+    known = ", ".join(_describe(family) for family in FAMILIES)
+    raise MopeqError(f"{where} is a mixture of experts of a kind not supported yet: {kind}", f"supported are {known}")
+
+
+def _describe(family: Family) -> str:
+    return family.model_type + (f" over {' or '.join(family.text_model_types)}" if family.text_model_types else "")

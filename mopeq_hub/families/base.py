@@ -1,0 +1,77 @@
+"""What a family file states: just what transformers itself cannot tell about a kind of model."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+PROJECTIONS = ("gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class FusedParameter:
+    """One 3-D parameter of a live experts module and the projections it stacks along its output rows, in order."""
+
+    name: str
+    projections: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model: how to recognise it and how its experts lie in the live module.
+
+    model_type: of the whole model, as config.json says it.
+    text_model_types: those of the text model that were proven; empty where the model type alone decides.
+    experts_count, experts_per_token: attributes of the text config that hold the counts.
+    fused: parameters of the live experts module, [experts, out, in].
+    """
+
+    model_type: str
+    text_model_types: tuple[str, ...] = ()
+    experts_count: str = "num_experts"
+    experts_per_token: str = "num_experts_per_tok"
+    fused: tuple[FusedParameter, ...] = (
+        FusedParameter("gate_up_proj", ("gate", "up")),
+        FusedParameter("down_proj", ("down",)),
+    )
+
+    def stacked(self, parameter: str) -> tuple[str, ...]:
+        """The projections that a live experts parameter of this name stacks."""
+        return next(part.projections for part in self.fused if part.name == parameter)
+
+    def is_experts(self, module: "torch.nn.Module") -> bool:
+        """Whether this live module holds the routed experts of one layer."""
+        parameters = dict(module.named_parameters(recurse=False))
+        return all(part.name in parameters and parameters[part.name].dim() == 3 for part in self.fused)
+
+    def matrix_name(self, experts: str, index: int, projection: str) -> str:
+        """Name of one projection's module once auto-round's loader has taken the fused experts apart."""
+        return f"{experts}.{index}.{projection}_proj"
+
+    def projection_of(self, parameter: str, source_pattern: str | None, patterns: Sequence[str]) -> str | None:
+        """The projection that a tensor of the file holds by itself, or None where it holds the whole fused parameter.
+
+        parameter: the live parameter it belongs to. source_pattern: the pattern of transformers' converter that matched it,
+        one of `patterns`; their order is that in which transformers concatenates them.
+        """
+        if source_pattern is None or "*" not in source_pattern:
+            return None
+        return self.stacked(parameter)[list(patterns).index(source_pattern)]
+
+    def expert_index(self, source_name: str, source_pattern: str) -> int:
+        """The expert's number in the name of a file that stores one tensor an expert."""
+        before, after = (re.escape(part) for part in source_pattern.split("*"))
+        found = re.search(rf"{before}(\d+){after}", source_name)
+        if found is None:
+            raise ValueError(f"{source_name} does not match {source_pattern}")
+        return int(found[1])
+
+    def fits(self, config: dict[str, Any]) -> bool:
+        """Whether a config.json is of this family."""
+        if config.get("model_type") != self.model_type:
+            return False
+        text_type = config.get("text_config", {}).get("model_type")
+        return not self.text_model_types or text_type in self.text_model_types

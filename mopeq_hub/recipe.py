@@ -1,0 +1,96 @@
+"""Recipe: every choice a user can make about a publication, validated once, with a digest that names it."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from mopeq_hub.errors import UsageError
+
+FORMAT_VERSION = 1
+"""Version of what is written: raised whenever the same recipe would give other bytes."""
+
+WIDTHS = (2, 3, 4, 8)
+GROUP_SIZES = (32, 64, 128, 256)
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "signal": ("hessian",),
+    "estimator": ("exact", "hutchinson"),
+    "allocator": ("kmeans",),
+    "scope": ("model", "layer"),
+    "quantizer": ("search", "rtn"),
+    "group_size": GROUP_SIZES,
+    "rest_bits": (2, 3, 4, 8, 16),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All choices of one publication. Two runs of one recipe on one source commit give the same bytes.
+
+    bits: the widths experts may get, in bits per weight; a single width is the uniform baseline.
+    signal, estimator, probes: how sensitivity is measured; `probes` counts only for `hutchinson`.
+    allocator, scope: how sensitivities become widths; `model` lets experts of all layers compete.
+    quantizer: `search` looks for the scale with the least squared error in each group, `rtn` rounds to nearest.
+    group_size: consecutive input weights that share a scale.
+    symmetric: True centres the grid on zero; False stores a zero point for each group.
+    rest_bits: width of every other linear layer of the text model; 16 leaves them as they are.
+    shard_size: bytes at which a new output file is begun.
+    seed: of everything random (k-means starts, probes).
+    """
+
+    bits: tuple[int, ...] = (2, 3, 4)
+    signal: str = "hessian"
+    estimator: Literal["exact", "hutchinson"] = "exact"
+    probes: int = 32
+    allocator: str = "kmeans"
+    scope: Literal["model", "layer"] = "model"
+    quantizer: Literal["search", "rtn"] = "search"
+    group_size: int = 64
+    symmetric: bool = True
+    rest_bits: int = 4
+    shard_size: int = 2_000_000_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        try:
+            widths = tuple(sorted({int(width) for width in self.bits}))
+        except (TypeError, ValueError):
+            raise UsageError(f"bits {self.bits!r} are not whole numbers", "write them as 2,3,4") from None
+        object.__setattr__(self, "bits", widths)
+        if not widths or any(width not in WIDTHS for width in widths):
+            raise UsageError(f"bits {_listed(self.bits)} are not among {_listed(WIDTHS)}", "for example --bits 2,3,4")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                option = "--" + name.replace("_", "-")
+                raise UsageError(f"{option} {getattr(self, name)!r} does not exist", f"choose from {_listed(allowed)}")
+        for name in ("probes", "shard_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is not positive", "give 1 or more")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the choices and the format's version."""
+        text = json.dumps({"format": FORMAT_VERSION, **self.to_dict()}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def packing_format(self) -> str:
+        """auto-round's name for the layout; the first stores zero points minus one and so cannot hold a zero point of 0."""
+        return "auto_round:auto_gptq" if self.symmetric else "auto_round"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The choices as JSON types."""
+        return {**asdict(self), "bits": list(self.bits)}
+
+    @classmethod
+    def from_dict(cls, choices: dict[str, Any]) -> "Recipe":
+        """The recipe of `choices`, which may leave any out. Raises UsageError on an unknown choice."""
+        unknown = sorted(set(choices) - {field.name for field in fields(cls)})
+        if unknown:
+            raise UsageError(f"a recipe has no {_listed(unknown)}", "see `mopeq-hub publish --help` for the choices")
+        return cls(**{**choices, **({"bits": tuple(choices["bits"])} if "bits" in choices else {})})
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(str(value) for value in values)

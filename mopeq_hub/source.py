@@ -1,0 +1,171 @@
+"""Source: where a model comes from, a Hub repo at a pinned commit or a folder, with its files on demand."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from mopeq_hub import hub_client
+from mopeq_hub.checkpoint import check_name
+from mopeq_hub.errors import MopeqError, UsageError
+
+_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[^@\s]+)?$")
+_FIRST_BYTES = 100_000
+"""Fetched at once when a header is asked for: most headers fit, and a second request costs more than the bytes."""
+
+_COMPANIONS = (
+    r"(preprocessor|processor|video_preprocessor|image_processor|feature_extractor)_config\.json",
+    r"tokenizer.*", r"special_tokens_map\.json", r"added_tokens\.json", r"vocab\..*", r"merges\.txt", r"spiece\.model",
+    r"sentencepiece.*\.model", r".*\.tiktoken", r"chat_template\..*", r"additional_chat_templates/[^/]+\.jinja",
+    r"generation_config\.json",
+    r"(?i:(license|licence|notice|copying|use_policy|usage_policy)[^/]*)",
+)  # fmt: skip
+_COMPANION = re.compile("|".join(f"(?:{pattern})" for pattern in _COMPANIONS))
+
+
+class Source(Protocol):
+    """A model's files. `commit` pins them: a Hub commit, or the digest of a folder's contents."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it, without the revision and without a path of this machine."""
+
+    @property
+    def kind(self) -> str:
+        """`hub` or `folder`."""
+
+    @property
+    def revision(self) -> str | None:
+        """The branch, tag or commit that was asked for, if any."""
+
+    @property
+    def commit(self) -> str: ...
+
+    @property
+    def location(self) -> str:
+        """What finds it again on this machine: owner/name@commit, or the folder's path."""
+
+    def files(self) -> Mapping[str, int]: ...
+
+    def path(self, name: str) -> Path: ...
+
+    def head(self, name: str, count: int) -> bytes: ...
+
+
+class FolderSource:
+    """A model in a folder, laid out as a Hub repo would be. It is only ever read."""
+
+    kind = "folder"
+    revision = None
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self.name = self._folder.name
+        self.location = str(self._folder)
+
+    def files(self) -> Mapping[str, int]:
+        return self._files
+
+    @cached_property
+    def _files(self) -> dict[str, int]:
+        found = {}
+        for path in sorted(self._folder.rglob("*")):
+            relative = path.relative_to(self._folder)
+            if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+                found[relative.as_posix()] = path.stat().st_size
+        return found
+
+    @cached_property
+    def commit(self) -> str:
+        """SHA-256 over every file's name and contents: the same contents anywhere are the same commit."""
+        whole = hashlib.sha256()
+        for name in self._files:
+            with open(self._folder / name, "rb") as file:
+                whole.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        return whole.hexdigest()
+
+    def path(self, name: str) -> Path:
+        return self._folder / check_name(name, self.name)
+
+    def head(self, name: str, count: int) -> bytes:
+        with open(self.path(name), "rb") as file:
+            return file.read(count)
+
+
+class HubSource:
+    """A model on the Hub, at the commit its revision pointed to when it was opened."""
+
+    kind = "hub"
+
+    def __init__(self, repo_id: str, revision: str | None = None) -> None:
+        """Resolve `revision` (default: the main branch) to a commit. Raises MopeqError if it cannot be had."""
+        self.name = repo_id
+        self.revision = revision
+        where = f"{repo_id}@{revision}" if revision else repo_id
+        with hub_client.hub_errors(where):
+            info = hub_client.api().model_info(repo_id, revision=revision, files_metadata=True)
+        if info.sha is None or info.siblings is None:
+            raise MopeqError(f"the Hub did not say which commit and files {where} has", "try again later")
+        self.commit: str = info.sha
+        self.location = f"{repo_id}@{self.commit}"
+        self._files = {check_name(file.rfilename, where): file.size or 0 for file in info.siblings}
+        self._heads: dict[str, bytes] = {}
+
+    def files(self) -> Mapping[str, int]:
+        return self._files
+
+    def path(self, name: str) -> Path:
+        with hub_client.hub_errors(f"{name} of {self.location}"):
+            return Path(hub_client.api().hf_hub_download(self.name, check_name(name, self.name), revision=self.commit))
+
+    def head(self, name: str, count: int) -> bytes:
+        if len(self._heads.get(name, b"")) < min(count, self._files[name]):
+            self._heads[name] = self._fetch_head(name, max(count, _FIRST_BYTES))
+        return self._heads[name][:count]
+
+    def _fetch_head(self, name: str, count: int) -> bytes:
+        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+        api = hub_client.api()
+        url = hf_hub_url(self.name, name, revision=self.commit, endpoint=api.endpoint)
+        headers = build_hf_headers(token=api.token, library_name=api.library_name)
+        with hub_client.hub_errors(f"{name} of {self.location}"):
+            response = get_session().get(url, headers={**headers, "Range": f"bytes=0-{count - 1}"}, follow_redirects=True)
+            hf_raise_for_status(response)
+        return response.content
+
+
+def open_source(model: str) -> Source:
+    """The source that `model` names: an existing folder, or `owner/name[@revision]` on the Hub.
+
+    Raises UsageError if it can be neither, MopeqError if it cannot be reached.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return FolderSource(folder)
+    if model.startswith((".", "/", "~")) or not _HUB_NAME.match(model):
+        raise UsageError(f"{model!r} is neither a folder that exists nor owner/name[@revision]", "check the name")
+    repo_id, _, revision = model.partition("@")
+    return HubSource(repo_id, revision or None)
+
+
+def companions(source: Source) -> list[str]:
+    """The files that a published repo takes over as they are: processor, tokenizer, chat template, generation config, licence."""
+    return [name for name in source.files() if _COMPANION.fullmatch(name)]
+
+
+def read_json(source: Source, name: str) -> dict[str, Any]:
+    """A JSON object from the source. Raises MopeqError where it is missing or is not one."""
+    if name not in source.files():
+        raise MopeqError(f"{source.name} has no {name}", "name a folder or repo with a model in transformers' form")
+    try:
+        content = json.loads(source.path(name).read_text("utf-8"))
+    except ValueError as error:
+        raise MopeqError(f"{name} of {source.name} is not JSON: {error}", "download or save it again") from None
+    if not isinstance(content, dict):
+        raise MopeqError(f"{name} of {source.name} is not a JSON object", "download or save it again")
+    return content
