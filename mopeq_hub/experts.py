@@ -88,10 +88,12 @@ class Layout:
         """The linear layers of the text model that belong to no routed expert."""
         return tuple(matrix for matrix in self.matrices if matrix.expert is None)
 
-    def layer_of(self, live_name: str) -> int | None:
-        """The decoder layer of a live name, or None outside the decoder layers."""
-        found = re.match(rf"{re.escape(self.blocks)}\.(\d+)\.", live_name)
-        return int(found[1]) if found else None
+    @cached_property
+    def layer_of(self) -> dict[str, int]:
+        """The decoder layer of each tensor of the file that belongs to one."""
+        live_names = {**self.kept, **{matrix.source: matrix.name for matrix in self.matrices}}
+        inside = re.compile(rf"{re.escape(self.blocks)}\.(\d+)\.")
+        return {source: int(found[1]) for source, name in live_names.items() if (found := inside.match(name))}
 
 
 def read_layout(checkpoint: Checkpoint, family: Family, config_path: Path, where: str) -> Layout:

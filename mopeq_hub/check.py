@@ -1,0 +1,145 @@
+"""`check`: is a publication what its manifest says, down to every tensor, and does it load?"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mopeq_hub import manifest as manifests
+from mopeq_hub.checkpoint import Checkpoint
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.families.base import PROJECTIONS
+from mopeq_hub.fidelity.measure import check_loading, load_alone
+from mopeq_hub.hub import destination_for
+from mopeq_hub.progress import Progress, Quiet
+from mopeq_hub.recipe import Recipe
+from mopeq_hub.source import FolderSource
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked; `trouble` is None where it is as it should be."""
+
+    subject: str
+    trouble: str | None
+
+
+def check(to: str, progress: Progress | None = None) -> list[Finding]:
+    """Check the publication at `to`, a folder or owner/name: its files, its tensors, its metadata, and that it loads.
+
+    Raises MopeqError where there is no publication to check. What is wrong with one is in the findings.
+    """
+    progress = progress or Quiet()
+    folder = destination_for(to, to).local_copy()
+    manifest = manifests.read_manifest(folder)
+    checks: list[tuple[str, Callable[[Path, dict[str, Any]], None]]] = [
+        ("every file has its hash", _hashes),
+        ("every tensor fits the bit map", _tensors),
+        ("the loader's configuration fits the bit map", _configuration),
+        ("the recipe has its digest", _recipe),
+        ("fidelity was measured on these files", _fidelity),
+        ("the card's metadata is complete", _card),
+        ("it loads, every weight in its place", _loads),
+    ]
+    findings = []
+    with progress.stage("check", len(checks), "checks") as advance:
+        for subject, look in checks:
+            findings.append(Finding(subject, _trouble(look, folder, manifest)))
+            advance(1)
+    return findings
+
+
+def _trouble(look: Callable[[Path, dict[str, Any]], None], folder: Path, manifest: dict[str, Any]) -> str | None:
+    try:
+        look(folder, manifest)
+    except MopeqError as error:
+        return error.what
+    return None
+
+
+def _hashes(folder: Path, manifest: dict[str, Any]) -> None:
+    for name, expected in manifest["files"].items():
+        if not (folder / name).is_file():
+            raise MopeqError(f"{name} is missing")
+        if manifests.describe_files(folder, [name])[name] != expected:
+            raise MopeqError(f"{name} is not the file that was published")
+
+
+def _tensors(folder: Path, manifest: dict[str, Any]) -> None:
+    """From the headers alone: each expert's packed shapes belong to its width, and no packed tensor is left over."""
+    tensors = Checkpoint(FolderSource(folder)).tensors
+    group_size = manifest["recipe"]["group_size"]
+    packed = {name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")}
+    for entry in manifest["experts"]:
+        for index, bits in enumerate(entry["bits"]):
+            for projection in PROJECTIONS:
+                name = f"{entry['module']}.{index}.{projection}_proj"
+                if name not in packed:
+                    raise MopeqError(f"{name} is not among the packed tensors")
+                packed.discard(name)
+                _check_width(name, bits, group_size, tensors)
+    for name in packed:
+        _check_width(name, manifest["rest"]["bits"], group_size, tensors)
+    if len(packed) != manifest["rest"]["quantized"]:
+        raise MopeqError(f"{len(packed)} linear layers outside the experts are packed, not {manifest['rest']['quantized']}")
+
+
+def _check_width(name: str, bits: int, group_size: int, tensors: dict[str, Any]) -> None:
+    try:
+        groups, rows = tensors[f"{name}.scales"].shape
+        found = (tensors[f"{name}.qweight"].shape, tensors[f"{name}.qzeros"].shape)
+    except KeyError as error:
+        raise MopeqError(f"{error.args[0]} is missing") from None
+    if found != ((groups * group_size * bits // 32, rows), (groups, rows * bits // 32)):
+        raise MopeqError(f"{name} does not have the shape of {bits} bits")
+
+
+def _configuration(folder: Path, manifest: dict[str, Any]) -> None:
+    """The first expression that matches a module gives its width, as in auto-round's loader."""
+    config = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config", {})
+    rules = [(re.compile(pattern), rule.get("bits")) for pattern, rule in config.get("extra_config", {}).items()]
+    for entry in manifest["experts"]:
+        for index, bits in enumerate(entry["bits"]):
+            name = f"{entry['module']}.{index}.gate_proj"
+            found = next((width for pattern, width in rules if pattern.search(name)), config.get("bits"))
+            if found != bits:
+                raise MopeqError(f"config.json gives {name} {found} bits, the bit map {bits}")
+
+
+def _recipe(folder: Path, manifest: dict[str, Any]) -> None:
+    recipe = Recipe.from_dict(manifest["recipe"])
+    if recipe.digest != manifest["recipe_digest"]:
+        raise MopeqError("the recipe in mopeq.json does not have the digest beside it")
+    if manifests.publication_name(recipe, manifest["source"]["commit"]) != manifest["publication"]:
+        raise MopeqError("the publication's name does not come from its recipe and source")
+
+
+def _fidelity(folder: Path, manifest: dict[str, Any]) -> None:
+    fidelity = manifests.read_fidelity(folder)
+    if fidelity is None:
+        raise MopeqError("there is no fidelity.json")
+    if fidelity["weights_digest"] != manifests.weights_digest(manifest):
+        raise MopeqError("fidelity.json was measured on other files")
+
+
+def _card(folder: Path, manifest: dict[str, Any]) -> None:
+    from huggingface_hub import ModelCard
+
+    if not (folder / "README.md").is_file():
+        raise MopeqError("there is no README.md")
+    try:
+        data = ModelCard.load(folder / "README.md", ignore_metadata_errors=False).data
+    except ValueError as error:
+        raise MopeqError(f"the metadata of README.md cannot be read: {error}") from None
+    expected = {"library_name": "transformers", "pipeline_tag": manifest["model"]["task"]}
+    if manifest["source"]["kind"] == "hub":
+        expected |= {"base_model": manifest["source"]["name"], "base_model_relation": "quantized"}
+    for key, value in expected.items():
+        if data.get(key) not in (value, [value]):
+            raise MopeqError(f"the card's {key} is {data.get(key)!r}, not {value!r}")
+
+
+def _loads(folder: Path, manifest: dict[str, Any]) -> None:
+    check_loading(load_alone(folder, manifest["model"]["auto_class"]), manifest, manifest["model"]["layers"])

@@ -1,0 +1,311 @@
+"""The commands: parse, call the pipeline, print. No logic, and nothing heavy imported before it is needed."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mopeq_hub.errors import MopeqError, UsageError
+from mopeq_hub.progress import Bars, Lines, Progress, Quiet
+from mopeq_hub.recipe import Recipe
+from mopeq_hub.version import __version__
+
+if TYPE_CHECKING:
+    from mopeq_hub.pipeline import Publication
+
+app = typer.Typer(
+    help="Publish mixture-of-experts vision-language models with a bit width of its own for every expert.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or owner/name or owner/name@revision on the Hub.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `quantize` left.")]
+DestArgument = Annotated[str, typer.Argument(metavar="DEST", help="A Hub repo owner/name, or a folder.")]
+
+QuestionsOption = Annotated[
+    Path | None, typer.Option("--questions", help="JSON lines to measure fidelity and accuracy on.", show_default="bundled pictures and prompts")
+]
+Compare = Annotated[
+    bool | None, typer.Option("--compare/--no-compare", help="Measure uniform widths too.", show_default="for models up to 1 GB")
+]
+Space = Annotated[bool, typer.Option("--space/--no-space", help="Publish the Space that shows both models side by side.")]
+Private = Annotated[bool, typer.Option("--private", help="Create new repos as private ones.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but the push.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+_RECIPE_HELP = {
+    "bits": "Widths that experts may get; one width is the uniform baseline.",
+    "signal": "How sensitivity is measured.",
+    "estimator": "Of the Hessian trace: `exact` or `hutchinson`.",
+    "probes": "Random vectors of the hutchinson estimator.",
+    "allocator": "How sensitivities become widths.",
+    "scope": "Who competes for bits: all experts of the `model`, or those of one `layer`.",
+    "quantizer": "`search` for the best scale of each group, or `rtn`, round to nearest.",
+    "group_size": "Consecutive weights that share a scale: 32, 64, 128 or 256.",
+    "symmetric": "Whether the grid is centred on zero.",
+    "rest_bits": "Width of the text model's other linear layers: 2, 3, 4, 8, or 16 to leave them.",
+    "shard_size": "Bytes at which a new output file is begun.",
+    "seed": "Of everything random.",
+}
+
+
+def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each choice of a Recipe, with the Recipe's own defaults, in place of its `recipe`."""
+    options = []
+    for choice in fields(Recipe):
+        default: Any = ",".join(map(str, choice.default)) if choice.name == "bits" else choice.default  # type: ignore[arg-type]
+        flag = "--" + choice.name.replace("_", "-") + ("/--asymmetric" if choice.name == "symmetric" else "")
+        annotation = Annotated[type(default), typer.Option(flag, help=_RECIPE_HELP[choice.name])]  # type: ignore[valid-type]
+        options.append(Parameter(choice.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+
+    @wraps(command)
+    def with_options(**values: Any) -> None:
+        choices = {option.name: values.pop(option.name) for option in options}
+        widths = [width.strip() for width in choices["bits"].split(",")]
+        command(recipe=Recipe.from_dict({**choices, "bits": widths}), **values)
+
+    own = [parameter for parameter in signature(command).parameters.values() if parameter.name != "recipe"]
+    own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
+    with_options.__signature__ = Signature([*own, *options])  # type: ignore[attr-defined]
+    return with_options
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+@recipe_options
+def publish(
+    model: ModelArgument,
+    recipe: Recipe,
+    to: Annotated[
+        str | None, typer.Option(help="A Hub repo owner/name, or a folder.", show_default="{account}/{name}-MoPEQ or ./published/{name}-MoPEQ")
+    ] = None,
+    questions: QuestionsOption = None,
+    compare: Compare = None,
+    space: Space = True,
+    private: Private = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize MODEL expert by expert, prove the result, and publish it with its card and its Space."""
+    from mopeq_hub import pipeline
+
+    publication = pipeline.publish(
+        model, to, recipe, questions=questions, compare=compare, space=space, private=private, dry_run=dry_run, progress=_progress(as_json)
+    )
+    _print_publication(publication, dry_run, as_json)
+
+
+@app.command()
+@recipe_options
+def plan(
+    model: ModelArgument,
+    recipe: Recipe,
+    profile: Annotated[Path | None, typer.Option(help="Sensitivities measured before.")] = None,
+    save_profile: Annotated[Path | None, typer.Option(help="Where to keep the sensitivities that were used.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would happen to MODEL: sizes per choice, the bit map, a heatmap. Nothing is quantized."""
+    from mopeq_hub import pipeline
+    from mopeq_hub.sensitivity import Profile
+
+    planned = pipeline.plan(model, recipe, Profile.read(profile) if profile else None, progress=_progress(as_json))
+    if save_profile and planned.profile:
+        planned.profile.write(save_profile)
+    if as_json:
+        _print_json({"choices": planned.choices, "manifest": planned.manifest})
+        return
+    from mopeq_hub.report import summary
+
+    _console().print(summary.plan_table(planned.choices))
+    if planned.manifest is None:
+        print("The bit map needs the experts' sensitivities: name a profile with --profile, or download the model and name its folder.")
+    else:
+        _console().print(summary.heatmap_text(planned.manifest))
+
+
+@app.command()
+@recipe_options
+def quantize(
+    model: ModelArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    recipe: Recipe,
+    profile: Annotated[Path | None, typer.Option(help="Sensitivities measured before.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize MODEL into DIR."""
+    from mopeq_hub import pipeline
+    from mopeq_hub.report import summary
+    from mopeq_hub.sensitivity import Profile
+
+    repo = pipeline.quantize(model, folder, recipe, Profile.read(profile) if profile else None, _progress(as_json))
+    _print(repo.manifest, as_json, lambda: summary.result_lines(repo.manifest, None, str(folder)))
+
+
+@app.command()
+def evaluate(
+    folder: FolderArgument,
+    questions: QuestionsOption = None,
+    original: Annotated[str | None, typer.Option(help="The original, where it is no longer where it was.")] = None,
+    compare: Compare = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the quantized model in DIR against its original; leaves fidelity.json."""
+    from mopeq_hub import pipeline
+    from mopeq_hub.manifest import read_manifest
+    from mopeq_hub.report import summary
+
+    fidelity = pipeline.evaluate(folder, questions, original=original, compare=compare, progress=_progress(as_json))
+    _print(fidelity, as_json, lambda: summary.result_lines(read_manifest(folder), fidelity, str(folder)))
+
+
+@app.command()
+def card(
+    folder: FolderArgument,
+    to: Annotated[str | None, typer.Option(help="Where the card says that the model is.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the model card and the plots of DIR."""
+    from mopeq_hub import pipeline
+    from mopeq_hub.hub import destination_for
+
+    path = pipeline.card(folder, destination_for(to, to) if to else None)
+    _print({"card": str(path)}, as_json, lambda: f"wrote {path}")
+
+
+@app.command()
+def push(
+    folder: FolderArgument,
+    dest: DestArgument,
+    space: Space = True,
+    private: Private = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Publish DIR, which was quantized, evaluated and given a card, to DEST."""
+    from mopeq_hub import pipeline
+
+    publication = pipeline.push(folder, dest, space=space, private=private, dry_run=dry_run, progress=_progress(as_json))
+    _print_publication(publication, dry_run, as_json)
+
+
+@app.command()
+def space(
+    dest: DestArgument,
+    local: Annotated[bool, typer.Option("--local", help="Open it on this machine instead.")] = False,
+    port: Annotated[int | None, typer.Option(help="Port of --local.", show_default="a free one")] = None,
+    private: Private = False,
+    as_json: AsJson = False,
+) -> None:
+    """Create or update the Space of the publication at DEST, or open it on this machine."""
+    from mopeq_hub import pipeline
+
+    if local:
+        pipeline.run_space(dest, port)
+        return
+    commit = pipeline.publish_space(dest, private=private)
+    _print({"space_commit": commit}, as_json, lambda: f"the Space of {dest} " + ("was updated" if commit else "was up to date"))
+
+
+@app.command()
+def check(dest: DestArgument, as_json: AsJson = False) -> None:
+    """Check the publication at DEST: every tensor against the bit map, hashes, metadata, and that it loads."""
+    from mopeq_hub.check import check as look
+
+    findings = look(dest, _progress(as_json))
+    if as_json:
+        _print_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            print(f"{'failed' if finding.trouble else 'ok':<7} {finding.subject}" + (f": {finding.trouble}" if finding.trouble else ""))
+    if any(finding.trouble for finding in findings):
+        raise typer.Exit(1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; every error a user can meet is one line on standard error, exit code 1, or 2 for wrong usage."""
+    try:
+        app(args=arguments, prog_name="mopeq-hub")
+    except UsageError as error:
+        _fail(str(error), 2)
+    except MopeqError as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(_system_trouble(error), 1)
+    except MemoryError:
+        _fail("this machine has too little memory; use one with more", 1)
+    except KeyboardInterrupt:
+        _fail("stopped; nothing was published", 130)
+    except Exception as error:
+        if os.environ.get("MOPEQ_DEBUG"):
+            raise
+        _fail(f"a fault in mopeq-hub itself: {type(error).__name__}: {error}; set MOPEQ_DEBUG=1 to see where, and report it", 1)
+
+
+def _progress(as_json: bool) -> Progress:
+    if as_json:
+        return Quiet()
+    return Bars() if sys.stderr.isatty() else Lines()
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def _print_publication(publication: "Publication", dry_run: bool, as_json: bool) -> None:
+    from mopeq_hub.report import summary
+
+    if as_json:
+        _print_json(asdict(publication))
+    elif not publication.changed:
+        print(f"{publication.destination} already holds {publication.name}: nothing to do")
+    else:
+        where = f"{publication.destination} (dry run: nothing was pushed)" if dry_run else publication.destination
+        _console().print(summary.result_lines(publication.manifest, publication.fidelity, where))
+
+
+def _print(document: dict[str, Any], as_json: bool, text: Callable[[], Any]) -> None:
+    if as_json:
+        _print_json(document)
+    else:
+        _console().print(text())
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=1))
+
+
+def _system_trouble(error: OSError) -> str:
+    import errno
+
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}; free some space, or set MOPEQ_HOME to a folder on a larger disk"
+    return f"{(error.strerror or str(error)).lower()}{where}; nothing was published"
+
+
+def _fail(text: str, status: int) -> None:
+    from mopeq_hub.redact import redact
+
+    print("error: " + redact(" ".join(text.split())), file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

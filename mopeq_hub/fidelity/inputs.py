@@ -1,0 +1,119 @@
+"""Questions as a model takes them: token ids, pictures, and where the answer's tokens are.
+
+Used inside the worker process, with the processor of the folder that is measured. Batches hold rows of one length and one set of
+inputs, so that nothing is padded and every family's forward sees what it would see for a single row.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mopeq_hub.fidelity.questions import Question
+
+MAX_ROWS = 32
+"""Rows in a batch; more gain nothing on a CPU and cost memory."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question: model inputs of a batch of one; `prompt` of the tokens are the prompt, the rest the answer."""
+
+    number: int
+    inputs: dict[str, torch.Tensor]
+    prompt: int
+
+    @property
+    def length(self) -> int:
+        return self.inputs["input_ids"].shape[1]
+
+
+class Encoder:
+    """Turns questions into rows. Raises ImportError or OSError where the folder has no usable processor."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+        self._config = AutoConfig.from_pretrained(folder)
+        self._images = None
+        try:
+            self._processor = AutoProcessor.from_pretrained(folder)
+            self.tokenizer = getattr(self._processor, "tokenizer", self._processor)
+        except ImportError:
+            # Processors that own a video processor need torchvision; their picture and text halves do not.
+            self._processor = None
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._images = AutoImageProcessor.from_pretrained(folder)
+
+    def rows(self, questions: list[Question], with_answer: bool) -> list[Row]:
+        """One row a question: prompt and answer, or the prompt alone, ready for generation."""
+        return [self._row(number, question, with_answer) for number, question in enumerate(questions)]
+
+    def decode(self, ids: torch.Tensor) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _row(self, number: int, question: Question, with_answer: bool) -> Row:
+        from PIL import Image
+
+        picture = Image.open(question.image).convert("RGB") if question.image else None
+        prompt, whole = self._texts(question)
+        inputs = self._encode(prompt, picture)
+        prompt_length = inputs["input_ids"].shape[1]
+        if with_answer:
+            inputs = self._encode(whole, picture)
+        return Row(number, inputs, prompt_length)
+
+    def _texts(self, question: Question) -> tuple[str, str]:
+        """The prompt, and the prompt with its answer, by the chat template where there is one."""
+        renderer = self._processor if getattr(self._processor, "chat_template", None) else self.tokenizer
+        if getattr(renderer, "chat_template", None) is None:
+            prompt = f"{self._image_token() if question.image else ''}{question.text}\n"
+            return prompt, prompt + question.answer
+        content = [{"type": "text", "text": question.text}]
+        if question.image:
+            content.insert(0, {"type": "image"})
+        asked: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        prompt = renderer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": question.answer}]}]
+        whole = renderer.apply_chat_template(answered, tokenize=False)
+        # Templates that rewrite earlier turns once an answer follows would shift the positions that are compared.
+        return prompt, whole if whole.startswith(prompt) else prompt + question.answer
+
+    def _encode(self, text: str, picture: Any) -> dict[str, torch.Tensor]:
+        if self._processor is not None and picture is not None:
+            encoded = self._processor(text=text, images=picture, return_tensors="pt", add_special_tokens=False)
+        elif picture is not None:
+            encoded = self._encode_in_halves(text, picture)
+        else:
+            encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        return {name: value for name, value in encoded.items() if torch.is_tensor(value) and name != "token_type_ids"}
+
+    def _encode_in_halves(self, text: str, picture: Any) -> dict[str, torch.Tensor]:
+        """What the missing processor would do: as many image tokens as the picture has merged patches."""
+        assert self._images is not None
+        pixels = self._images(images=picture, return_tensors="pt")
+        merged = int(pixels["image_grid_thw"].prod()) // self._images.merge_size**2
+        token = self._image_token()
+        encoded = self.tokenizer(text.replace(token, token * merged, 1), return_tensors="pt", add_special_tokens=False)
+        kinds = (encoded["input_ids"] == self.tokenizer.convert_tokens_to_ids(token)).int()
+        return {**encoded, **pixels, "mm_token_type_ids": kinds}
+
+    def _image_token(self) -> str:
+        token = getattr(self._processor, "image_token", None) or getattr(self.tokenizer, "image_token", None)
+        if token is None:
+            number = getattr(self._config, "image_token_id", None)
+            token = self.tokenizer.convert_ids_to_tokens(number) if number is not None else "<image>"
+        return str(token)
+
+
+def batches(rows: list[Row]) -> Iterator[tuple[list[Row], dict[str, torch.Tensor]]]:
+    """Rows of equal length, prompt and kinds of input together, at most MAX_ROWS of them, with their collated inputs."""
+    alike: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        alike.setdefault((row.length, row.prompt, tuple(sorted(row.inputs))), []).append(row)
+    for same in alike.values():
+        for start in range(0, len(same), MAX_ROWS):
+            part = same[start : start + MAX_ROWS]
+            yield part, {name: torch.cat([row.inputs[name] for row in part]) for name in part[0].inputs}

@@ -1,0 +1,226 @@
+"""The proof: original and published model on the same inputs, each in a process of its own, and fidelity.json of it."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mopeq_hub import workplace
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.fidelity.questions import Questions, read_questions
+from mopeq_hub.manifest import SCHEMA_VERSION, weights_digest
+from mopeq_hub.model import Model
+from mopeq_hub.progress import Progress, Quiet
+
+_PROCESS_BYTES = 1_200_000_000
+"""What torch, transformers and the activations of one batch take beside the weights."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How much of the model the machine can hold: its first `layers` decoder layers, the original in `dtype`."""
+
+    layers: int
+    total: int
+    dtype: str
+
+    @property
+    def whole(self) -> bool:
+        return self.layers == self.total
+
+
+def measure(model: Model, folder: Path, manifest: dict[str, Any], questions_path: Path | None, progress: Progress) -> dict[str, Any]:
+    """fidelity.json of the publication in `folder`, its comparisons left empty.
+
+    Raises MopeqError where the published form does not load with every weight in its place and width, or measures NaN.
+    """
+    questions = read_questions(questions_path)
+    reach = reach_of(model, psutil.virtual_memory().available)
+    logits, original = _original(model, questions, questions_path, reach, progress)
+    job = _job("published", folder, manifest["model"]["auto_class"], questions_path, logits, None, reach)
+    published = _run(job, _steps(questions), progress)
+    check_loading(published["loading"], manifest, reach.layers)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "publication": manifest["publication"],
+        "weights_digest": weights_digest(manifest),
+        "inputs": {
+            "name": questions.name,
+            "sha256": questions.digest,
+            "questions": len(questions.items),
+            "with_picture": questions.with_picture,
+            "tokens": published["tokens"],
+        },
+        "layers": {"measured": reach.layers, "total": reach.total},
+        "kl": {"mean": _number(published, "kl_mean"), "p99": _number(published, "kl_p99")},
+        "top1_agreement": _number(published, "top1_agreement"),
+        "perplexity": {
+            "original": math.exp(_number(original, "loss")),
+            "published": math.exp(_number(published, "loss")),
+            "ratio": math.exp(published["loss"] - original["loss"]),
+        },
+        "accuracy": {
+            "original": original["accuracy"],
+            "published": published["accuracy"],
+            "questions": len(questions.items),
+        }
+        if questions.scored
+        else None,
+        "loading": {
+            "quantized_modules": len(published["loading"]["widths"]),
+            "original_dtype": original["loading"]["dtype"],
+            "published_dtype": published["loading"]["dtype"],
+        },
+        "comparisons": [],
+    }
+
+
+def reach_of(model: Model, available: int) -> Reach:
+    """As many decoder layers of the original as fit into `available` bytes, in float32 if the whole model then fits.
+
+    Raises MopeqError where not even one layer does.
+    """
+    total = model.layout.layer_count
+    outside, layers = 0, [0] * total
+    for info in model.checkpoint.tensors.values():
+        if info.name in model.layout.layer_of:
+            layers[model.layout.layer_of[info.name]] += math.prod(info.shape)
+        else:
+            outside += math.prod(info.shape)
+    room = available - _PROCESS_BYTES
+    if 4 * (outside + sum(layers)) <= room:
+        return Reach(total, total, "float32")
+    fitting, used = 0, 2 * outside
+    for count in layers:
+        used += 2 * count
+        if used > room:
+            break
+        fitting += 1
+    if fitting == 0:
+        needed = 2 * (outside + layers[0]) + _PROCESS_BYTES
+        raise MopeqError(
+            f"{available / 1e9:.1f} GB of free memory do not hold one layer of {model.source.name} to measure it",
+            f"use a machine with {needed / 1e9:.0f} GB free",
+        )
+    return Reach(fitting, total, "bfloat16")
+
+
+def check_loading(loading: dict[str, Any], manifest: dict[str, Any], layers: int) -> None:
+    """Raises MopeqError unless the loader found every tensor it looked for, used every one, and at the bit map's widths.
+
+    Of a model cut after `layers` decoder layers, the tensors of later layers are left over by design.
+    """
+    blocks = manifest["model"]["blocks"]
+
+    def beyond(name: str) -> bool:
+        number = name[len(blocks) + 1 :].split(".", 1)[0] if name.startswith(blocks + ".") else ""
+        return number.isdigit() and int(number) >= layers
+
+    for kind, words in (("missing_keys", "not in its files"), ("unexpected_keys", "not used"), ("mismatched_keys", "of another shape")):
+        names = [name for name in loading[kind] if not beyond(name)]
+        if names:
+            raise MopeqError(
+                f"the published form does not load: {names[0]}" + (f" and {len(names) - 1} others are " if len(names) > 1 else " is ") + words,
+                "nothing was published; report the model's name",
+            )
+    for entry in manifest["experts"]:
+        for index, bits in enumerate(entry["bits"]):
+            for projection in ("gate", "up", "down"):
+                name = f"{entry['module']}.{index}.{projection}_proj"
+                if entry["layer"] < layers and loading["widths"].get(name) != bits:
+                    raise MopeqError(
+                        f"the published form loads {name} with {loading['widths'].get(name, 16)} bits instead of {bits}",
+                        "nothing was published; report the model's name",
+                    )
+
+
+def load_alone(folder: Path, auto_class: str) -> dict[str, Any]:
+    """What the loader says of every weight of a published folder, in a process of its own; nothing is computed."""
+    whole = Reach(0, 0, "")
+    return dict(_run(_job("load", folder, auto_class, None, Path(), None, whole), 0, Quiet())["loading"])
+
+
+def _original(
+    model: Model, questions: Questions, questions_path: Path | None, reach: Reach, progress: Progress
+) -> tuple[Path, dict[str, Any]]:
+    """The original's answer logits and results, from the cache where they were computed before."""
+    folder = workplace.cache("original") / f"{model.source.commit[:16]}-{questions.digest[:16]}-{reach.layers}-{reach.dtype}"
+    logits, result = folder / "logits.npy", folder / "result.json"
+    if not result.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        for shard in model.checkpoint.shards:
+            model.source.path(shard)
+        home = model.source.path("config.json").parent
+        job = _job("original", home, model.layout.auto_class, questions_path, logits, reach.dtype, reach)
+        computed = _run(job, _steps(questions), progress)
+        partial = result.with_suffix(".partial")
+        partial.write_text(json.dumps(computed), "utf-8")
+        partial.replace(result)
+    return logits, json.loads(result.read_text("utf-8"))
+
+
+def _job(
+    role: str, folder: Path, auto_class: str, questions_path: Path | None, logits: Path, dtype: str | None, reach: Reach
+) -> dict[str, Any]:
+    return {
+        "role": role,
+        "folder": str(folder.resolve()),
+        "auto_class": auto_class,
+        "questions": str(questions_path.resolve()) if questions_path else None,
+        "logits": str(logits),
+        "dtype": dtype,
+        "layers": None if reach.whole else reach.layers,
+        # OpenMP threads that outnumber the cores spin against each other.
+        "threads": max(1, len(os.sched_getaffinity(0))),
+    }
+
+
+def _steps(questions: Questions) -> int:
+    """Rows a worker will finish: each question once for its logits and, where answers count, once more to answer it."""
+    return len(questions.items) * (2 if questions.scored else 1)
+
+
+def _run(job: dict[str, Any], steps: int, progress: Progress) -> dict[str, Any]:
+    """Run a worker to its end and read its result. Raises MopeqError with the worker's last words where it fails."""
+    with tempfile.TemporaryDirectory() as scratch, progress.stage(f"measure {job['role']}", steps, "questions") as advance:
+        job_path, result, log = (Path(scratch) / name for name in ("job.json", "result.json", "log"))
+        job_path.write_text(json.dumps({**job, "result": str(result)}), "utf-8")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        with open(log, "w+", encoding="utf-8") as words:
+            command = [sys.executable, "-m", "mopeq_hub.fidelity.worker", str(job_path)]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True, env=environment)
+            _follow(process, advance)
+            if process.wait() != 0 or not result.is_file():
+                words.seek(0)
+                raise _failed(job, process.returncode, words.read())
+        return json.loads(result.read_text("utf-8"))
+
+
+def _follow(process: "subprocess.Popen[str]", advance: Callable[[int], None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip().isdigit():
+            advance(int(line))
+
+
+def _failed(job: dict[str, Any], status: int, words: str) -> MopeqError:
+    which = "the original" if job["role"] == "original" else "the published form"
+    if status in (-9, 137):
+        return MopeqError(f"the process that measured {which} was ended, most likely for want of memory", "use a machine with more")
+    last = next((line for line in reversed(words.splitlines()) if line.strip()), f"exit status {status}")
+    return MopeqError(f"{which} could not be loaded and measured: {last}", "nothing was published; report the model's name")
+
+
+def _number(result: dict[str, Any], name: str) -> float:
+    value = result[name]
+    if not math.isfinite(value):
+        raise MopeqError(f"the {name} measured is {value}", "nothing was published; the source or its published form computes NaN")
+    return float(value)

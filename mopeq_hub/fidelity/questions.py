@@ -1,0 +1,70 @@
+"""The inputs of the comparison: questions, most with a picture, each with a reference answer, one JSON object a line.
+
+`{"image": path or null, "question": ..., "answer": ..., ...}`, pictures relative to the file. Without a file of the user's the
+bundled set is taken: pictures drawn for this purpose, and prompts and answers written for it.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mopeq_hub.checkpoint import check_name
+from mopeq_hub.errors import MopeqError
+
+BUNDLED = Path(__file__).parent / "bundled" / "questions.jsonl"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prompt: an optional picture, the text, and the answer it is compared on."""
+
+    image: Path | None
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A set of questions. `name` is what reports call it; `digest` is over texts and pictures; `scored` if answers count."""
+
+    name: str
+    digest: str
+    items: tuple[Question, ...]
+    scored: bool
+
+    @property
+    def with_picture(self) -> int:
+        return sum(item.image is not None for item in self.items)
+
+
+def read_questions(path: Path | None) -> Questions:
+    """The questions in `path`, or the bundled ones where it is None. Raises MopeqError, naming file and line."""
+    source = path or BUNDLED
+    try:
+        lines = source.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MopeqError(f"the questions file {source.name} cannot be read: {error}", "give a file of JSON lines") from None
+    items = tuple(_question(line, source, number) for number, line in enumerate(lines, 1) if line.strip())
+    if not items:
+        raise MopeqError(f"the questions file {source.name} holds no question", "give one JSON object a line")
+    whole = hashlib.sha256()
+    for item in items:
+        picture = hashlib.sha256(item.image.read_bytes()).hexdigest() if item.image else ""
+        whole.update(json.dumps([picture, item.text, item.answer]).encode())
+    return Questions(source.name if path else "bundled", whole.hexdigest(), items, scored=path is not None)
+
+
+def _question(line: str, source: Path, number: int) -> Question:
+    where = f"line {number} of {source.name}"
+    try:
+        entry = json.loads(line)
+        image, text, answer = entry.get("image"), entry["question"], entry["answer"]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise MopeqError(f"{where} is not a question", 'write {"image": ..., "question": ..., "answer": ...}') from None
+    if not (isinstance(text, str) and isinstance(answer, str) and (image is None or isinstance(image, str))):
+        raise MopeqError(f"{where} holds something other than text", 'write {"image": ..., "question": ..., "answer": ...}')
+    picture = source.parent / check_name(image, where) if image else None
+    if picture and not picture.is_file():
+        raise MopeqError(f"{where} names the picture {image}, which is not there", "put it beside the questions file")
+    return Question(picture, text, answer)

@@ -1,0 +1,262 @@
+"""Destinations: where a publication goes, a Hub repo or a folder, behind one small interface.
+
+A publication appears in one commit or not at all. A folder is laid out as the repo would be (`DIR` is the model repo, `DIR-space`
+its Space) and changes by one rename.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from mopeq_hub import hub_client, workplace
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.manifest import MANIFEST_NAME
+from mopeq_hub.progress import Progress
+
+_REPO_ID = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
+_HUB_OWN_FILES = {".gitattributes", "README.md"}
+"""What a repo may hold without anybody having put something there that must not be lost."""
+
+
+class Destination(Protocol):
+    """Where one publication lives: the model repo and its Space."""
+
+    @property
+    def name(self) -> str:
+        """As the user wrote it."""
+
+    @property
+    def repo_id(self) -> str | None:
+        """owner/name on the Hub, None for a folder."""
+
+    def describe(self) -> str:
+        """The name with its kind, for the first line that is printed."""
+
+    def check_writable(self) -> None:
+        """Raises MopeqError where a publication could not be written, as far as can be known beforehand."""
+
+    def workplace(self) -> AbstractContextManager[Path]:
+        """A folder to build in, on the disk where it matters."""
+
+    def publication(self) -> str | None:
+        """Name of the publication that is there now, or None. Raises MopeqError where something else is."""
+
+    def read_text(self, name: str) -> str:
+        """A text file of the model repo."""
+
+    def local_copy(self) -> Path:
+        """The model repo as a folder on this machine."""
+
+    def commit(self, folder: Path, publication: str, progress: Progress, *, consume: bool) -> str:
+        """Make the model repo hold just the files of `folder`, in one commit tagged with the publication's name.
+
+        consume: `folder` is not needed afterwards and may be moved. Returns the commit.
+        """
+
+    def has_space(self) -> bool: ...
+
+    def model_for_space(self) -> str:
+        """How the Space names the model."""
+
+    def commit_space(self, folder: Path, publication: str) -> str | None:
+        """The same for the Space; None where it already held these files."""
+
+
+class FolderDestination:
+    """A folder and its `-space` sibling: the embedded stand-in for the Hub."""
+
+    repo_id = None
+
+    def __init__(self, folder: Path) -> None:
+        self.name = str(folder)
+        self._folder = folder.expanduser().resolve()
+        self._space = self._folder.with_name(self._folder.name + "-space")
+
+    def describe(self) -> str:
+        return f"the folder {self.name}"
+
+    def check_writable(self) -> None:
+        parent = next(path for path in self._folder.parents if path.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise MopeqError(f"{parent} cannot be written to", "choose another folder with --to")
+
+    @contextmanager
+    def workplace(self) -> Iterator[Path]:
+        with workplace.scratch(beside=self._folder) as folder:
+            yield folder
+
+    def publication(self) -> str | None:
+        if not self._folder.exists() or (self._folder.is_dir() and not any(self._folder.iterdir())):
+            return None
+        if not (self._folder / MANIFEST_NAME).is_file():
+            raise MopeqError(f"{self.name} holds something that is not a publication", "choose another folder with --to")
+        return _publication_in((self._folder / MANIFEST_NAME).read_text("utf-8"))
+
+    def read_text(self, name: str) -> str:
+        try:
+            return (self._folder / name).read_text("utf-8")
+        except OSError:
+            raise MopeqError(f"{self.name} has no {name}", "publish it first") from None
+
+    def local_copy(self) -> Path:
+        if not self._folder.is_dir():
+            raise MopeqError(f"{self.name} does not exist", "check the name, or publish it first")
+        return self._folder
+
+    def commit(self, folder: Path, publication: str, progress: Progress, *, consume: bool) -> str:
+        _replace(self._folder, folder, consume)
+        return publication
+
+    def has_space(self) -> bool:
+        return (self._space / "app.py").is_file()
+
+    def model_for_space(self) -> str:
+        # Relative, so that the two folders can be moved together.
+        return f"../{self._folder.name}"
+
+    def commit_space(self, folder: Path, publication: str) -> str | None:
+        if _contents(folder) == _contents(self._space):
+            return None
+        _replace(self._space, folder, consume=False)
+        return publication
+
+
+class HubDestination:
+    """A model repo on the Hub and the Space of the same name."""
+
+    def __init__(self, repo_id: str, *, private: bool = False) -> None:
+        self.name = self.repo_id = repo_id
+        self._private = private
+
+    def describe(self) -> str:
+        return f"the Hub repo {self.repo_id}"
+
+    def check_writable(self) -> None:
+        hub_client.check_write_access(self.repo_id)
+
+    def workplace(self) -> AbstractContextManager[Path]:
+        return workplace.scratch()
+
+    def publication(self) -> str | None:
+        files = self._files("model")
+        if files is None or set(files) <= _HUB_OWN_FILES:
+            return None
+        if MANIFEST_NAME not in files:
+            raise MopeqError(f"{self.repo_id} holds something that is not a publication", "choose another repo with --to")
+        return _publication_in(self.read_text(MANIFEST_NAME))
+
+    def read_text(self, name: str) -> str:
+        with hub_client.hub_errors(f"{name} of {self.repo_id}"):
+            return Path(hub_client.api().hf_hub_download(self.repo_id, name)).read_text("utf-8")
+
+    def local_copy(self) -> Path:
+        with hub_client.hub_errors(self.repo_id):
+            return Path(hub_client.api().snapshot_download(self.repo_id))
+
+    def commit(self, folder: Path, publication: str, progress: Progress, *, consume: bool) -> str:
+        commit = self._commit("model", folder, publication)
+        assert commit is not None
+        with hub_client.hub_errors(f"the tag {publication} of {self.repo_id}"):
+            hub_client.api().create_tag(self.repo_id, tag=publication, revision=commit, exist_ok=True)
+        return commit
+
+    def has_space(self) -> bool:
+        return "app.py" in (self._files("space") or [])
+
+    def model_for_space(self) -> str:
+        return self.repo_id
+
+    def commit_space(self, folder: Path, publication: str) -> str | None:
+        return self._commit("space", folder, publication)
+
+    def _files(self, kind: str) -> list[str] | None:
+        """The repo's files, or None where there is no such repo."""
+        with hub_client.hub_errors(self.repo_id):
+            api = hub_client.api()
+            return api.list_repo_files(self.repo_id, repo_type=kind) if api.repo_exists(self.repo_id, repo_type=kind) else None
+
+    def _commit(self, kind: str, folder: Path, publication: str) -> str | None:
+        """One commit after which the repo holds just the files of `folder`. A repo made for it goes again if it fails."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        api = hub_client.api()
+        present = self._files(kind)
+        with hub_client.hub_errors(self.repo_id):
+            if present is None:
+                sdk = "gradio" if kind == "space" else None
+                api.create_repo(self.repo_id, repo_type=kind, space_sdk=sdk, private=self._private, exist_ok=True)
+            head = api.repo_info(self.repo_id, repo_type=kind).sha
+        files = _contents(folder)
+        stale = set(present or []) - set(files) - _HUB_OWN_FILES
+        operations = [
+            *(CommitOperationDelete(path_in_repo=name) for name in sorted(stale)),
+            *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in sorted(files)),
+        ]
+        try:
+            with hub_client.hub_errors(self.repo_id):
+                info = api.create_commit(
+                    self.repo_id, operations, commit_message=f"Publish {publication}", repo_type=kind, parent_commit=head
+                )
+        except BaseException:
+            if present is None:
+                api.delete_repo(self.repo_id, repo_type=kind, missing_ok=True)
+            raise
+        return None if info.oid == head else info.oid
+
+
+def destination_for(to: str | None, model: str, *, private: bool = False) -> Destination:
+    """The destination that `to` names: a folder if it starts with `.`, `/` or `~` or exists, else owner/name on the Hub.
+
+    None chooses {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ.
+    """
+    if to is None:
+        name = re.sub(r"[^\w.-]", "-", Path(model.partition("@")[0]).resolve().name) + "-MoPEQ"
+        to = f"{hub_client.account()}/{name}" if hub_client.has_token() else f"./published/{name}"
+    if not to.startswith((".", "/", "~")) and _REPO_ID.match(to) and not Path(to).exists():
+        return HubDestination(to, private=private)
+    return FolderDestination(Path(to))
+
+
+def _publication_in(text: str) -> str | None:
+    try:
+        return str(json.loads(text)["publication"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """The digests of a folder's files by name, without those that start with a dot."""
+    import hashlib
+
+    found = {}
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in relative.parts):
+            with open(path, "rb") as file:
+                found[relative.as_posix()] = hashlib.file_digest(file, "sha256").digest()
+    return found
+
+
+def _replace(target: Path, folder: Path, consume: bool) -> None:
+    """Put the files of `folder` in the place of `target` by renaming, so that `target` is never half of anything."""
+    with workplace.scratch(beside=target) as scratch:
+        new, old = scratch / "new", scratch / "old"
+        if consume:
+            shutil.move(folder, new)
+        else:
+            shutil.copytree(folder, new)
+        for hidden in new.glob(".*"):
+            shutil.rmtree(hidden) if hidden.is_dir() else hidden.unlink()
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise

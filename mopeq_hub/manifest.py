@@ -1,0 +1,157 @@
+"""mopeq.json: what a publication says of itself. Built here, read back and checked here, its schema beside it.
+
+The documents are plain JSON objects, checked against the schemas in `mopeq_hub/schemas/`; whoever has a manifest that came
+through `read_manifest` may rely on its form.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mopeq_hub.bitmap import BitMap, packed_bytes, width_of
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.experts import Layout, Matrix
+from mopeq_hub.model import Model
+from mopeq_hub.quantization.shards import ShardPlan
+from mopeq_hub.recipe import FORMAT_VERSION, Recipe
+from mopeq_hub.sensitivity import Profile
+from mopeq_hub.version import __version__
+
+MANIFEST_NAME = "mopeq.json"
+FIDELITY_NAME = "fidelity.json"
+SCHEMA_VERSION = 1
+_SCHEMAS = Path(__file__).parent / "schemas"
+_PACKAGES = ("torch", "transformers", "auto-round", "safetensors", "numba", "numpy", "scikit-learn")
+"""Those whose version can change the bytes or how they load."""
+
+
+def publication_name(recipe: Recipe, source_commit: str) -> str:
+    """Name of what one recipe makes of one source commit; the tag of the commit that publishes it."""
+    return f"mopeq-{recipe.digest[:12]}-{source_commit[:12]}"
+
+
+def build(
+    model: Model, recipe: Recipe, profile: Profile, bitmap: BitMap, shards: Iterable[ShardPlan], files: dict[str, Any]
+) -> dict[str, Any]:
+    """The manifest of a publication; `files` as `describe_files` gives it."""
+    layout, source = model.layout, model.source
+    bits, sensitivities = bitmap.by_layer(), profile.by_layer()
+    kept = [matrix.name for matrix in layout.rest if width_of(matrix, bitmap, recipe) == 16]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "tool": {"name": "mopeq-hub", "version": __version__, "format_version": FORMAT_VERSION},
+        "source": {"name": source.name, "kind": source.kind, "revision": source.revision, "commit": source.commit},
+        "recipe": recipe.to_dict(),
+        "recipe_digest": recipe.digest,
+        "publication": publication_name(recipe, source.commit),
+        "model": {
+            "model_type": model.config["model_type"],
+            "text_model_type": model.text_config.get("model_type", model.config["model_type"]),
+            "auto_class": layout.auto_class,
+            "task": layout.task,
+            "blocks": layout.blocks,
+            "layers": layout.layer_count,
+            "experts_per_token": model.experts_per_token(),
+        },
+        "signal": profile.signal,
+        "experts": [
+            {"layer": layer, "module": module, "bits": bits[layer], "sensitivity": sensitivities[layer]}
+            for layer, module in sorted(layout.experts_modules.items())
+        ],
+        "rest": {
+            "bits": recipe.rest_bits,
+            "quantized": len(layout.rest) - len(kept),
+            "unquantized": kept if recipe.rest_bits != 16 else [],
+        },
+        "sizes": sizes(model, recipe, bitmap, shards),
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
+        "files": files,
+    }
+
+
+def sizes(model: Model, recipe: Recipe, bitmap: BitMap, shards: Iterable[ShardPlan]) -> dict[str, Any]:
+    """Bytes and bits per weight of what is published, beside the source's and those with every expert at 4 bits."""
+    layout, group_size = model.layout, recipe.group_size
+    published = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
+    ours, four = (_bytes(_experts(layout), each, recipe) for each in (bitmap, BitMap.uniform(layout, 4)))
+    weights = _weights(_experts(layout))
+    quantized = [matrix for matrix in layout.matrices if width_of(matrix, bitmap, recipe) != 16]
+    packed = sum(packed_bytes(matrix.shape, width_of(matrix, bitmap, recipe), group_size) for matrix in quantized)
+    return {
+        "source_bytes": model.checkpoint.nbytes,
+        "published_bytes": published,
+        "uniform_4bit_bytes": published - ours + four,
+        "expert_weights": weights,
+        "experts_bpw": round(8 * ours / weights, 4),
+        "quantized_bpw": round(8 * packed / _weights(quantized), 4),
+    }
+
+
+def _experts(layout: Layout) -> list[Matrix]:
+    return [matrix for matrix in layout.matrices if matrix.expert is not None]
+
+
+def _weights(matrices: Iterable[Matrix]) -> int:
+    return sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices)
+
+
+def _bytes(matrices: Iterable[Matrix], bitmap: BitMap, recipe: Recipe) -> int:
+    return sum(packed_bytes(matrix.shape, width_of(matrix, bitmap, recipe), recipe.group_size) for matrix in matrices)
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """SHA-256 and size of each named file of a folder."""
+    described = {}
+    for name in sorted(names):
+        with open(folder / name, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        described[name] = {"sha256": digest, "bytes": (folder / name).stat().st_size}
+    return described
+
+
+def weights_digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 over the manifest's file digests: what a measurement was made on."""
+    return hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, content: dict[str, Any], schema: str) -> None:
+    """Write a document after checking it against its schema (`mopeq` or `fidelity`)."""
+    _validate(content, schema, path.name)
+    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """mopeq.json of a publication. Raises MopeqError where it is missing or not in the form its schema gives."""
+    return _read(folder, MANIFEST_NAME, "mopeq", "run `mopeq-hub quantize` first")
+
+
+def read_fidelity(folder: Path) -> dict[str, Any] | None:
+    """fidelity.json of a publication, or None where it was not measured yet."""
+    if not (folder / FIDELITY_NAME).is_file():
+        return None
+    return _read(folder, FIDELITY_NAME, "fidelity", "run `mopeq-hub evaluate` again")
+
+
+def _read(folder: Path, name: str, schema: str, hint: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text("utf-8"))
+    except FileNotFoundError:
+        raise MopeqError(f"{folder} holds no {name}, so it is not a publication", hint) from None
+    except (OSError, ValueError) as error:
+        raise MopeqError(f"{name} in {folder} cannot be read: {error}", hint) from None
+    _validate(content, schema, f"{name} in {folder}")
+    return content
+
+
+def _validate(content: Any, schema: str, where: str) -> None:
+    import jsonschema
+
+    rules = json.loads((_SCHEMAS / f"{schema}.schema.json").read_text("utf-8"))
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(rules).iter_errors(content))
+    if error is not None:
+        place = "/".join(str(part) for part in error.absolute_path) or "its top level"
+        raise MopeqError(f"{where} is not in the form that is documented: at {place}, {error.message[:200]}", "make it again")

@@ -1,0 +1,339 @@
+"""The straight line from a model's name to a publication; each stage also alone, from the files that the one before left."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mopeq_hub import manifest as manifests
+from mopeq_hub import workplace
+from mopeq_hub.allocation import allocate
+from mopeq_hub.bitmap import BitMap, quantization_config
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.fidelity.measure import measure as measure_fidelity
+from mopeq_hub.hub import Destination, destination_for
+from mopeq_hub.model import Model, open_model
+from mopeq_hub.progress import Progress, Quiet
+from mopeq_hub.quantization.shards import plan_shards
+from mopeq_hub.quantization.stream import plan_pieces, write_checkpoint
+from mopeq_hub.recipe import Recipe
+from mopeq_hub.report import card as cards
+from mopeq_hub.report import plots
+from mopeq_hub.sensitivity import Profile, measure
+from mopeq_hub.source import companions
+from mopeq_hub.space import render_space, run_local
+
+COMPARED_BYTES = 1_000_000_000
+"""Up to this size of the source, uniform widths are measured beside the bit map unless the user says otherwise."""
+
+_LOCAL = Path(".mopeq") / "local.json"
+"""Kept in a quantized folder and never pushed: where on this machine the source is, and its card's metadata."""
+
+
+@dataclass(frozen=True)
+class QuantizedRepo:
+    """A folder that holds a quantized model and its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a publication would be. `choices` are dicts of name, bytes and experts_bpw; `manifest` needs a profile."""
+
+    choices: list[dict[str, Any]]
+    manifest: dict[str, Any] | None
+    profile: Profile | None
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What went where. `commit` and `space_commit` are None where nothing had to change, or nothing was to be pushed."""
+
+    name: str
+    destination: str
+    commit: str | None
+    space_commit: str | None
+    changed: bool
+    manifest: dict[str, Any]
+    fidelity: dict[str, Any] | None
+
+
+def publish(
+    model: str,
+    to: str | None = None,
+    recipe: Recipe | None = None,
+    *,
+    questions: str | Path | None = None,
+    compare: bool | None = None,
+    space: bool = True,
+    private: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Publication:
+    """Quantize a model expert by expert, prove the result, and publish it with its card and its Space.
+
+    model: a folder, or owner/name[@revision] on the Hub. to: a Hub repo owner/name or a folder; None chooses
+    {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. questions: a file that fidelity is measured on;
+    None takes the bundled set. compare: measure uniform widths too; None does so for small models. dry_run: do everything but push.
+    Raises MopeqError in one line on whatever goes wrong; the destination then holds what it held before.
+    """
+    recipe, progress = recipe or Recipe(), progress or Quiet()
+    destination = destination_for(to, model, private=private)
+    progress.say(f"publishing {model} to {destination.describe()}")
+    if not dry_run:
+        destination.check_writable()
+    opened = open_model(model)
+    name = manifests.publication_name(recipe, opened.source.commit)
+    if destination.publication() == name:
+        return _unchanged(destination, name, space, dry_run)
+    with destination.workplace() as work:
+        repo = quantize(opened, work / "repo", recipe, progress=progress)
+        fidelity = evaluate(repo.folder, questions, compare=compare, progress=progress)
+        card(repo.folder, destination if not dry_run else None, space=space)
+        if dry_run:
+            return Publication(name, destination.name, None, None, True, repo.manifest, fidelity)
+        commit = destination.commit(repo.folder, name, progress, consume=True)
+        space_commit = _publish_space(destination, repo.manifest, opened.source.location, work) if space else None
+    return Publication(name, destination.name, commit, space_commit, True, repo.manifest, fidelity)
+
+
+def plan(model: str, recipe: Recipe | None = None, profile: Profile | None = None, progress: Progress | None = None) -> Plan:
+    """What `quantize` would do. A folder's experts are measured; a Hub model's only if `profile` is not given but cached.
+
+    Without a profile there is no bit map, only the sizes that uniform widths would give; nothing but headers is fetched then.
+    """
+    recipe, progress = recipe or Recipe(), progress or Quiet()
+    opened = open_model(model)
+    if profile is None and (opened.source.kind == "folder" or _profile_cache(opened, recipe).is_file()):
+        profile = profile_of(opened, recipe, progress)
+    maps = {f"uniform {bits} bits": BitMap.uniform(opened.layout, bits) for bits in recipe.bits}
+    manifest = None
+    if profile is not None:
+        bitmap = allocate(profile, recipe)
+        manifest = manifests.build(opened, recipe, profile, bitmap, _shards(opened, bitmap, recipe), {})
+        maps["this recipe"] = bitmap
+    choices = []
+    for name, bitmap in maps.items():
+        sizes = manifests.sizes(opened, recipe, bitmap, _shards(opened, bitmap, recipe))
+        choices.append({"name": name, "bytes": sizes["published_bytes"], "experts_bpw": sizes["experts_bpw"]})
+    original = {"name": "original", "bytes": opened.checkpoint.nbytes, "experts_bpw": None}
+    return Plan([original, *choices], manifest, profile)
+
+
+def quantize(
+    model: str | Model,
+    folder: str | Path,
+    recipe: Recipe | None = None,
+    profile: Profile | None = None,
+    progress: Progress | None = None,
+    bitmap: BitMap | None = None,
+) -> QuantizedRepo:
+    """Quantize a model into `folder`, which must be empty or not exist.
+
+    model: a folder, owner/name[@revision], or an opened Model. profile: sensitivities measured before; None measures them.
+    bitmap: widths to use instead of those the recipe's allocator gives.
+    Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
+    """
+    recipe, progress, folder = recipe or Recipe(), progress or Quiet(), Path(folder)
+    opened = open_model(model) if isinstance(model, str) else model
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MopeqError(f"{folder} is not empty", "name a new folder, or empty it first")
+    profile = profile or profile_of(opened, recipe, progress)
+    with workplace.scratch(beside=folder.resolve()) as scratch:
+        manifest = _fill(opened, recipe, profile, bitmap or allocate(profile, recipe), scratch / "repo", progress)
+        if folder.exists():
+            folder.rmdir()
+        (scratch / "repo").rename(folder)
+    return QuantizedRepo(folder, manifest)
+
+
+def profile_of(model: Model, recipe: Recipe, progress: Progress) -> Profile:
+    """The profile the recipe asks for, measured now or, for the same weights and signal, before."""
+    cached = _profile_cache(model, recipe)
+    if cached.is_file():
+        return Profile.read(cached)
+    weights = {matrix.source for matrix in model.layout.matrices if matrix.expert is not None}
+    total = sum(model.checkpoint.tensors[name].nbytes for name in weights)
+    with progress.stage("measure the experts", total) as advance:
+        profile = measure(model.checkpoint, model.layout, recipe, advance)
+    profile = Profile(profile.signal, profile.sensitivities, model.source.commit)
+    profile.write(cached)
+    return profile
+
+
+def evaluate(
+    folder: str | Path,
+    questions: str | Path | None = None,
+    *,
+    original: str | None = None,
+    compare: bool | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure a quantized folder against its original and leave fidelity.json in it.
+
+    original: the source, where it is no longer at the place it was quantized from.
+    """
+    progress, folder = progress or Quiet(), Path(folder)
+    manifest = manifests.read_manifest(folder)
+    opened = open_model(original or _local(folder)["location"])
+    if opened.source.commit != manifest["source"]["commit"]:
+        raise MopeqError(
+            f"{opened.source.location} is not what {folder} was made from: its contents have changed",
+            "quantize it again, or name the original with --original",
+        )
+    questions_path = Path(questions) if questions else None
+    fidelity = measure_fidelity(opened, folder, manifest, questions_path, progress)
+    if compare if compare is not None else opened.checkpoint.nbytes <= COMPARED_BYTES:
+        fidelity["comparisons"] = _comparisons(opened, manifest, questions_path, progress)
+    manifests.write_json(folder / manifests.FIDELITY_NAME, fidelity, "fidelity")
+    return fidelity
+
+
+def card(folder: str | Path, destination: Destination | None = None, *, space: bool = True) -> Path:
+    """Write README.md and plots of a quantized folder; `destination` is where the card says it can be found."""
+    folder = Path(folder)
+    manifest, fidelity = manifests.read_manifest(folder), manifests.read_fidelity(folder)
+    plots.draw(manifest, fidelity, folder)
+    repo_id = destination.repo_id if destination else None
+    space_id = destination.repo_id if destination and space else None
+    cards.write_card(folder, manifest, fidelity, _local(folder)["card"], repo_id, space_id)
+    return folder / "README.md"
+
+
+def push(
+    folder: str | Path, to: str, *, space: bool = True, private: bool = False, dry_run: bool = False, progress: Progress | None = None
+) -> Publication:
+    """Publish a folder that was quantized, evaluated and given a card. Raises MopeqError where one of these is missing."""
+    progress, folder = progress or Quiet(), Path(folder)
+    manifest, fidelity = manifests.read_manifest(folder), manifests.read_fidelity(folder)
+    if manifests.describe_files(folder, (name for name in manifest["files"] if (folder / name).is_file())) != manifest["files"]:
+        raise MopeqError(f"the files in {folder} are not those its mopeq.json describes", "quantize again")
+    if fidelity is None or fidelity["weights_digest"] != manifests.weights_digest(manifest):
+        raise MopeqError(f"{folder} was not measured as it is now", "run `mopeq-hub evaluate` on it first")
+    if not (folder / "README.md").is_file():
+        raise MopeqError(f"{folder} has no card", "run `mopeq-hub card` on it first")
+    destination = destination_for(to, manifest["source"]["name"], private=private)
+    name = manifest["publication"]
+    if not dry_run:
+        destination.check_writable()
+    if destination.publication() == name:
+        return _unchanged(destination, name, space, dry_run)
+    if dry_run:
+        return Publication(name, destination.name, None, None, True, manifest, fidelity)
+    commit = destination.commit(folder, name, progress, consume=False)
+    with workplace.scratch() as work:
+        space_commit = _publish_space(destination, manifest, _local(folder)["location"], work) if space else None
+    return Publication(name, destination.name, commit, space_commit, True, manifest, fidelity)
+
+
+def publish_space(to: str, *, private: bool = False) -> str | None:
+    """Create or update the Space of a publication; None where it was up to date."""
+    destination = destination_for(to, to, private=private)
+    manifest = _published_manifest(destination)
+    destination.check_writable()
+    with workplace.scratch() as work:
+        return _publish_space(destination, manifest, None, work)
+
+
+def run_space(to: str, port: int | None = None) -> None:
+    """Open the Space of a publication on this machine and stay until it is stopped."""
+    destination = destination_for(to, to)
+    manifest = _published_manifest(destination)
+    original = manifest["source"]["name"] if manifest["source"]["kind"] == "hub" else None
+    with workplace.scratch() as work:
+        render_space(work / "space", manifest, str(destination.local_copy().resolve()), original, None)
+        run_local(work / "space", port)
+
+
+def _fill(model: Model, recipe: Recipe, profile: Profile, bitmap: BitMap, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Everything a quantized folder holds before it is measured."""
+    folder.mkdir()
+    with progress.stage("quantize", model.checkpoint.nbytes) as advance:
+        shards = write_checkpoint(model.checkpoint, model.layout, bitmap, recipe, folder, advance)
+    for name in companions(model.source):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model.source.path(name), folder / name)
+    config = {**model.config, "quantization_config": quantization_config(model.layout, bitmap, recipe)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    manifest = manifests.build(model, recipe, profile, bitmap, shards, manifests.describe_files(folder, names))
+    manifests.write_json(folder / manifests.MANIFEST_NAME, manifest, "mopeq")
+    (folder / _LOCAL).parent.mkdir()
+    (folder / _LOCAL).write_text(json.dumps({"location": model.source.location, "card": _source_card(model)}), "utf-8")
+    return manifest
+
+
+def _comparisons(model: Model, manifest: dict[str, Any], questions: Path | None, progress: Progress) -> list[dict[str, Any]]:
+    """Uniform widths of the same recipe, quantized and measured in the same way."""
+    recipe = Recipe.from_dict(manifest["recipe"])
+    found = []
+    for bits in recipe.bits if len(recipe.bits) > 1 else ():
+        profile = profile_of(model, recipe, progress)
+        with workplace.scratch() as work:
+            uniform = quantize(model, work / "repo", recipe, profile, progress, BitMap.uniform(model.layout, bits))
+            fidelity = measure_fidelity(model, uniform.folder, uniform.manifest, questions, progress)
+        found.append(
+            {
+                "name": f"uniform {bits} bits",
+                "bytes": uniform.manifest["sizes"]["published_bytes"],
+                "experts_bpw": uniform.manifest["sizes"]["experts_bpw"],
+                "kl": fidelity["kl"],
+                "top1_agreement": fidelity["top1_agreement"],
+                "perplexity_ratio": fidelity["perplexity"]["ratio"],
+                "accuracy": fidelity["accuracy"] and fidelity["accuracy"]["published"],
+            }
+        )
+    return found
+
+
+def _publish_space(destination: Destination, manifest: dict[str, Any], original: str | None, work: Path) -> str | None:
+    """Render the Space of what `destination` holds and commit it; None where it was up to date."""
+    if manifest["source"]["kind"] == "hub":
+        original = manifest["source"]["name"]
+    licence = cards.read_source_card(destination.read_text("README.md")).get("license")
+    render_space(work / "space", manifest, destination.model_for_space(), original, licence)
+    return destination.commit_space(work / "space", manifest["publication"])
+
+
+def _unchanged(destination: Destination, name: str, space: bool, dry_run: bool) -> Publication:
+    """The model is published already; its Space is made up for if an earlier run did not come to it."""
+    manifest = _published_manifest(destination)
+    space_commit = None
+    if space and not dry_run and not destination.has_space():
+        with workplace.scratch() as work:
+            space_commit = _publish_space(destination, manifest, None, work)
+    return Publication(name, destination.name, None, space_commit, space_commit is not None, manifest, None)
+
+
+def _published_manifest(destination: Destination) -> dict[str, Any]:
+    with workplace.scratch() as work:
+        (work / manifests.MANIFEST_NAME).write_text(destination.read_text(manifests.MANIFEST_NAME), "utf-8")
+        return manifests.read_manifest(work)
+
+
+def _shards(model: Model, bitmap: BitMap, recipe: Recipe) -> list[Any]:
+    pieces = plan_pieces(model.checkpoint, model.layout, bitmap, recipe)
+    return plan_shards([tensor for piece in pieces for tensor in piece.tensors], recipe.shard_size)
+
+
+def _profile_cache(model: Model, recipe: Recipe) -> Path:
+    settings = [recipe.signal, recipe.estimator]
+    if recipe.estimator == "hutchinson":
+        settings += [str(recipe.probes), str(recipe.seed)]
+    return workplace.cache("profiles") / f"{model.source.commit[:16]}-{'-'.join(settings)}.json"
+
+
+def _source_card(model: Model) -> dict[str, Any]:
+    if "README.md" not in model.source.files():
+        return {}
+    return cards.read_source_card(model.source.path("README.md").read_text("utf-8", errors="replace"))
+
+
+def _local(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / _LOCAL).read_text("utf-8")))
+    except (OSError, ValueError):
+        raise MopeqError(f"{folder} does not say where its original is", "name it with --original, or quantize again") from None

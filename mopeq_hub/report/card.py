@@ -1,0 +1,283 @@
+"""The model card: the README.md of a publication, data first (metadata by the Hub's rules), prose second (a template).
+
+Names, licences and modules come from strangers' repositories. The template escapes whatever it prints unless it was
+made markup on purpose, and the library writes the metadata, so that no name can become a link, a script or a key.
+"""
+
+import json
+import math
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mopeq_hub.recipe import Recipe
+from mopeq_hub.report import (
+    Markdown,
+    choices,
+    code,
+    counts,
+    escape,
+    hub_address,
+    link,
+    listed,
+    number,
+    one_line,
+    partly_measured,
+    percent,
+    size,
+    table_rows,
+)
+from mopeq_hub.resources import templates
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+LICENSE_FILES = ("LICENSE", "LICENSE.md")
+"""The names of files beside the card that the Hub takes as a `license_link`."""
+TAGS = ("mopeq", "mixture-of-experts", "auto-round", "mixed-precision")
+PLOTS = {
+    "bits.png": "Bit map: the width of every expert",
+    "sensitivity.png": "Sensitivity of every expert",
+    "bits_per_layer.png": "How many experts of each layer have each width",
+    "size_fidelity.png": "Size against KL divergence from the original",
+}
+"""What each plot shows, in the order in which the card shows them."""
+
+_FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code")
+
+
+def write_card(
+    folder: Path,
+    manifest: dict[str, Any],
+    fidelity: dict[str, Any] | None,
+    source_card: dict[str, Any] | None,
+    repo_id: str | None,
+    space_id: str | None,
+) -> None:
+    """Write README.md into the publication's folder. It shows those plots that lie in its folder `plots`.
+
+    source_card: metadata of the source's own card, as `read_source_card` gives it.
+    repo_id, space_id: where the publication and its Space will be on the Hub, if they will.
+    """
+    from huggingface_hub import ModelCard
+
+    licence = inherited_license(manifest, source_card or {}, folder)
+    data = _metadata(manifest, fidelity, licence, _languages(source_card or {}), repo_id)
+    template = _environment().get_template("model_card.md.jinja")
+    text = template.render(
+        **_facts(manifest),
+        **_measured(manifest, fidelity),
+        title=_title(manifest, repo_id),
+        model_id=json.dumps(repo_id or "path/to/this/folder"),
+        plots={name: shown for name, shown in PLOTS.items() if (folder / "plots" / name).is_file()},
+        licence=_license_in_words(licence),
+        space_id=space_id,
+    )
+    ModelCard(f"---\n{data.to_yaml(line_break=chr(10))}\n---\n\n{text}").save(folder / "README.md")
+
+
+def read_source_card(text: str) -> dict[str, Any]:
+    """The metadata at the head of a README; nothing where there is none or it cannot be read."""
+    import yaml
+
+    block = _FRONT_MATTER.match(text)
+    try:
+        data = yaml.safe_load(block[1]) if block else {}
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def recipe_flags(recipe: Recipe) -> list[str]:
+    """The options with which `mopeq-hub publish` follows this recipe: the widths, and every choice but the defaults."""
+    flags = ["--bits", ",".join(map(str, recipe.bits))]
+    for field in fields(Recipe):
+        value = getattr(recipe, field.name)
+        if field.name == "bits" or value == field.default:
+            continue
+        flags += ["--asymmetric"] if field.name == "symmetric" else ["--" + field.name.replace("_", "-"), str(value)]
+    return flags
+
+
+def inherited_license(manifest: dict[str, Any], source_card: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The source's licence as metadata; empty where it is unknown or the Hub would refuse it.
+
+    A link into the source's repo is made a full address. `other` needs a name and a link; where there is no link, a Hub
+    source has its page for one, a folder the licence file that came with it.
+    """
+    names = source_card.get("license")
+    known = [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
+    if not known or not all(_LICENSE.fullmatch(name) for name in known):
+        return {}
+    licence: dict[str, Any] = {"license": names}
+    title = source_card.get("license_name")
+    if isinstance(title, str) and one_line(title):
+        licence["license_name"] = one_line(title)
+    address = _license_link(manifest, source_card.get("license_link"), folder)
+    if address and (names == "other" or source_card.get("license_link")):
+        licence["license_link"] = address
+    return {} if names == "other" and len(licence) < 3 else licence
+
+
+def _license_link(manifest: dict[str, Any], given: Any, folder: Path) -> str | None:
+    page = hub_address(manifest["source"]["name"]) if manifest["source"]["kind"] == "hub" else None
+    if isinstance(given, str) and given.startswith("https://"):
+        return one_line(given)
+    if page and isinstance(given, str) and re.fullmatch(r"[\w./-]+", given):
+        return f"{page}/blob/{manifest['source']['commit']}/{given}"
+    beside = next((name for name in LICENSE_FILES if (folder / name).is_file()), None)
+    return page or beside
+
+
+def _languages(source_card: dict[str, Any]) -> list[str]:
+    """The source's language codes. YAML reads `no`, Norwegian, as false."""
+    given = source_card.get("language")
+    codes = ["no" if code is False else code for code in (given if isinstance(given, list) else [given])]
+    return [code for code in codes if isinstance(code, str) and _LANGUAGE.fullmatch(code)]
+
+
+def _metadata(
+    manifest: dict[str, Any],
+    fidelity: dict[str, Any] | None,
+    licence: dict[str, Any],
+    languages: list[str],
+    repo_id: str | None,
+) -> "ModelCardData":
+    from huggingface_hub import ModelCardData
+
+    source = manifest["source"]
+    from_hub = source["kind"] == "hub" and hub_address(source["name"]) is not None
+    results = _results(manifest, fidelity) if fidelity else []
+    return ModelCardData(
+        base_model=source["name"] if from_hub else None,
+        base_model_relation="quantized" if from_hub else None,
+        language=languages or None,
+        library_name="transformers",
+        **licence,
+        pipeline_tag=manifest["model"]["task"],
+        tags=[*TAGS, *(f"{width}-bit" for width in counts(manifest))],
+        model_name=_title(manifest, repo_id) if results else None,
+        eval_results=results or None,
+    )
+
+
+def _results(manifest: dict[str, Any], fidelity: dict[str, Any]) -> list["EvalResult"]:
+    """The measured numbers, rounded to six digits; a number that is not finite has no form on the Hub."""
+    from huggingface_hub import EvalResult
+
+    metrics = [
+        ("kl_divergence", "Mean KL divergence from the original, nats", fidelity["kl"]["mean"]),
+        ("top1_agreement", "Top-1 agreement with the original", fidelity["top1_agreement"]),
+    ]
+    if fidelity["accuracy"]:
+        metrics.append(("accuracy", "Exact answers by greedy decoding", fidelity["accuracy"]["published"]))
+    return [
+        EvalResult(
+            task_type=manifest["model"]["task"],
+            dataset_type=re.sub(r"[^A-Za-z0-9_.-]+", "-", fidelity["inputs"]["name"]),
+            dataset_name=_inputs_name(fidelity),
+            dataset_revision=fidelity["inputs"]["sha256"],
+            metric_type=metric,
+            metric_name=name,
+            metric_value=float(f"{value:.6g}"),
+        )
+        for metric, name, value in metrics
+        if math.isfinite(value)
+    ]
+
+
+def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the template says of how the publication was made."""
+    experts_of = counts(manifest)
+    (width, count), *others = experts_of.items()
+    return {
+        "manifest": manifest,
+        "recipe": Recipe.from_dict(manifest["recipe"]),
+        "source": _source_name(manifest),
+        "experts_of": experts_of,
+        "expert_count": sum(experts_of.values()),
+        "widths": [str(width) for width in experts_of],
+        "counts": listed([f"{count} experts have {width} bits", *(f"{many} have {bits}" for bits, many in others)]),
+        "mixed_layers": any(len(set(layer["bits"])) > 1 for layer in manifest["experts"]),
+        "auto_class": _auto_class(manifest),
+        "command": Markdown(_command(manifest)),
+    }
+
+
+def _measured(manifest: dict[str, Any], fidelity: dict[str, Any] | None) -> dict[str, Any]:
+    """What the template says of how close the publication is."""
+    return {
+        "fidelity": fidelity,
+        "rows": list(table_rows(choices(manifest, fidelity))),
+        "partly_measured": fidelity is not None and partly_measured(fidelity),
+        "inputs": _inputs_name(fidelity) if fidelity else None,
+    }
+
+
+def _license_in_words(licence: dict[str, Any]) -> Markdown | None:
+    """The licence's name, linked where it has a text of its own."""
+    if not licence:
+        return None
+    names = licence["license"]
+    name = licence.get("license_name") or listed(names if isinstance(names, list) else [names])
+    address = licence.get("license_link")
+    beside = address in LICENSE_FILES
+    return Markdown(f"[{code(name)}]({address})") if beside else link(code(name), address)
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(templates()),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        # `autoescape` knows HTML alone; this escapes for Markdown and HTML.
+        finalize=lambda value: value if isinstance(value, Markdown) else escape(value),
+    )
+    environment.filters |= {
+        "code": code,
+        "link": link,
+        "listed": listed,
+        "number": number,
+        "percent": percent,
+        "size": size,
+        "hub_address": hub_address,
+        "in_fence": lambda text: Markdown(one_line(text)),
+    }
+    return environment
+
+
+def _title(manifest: dict[str, Any], repo_id: str | None) -> str:
+    return (repo_id or manifest["source"]["name"] + "-mopeq").split("/")[-1]
+
+
+def _source_name(manifest: dict[str, Any]) -> Markdown:
+    """The source as a code span, linked to its page at its commit where it is on the Hub."""
+    source = manifest["source"]
+    page = hub_address(source["name"]) if source["kind"] == "hub" else None
+    return link(code(source["name"]), page and f"{page}/tree/{source['commit']}")
+
+
+def _auto_class(manifest: dict[str, Any]) -> str:
+    """The class's name, which goes into code: only an identifier can."""
+    name = manifest["model"]["auto_class"]
+    return Markdown(name) if name.isascii() and name.isidentifier() else "AutoModelForImageTextToText"
+
+
+def _inputs_name(fidelity: dict[str, Any]) -> str:
+    name = fidelity["inputs"]["name"]
+    return "mopeq-hub bundled pictures and prompts" if name == "bundled" else one_line(name)
+
+
+def _command(manifest: dict[str, Any]) -> str:
+    """The command line that makes the same bytes again; on one line, so that no name can end the fence around it."""
+    source = manifest["source"]
+    model = f"{source['name']}@{source['commit']}" if source["kind"] == "hub" else f"path/to/{source['name']}"
+    return shlex.join(["mopeq-hub", "publish", one_line(model), *recipe_flags(Recipe.from_dict(manifest["recipe"]))])

@@ -1,0 +1,161 @@
+"""What a person sees at once: tables and the bit map on a terminal, and a workflow run's page.
+
+Rich is used with styled text only, never with its own markup, so that a name in brackets stays a name.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mopeq_hub.recipe import Recipe
+from mopeq_hub.report import (
+    Choice,
+    choices,
+    code,
+    counts,
+    escape,
+    link,
+    number,
+    one_line,
+    partly_measured,
+    percent,
+    size,
+    table_rows,
+    uniform,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+INK = {2: "black on yellow", 3: "black on bright_cyan", 4: "white on blue", 8: "white on magenta"}
+"""Colours of the terminal's own palette, so that its theme keeps them legible."""
+
+COLUMNS = ("", "size", "bpw", "KL", "top-1", "perplexity ratio", "accuracy")
+BAR = 40
+"""Characters of a layer's bar where its experts do not fit on a line."""
+
+
+def plan_table(manifest: dict[str, Any]) -> "Table":
+    """Sizes of the choices before any of them is made: the original, each width for all experts, and the plan."""
+    from rich.table import Table
+    from rich.text import Text
+
+    original, *_, planned = choices(manifest, None, this="this plan")
+    widths = sorted({*Recipe.from_dict(manifest["recipe"]).bits, 4}, reverse=True)
+    table = Table(
+        title=Text(one_line(manifest["source"]["name"])),
+        title_justify="left",
+        caption=_counts_text(manifest),
+        caption_justify="left",
+    )
+    table.add_column()
+    for name in ("size", "of the original", "bpw"):
+        table.add_column(name, justify="right")
+    for choice in [original, *(uniform(manifest, width) for width in widths)]:
+        table.add_row(*_plan_cells(choice, original))
+    table.add_row(*_plan_cells(planned, original), style="bold")
+    return table
+
+
+def _plan_cells(choice: Choice, original: Choice) -> tuple[str, ...]:
+    share = choice.bytes / original.bytes if original.bytes else 1
+    return choice.name, size(choice.bytes), percent(share), "–" if choice.bpw is None else f"{choice.bpw:.2f}"
+
+
+def _counts_text(manifest: dict[str, Any]) -> "Text":
+    """How many experts have each width, each in its colour."""
+    from rich.text import Text
+
+    parts = [Text(f" {count} at {width} bits ", style=INK[width]) for width, count in counts(manifest).items()]
+    return Text("experts: ", style="default not italic").append_text(Text(" ").join(parts))
+
+
+class Heatmap:
+    """The bit map for a terminal: a digit for each expert, on its width's colour where there is colour.
+
+    A line for each layer. Where a line has no room for a layer's experts, it shows a bar of how many have each width.
+    """
+
+    def __init__(self, manifest: dict[str, Any]) -> None:
+        self._rows = {layer["layer"]: layer["bits"] for layer in manifest["experts"]}
+        self._layers = manifest["model"]["layers"]
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["RenderableType"]:
+        from rich.text import Text
+
+        label = len(f"layer {self._layers - 1} ")
+        fits = label + max(map(len, self._rows.values())) <= options.max_width
+        for layer in range(self._layers):
+            line = Text(f"layer {layer}".ljust(label), no_wrap=True, overflow="ellipsis")
+            bits = self._rows.get(layer)
+            if bits is None:
+                line.append("no routed experts", style="dim")
+            elif fits:
+                for width in bits:
+                    line.append(str(width), style=INK[width])
+            else:
+                line.append_text(_bar(bits))
+            yield line
+
+
+def _bar(bits: list[int]) -> "Text":
+    """How a layer's experts share out over the widths: digits in proportion, then the counts."""
+    from rich.text import Text
+
+    bar, ordered = Text(), sorted(bits)
+    for place in range(BAR):
+        width = ordered[place * len(ordered) // BAR]
+        bar.append(str(width), style=INK[width])
+    shares = (f"{bits.count(width)}x{width}" for width in sorted(set(bits)))
+    return bar.append("  " + " ".join(shares))
+
+
+def result_lines(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: str | None = None) -> "Table":
+    """A publication in a few lines: where it is, its size, bits per weight, and how close it is to the original."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for name, value in _results(manifest, fidelity, where):
+        grid.add_row(Text(name, style="bold"), Text(value))
+    return grid
+
+
+def _results(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: str | None) -> Iterator[tuple[str, str]]:
+    sizes = manifest["sizes"]
+    yield "source", one_line(f"{manifest['source']['name']} at {manifest['source']['commit'][:12]}")
+    yield "publication", one_line(manifest["publication"])
+    if where:
+        yield "where", one_line(where)
+    yield "size", f"{size(sizes['published_bytes'])}, the original has {size(sizes['source_bytes'])}"
+    bpw, all_bpw = f"{sizes['experts_bpw']:.2f}", f"{sizes['quantized_bpw']:.2f}"
+    yield "bits per weight", f"{bpw} of the experts, {all_bpw} of all that is quantized"
+    if fidelity is None:
+        yield "fidelity", "not measured"
+        return
+    mean, p99 = number(fidelity["kl"]["mean"]), number(fidelity["kl"]["p99"])
+    yield "KL divergence", f"{mean} nats on average, {p99} at the 99th percentile"
+    yield "top-1 agreement", percent(fidelity["top1_agreement"])
+    accuracy = fidelity["accuracy"]
+    if accuracy:
+        yield "accuracy", f"{percent(accuracy['published'])}, the original has {percent(accuracy['original'])}"
+    if partly_measured(fidelity):
+        layers = fidelity["layers"]
+        yield "measured", f"only the first {layers['measured']} of {layers['total']} layers: memory held no more"
+
+
+def step_summary(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: str) -> str:
+    """The result as Markdown for a workflow run's page. `where`: the publication's address or folder."""
+    cells = [[escape(cell) for cell in row] for row in table_rows(choices(manifest, fidelity))]
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    lines = [
+        f"### {code(manifest['source']['name'])} published",
+        f"To {link(code(where), where)}, as {code(manifest['publication'])}.",
+        f"| {' | '.join(COLUMNS)} |\n|{' --- |' + ' ---: |' * (len(COLUMNS) - 1)}\n{rows}",
+        f"Routed experts: {', '.join(f'{count} at {width} bits' for width, count in counts(manifest).items())}.",
+    ]
+    if fidelity and partly_measured(fidelity):
+        measured, total = fidelity["layers"]["measured"], fidelity["layers"]["total"]
+        lines.append(f"**Only the first {measured} of {total} layers were measured**: memory held no more.")
+    return "\n\n".join(lines) + "\n"

@@ -1,0 +1,123 @@
+"""The Space of one publication: spaces/compare with its configuration and its README; written here, and run here."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.report import Markdown, code, escape, hub_address, link, one_line
+from mopeq_hub.resources import spaces, templates
+
+PLOTS = ("plots/bits.png", "plots/sensitivity.png", "plots/bits_per_layer.png")
+"""Those of the model repo's plots that the Space shows."""
+
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+
+
+def render_space(folder: Path, manifest: dict[str, Any], model: str, original: str | None, licence: str | None) -> None:
+    """Write the whole Space of a publication into `folder`, always the same bytes for the same arguments.
+
+    manifest: mopeq.json. model: owner/name on the Hub, or a folder; a relative path starts at `folder`. original: the
+    same for the source, None to leave it out; where the model is on the Hub, an original in a folder is left out too.
+    """
+    page = _page(folder, model)
+    if page and original and not _page(folder, original):
+        original = None
+    shutil.copytree(spaces() / "compare", folder, ignore=_left_behind, dirs_exist_ok=True)
+    publication = _publication(folder, manifest, model, original)
+    (folder / "publication.json").write_text(json.dumps(publication, indent=1) + "\n", "utf-8")
+    readme = (
+        _environment()
+        .get_template("space_readme.md.jinja")
+        .render(
+            title=publication["title"],
+            licence=licence if isinstance(licence, str) and _LICENCE.fullmatch(licence) else None,
+            page=page,
+            on_hub=[name for name in (model, original) if name and _page(folder, name)],
+            model=_named(folder, model),
+            original=_named(folder, original) if original else None,
+            publication=manifest["publication"],
+        )
+    )
+    (folder / "README.md").write_text(readme, "utf-8")
+
+
+def run_local(folder: Path, port: int | None) -> None:
+    """Serve a rendered Space on this machine until Ctrl-C. Without a port the first free one from 7860 is taken.
+
+    Raises MopeqError where `folder` holds no Space, gradio is missing, or the Space ends by itself.
+    """
+    if not (folder / "app.py").is_file():
+        raise MopeqError(f"{folder} holds no app.py, so it is not a Space", "publish without --no-space first")
+    if importlib.util.find_spec("gradio") is None:
+        raise MopeqError("running a Space needs gradio, which is not installed", "pip install 'mopeq-hub[space]'")
+    environment = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"}
+    if port is not None:
+        environment["GRADIO_SERVER_PORT"] = str(port)
+    try:
+        ended = subprocess.run([sys.executable, "app.py"], cwd=folder, env=environment, check=False).returncode
+    except KeyboardInterrupt:
+        return
+    if ended:
+        raise MopeqError(f"the Space in {folder} ended with exit code {ended}", "its own message stands above")
+
+
+def _publication(folder: Path, manifest: dict[str, Any], model: str, original: str | None) -> dict[str, Any]:
+    """What the app reads. Repos are pinned: the model to the publication's tag, the original to its commit."""
+    name = one_line(model.rstrip("/").split("/")[-1])
+    source = manifest["source"]
+    is_source = source["kind"] == "hub" and original == source["name"]
+    return {
+        "model": model,
+        "revision": manifest["publication"] if _page(folder, model) else None,
+        "original": original,
+        "original_revision": source["commit"] if is_source else None,
+        "auto_class": manifest["model"]["auto_class"],
+        "title": f"Compare {name}" if original else f"Try {name}",
+        "plots": list(PLOTS),
+    }
+
+
+def _page(folder: Path, name: str) -> str | None:
+    """The page of a model on the Hub; None for a folder."""
+    return None if (folder / name).is_dir() else hub_address(name)
+
+
+def _named(folder: Path, name: str) -> Markdown:
+    """A model as the README names it: linked on the Hub, and without the path of a machine elsewhere."""
+    page = _page(folder, name)
+    return link(code(name), page) if page else code(name.rstrip("/").split("/")[-1])
+
+
+def _left_behind(_: str, names: list[str]) -> list[str]:
+    """What running the app in place leaves beside it."""
+    return [name for name in names if name.startswith((".", "__pycache__")) or name == "publication.json"]
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(templates()),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # that is for HTML alone; `finalize` escapes for Markdown and HTML
+        finalize=lambda value: value if isinstance(value, Markdown) else escape(value),
+    )
+    environment.filters |= {"code": code, "yaml": _yaml_string}
+    return environment
+
+
+def _yaml_string(text: str) -> Markdown:
+    """The text as a quoted YAML string on one line."""
+    import yaml
+
+    return Markdown(yaml.safe_dump(one_line(text), default_style='"', allow_unicode=True, width=10_000).strip())

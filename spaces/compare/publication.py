@@ -1,0 +1,114 @@
+"""The publication that this Space shows: its configuration, and the files of its model repo that the tabs present."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+_METADATA = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+_RELATIVE_LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#|/)([^)\s]+)\)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model is: a folder, or a repo on the Hub at a revision."""
+
+    name: str
+    revision: str | None
+
+    @property
+    def folder(self) -> Path | None:
+        """Relative paths start at this Space's folder."""
+        path = HERE / self.name
+        return path.resolve() if path.is_dir() else None
+
+    @property
+    def location(self) -> str:
+        """What `from_pretrained` takes."""
+        return str(self.folder or self.name)
+
+    @property
+    def label(self) -> str:
+        return self.folder.name if self.folder else self.name
+
+    @property
+    def link(self) -> str | None:
+        return None if self.folder else f"https://huggingface.co/{self.name}"
+
+    def file(self, name: str) -> Path | None:
+        """A file of the repo, or None where it has none or cannot be reached now."""
+        if self.folder:
+            path = self.folder / name
+            return path if path.is_file() else None
+        try:
+            return Path(hf_hub_download(self.name, name, revision=self.revision))
+        except Exception as error:
+            print(f"{self.name}: {name}: {error}", flush=True)
+            return None
+
+    def weights_bytes(self) -> int | None:
+        """Bytes of the weights, None where they cannot be told."""
+        sizes = dict(self._sizes())
+        safetensors = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+        return safetensors or sum(size for name, size in sizes.items() if name.endswith(".bin")) or None
+
+    def _sizes(self) -> Iterator[tuple[str, int]]:
+        if self.folder:
+            yield from ((path.name, path.stat().st_size) for path in self.folder.iterdir() if path.is_file())
+            return
+        try:
+            info = HfApi().model_info(self.name, revision=self.revision, files_metadata=True)
+        except Exception as error:
+            print(f"{self.name}: {error}", flush=True)
+            return
+        yield from ((file.rfilename, file.size or 0) for file in info.siblings or [])
+
+
+@dataclass(frozen=True)
+class Publication:
+    """publication.json, as mopeq-hub writes it."""
+
+    model: Place
+    original: Place | None
+    auto_class: str
+    title: str
+    plots: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path = HERE / "publication.json") -> "Publication":
+        said = json.loads(path.read_text(encoding="utf-8"))
+        original = Place(said["original"], said["original_revision"]) if said["original"] else None
+        model = Place(said["model"], said["revision"])
+        return cls(model, original, said["auto_class"], said["title"], tuple(said["plots"]))
+
+    def pictures(self) -> Iterator[tuple[str, Image.Image]]:
+        """Name and picture of each plot that the model repo has."""
+        for name in self.plots:
+            if path := self.model.file(name):
+                yield Path(name).stem.replace("_", " "), Image.open(path)
+
+    def card(self) -> str | None:
+        """The model card without its metadata; links to files of the repo lead to the Hub, or are only their words."""
+        path = self.model.file("README.md")
+        if path is None:
+            return None
+        text = _METADATA.sub("", path.read_text(encoding="utf-8"), count=1)
+        return _RELATIVE_LINK.sub(self._repo_link, text)
+
+    def _repo_link(self, link: re.Match[str]) -> str:
+        picture, words, target = link.groups()
+        if self.model.link is None:
+            return "" if picture else words
+        route = "resolve" if picture else "blob"
+        return f"{picture}[{words}]({self.model.link}/{route}/{self.model.revision or 'main'}/{target})"
+
+    def facts(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the model repo: fidelity.json or mopeq.json."""
+        path = self.model.file(name)
+        return json.loads(path.read_text(encoding="utf-8")) if path else None

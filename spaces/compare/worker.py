@@ -1,0 +1,169 @@
+"""One model, answering questions read from standard input; run by model_process.py, one process for each model.
+
+auto-round's loader changes transformers for its whole process, so original and quantized model must not share one.
+A question is a JSON line, {"picture": path or null, "question": text, "length": tokens}; its answer is lines of JSON:
+"text" as it is made, then "done" with its figures, or "failed" with the reason in words.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, TextStreamer
+
+Say = Callable[..., None]
+
+
+class PartsProcessor:
+    """Image processor and tokenizer put together, for families whose own processor needs torchvision for videos.
+
+    Knows the one rule these families share: a picture takes as many placeholders as its grid has merged patches.
+    """
+
+    def __init__(self, image_processor: Any, tokenizer: Any, image_token: str) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.image_token = image_token
+        self.chat_template = tokenizer.chat_template
+
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> BatchFeature:
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        pictures = [part["image"] for part in messages[0]["content"] if part["type"] == "image"]
+        return self(text, pictures or None, options["return_tensors"], add_special_tokens=False)
+
+    def __call__(
+        self, text: str, images: list[Image.Image] | None, return_tensors: str, add_special_tokens: bool = True
+    ) -> BatchFeature:
+        pixels = self.image_processor(images=images, return_tensors=return_tensors) if images else {}
+        if images:
+            text = text.replace(self.image_token, self.image_token * self._placeholders(pixels), 1)
+        words = self.tokenizer(text, return_tensors=return_tensors, add_special_tokens=add_special_tokens)
+        inputs = {**words, **pixels}
+        placeholder = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == placeholder).int()
+        return BatchFeature(inputs)
+
+    def _placeholders(self, pixels: Any) -> int:
+        if "image_grid_thw" not in pixels:
+            raise ValueError("this model's pictures cannot be prepared without torchvision")
+        return int(pixels["image_grid_thw"].prod()) // self.image_processor.merge_size**2
+
+
+class Voice(TextStreamer):
+    """Says the text while it is made, and keeps the times that the figures need."""
+
+    def __init__(self, tokenizer: Any, say: Say) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._say = say
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.next_tokens_are_prompt:
+            self.times.append(time.perf_counter())
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._say(event="text", text=text)
+
+
+class Answerer:
+    """The loaded model with what turns a question into its inputs."""
+
+    def __init__(self, where: str, revision: str | None, auto_class: str) -> None:
+        if not auto_class.startswith("AutoModel"):
+            raise ValueError(f"{auto_class} is not one of transformers' AutoModel classes")
+        self.model = getattr(transformers, auto_class).from_pretrained(where, revision=revision, dtype="auto").eval()
+        self.processor = load_processor(where, revision, self.model.config)
+        self.accepted = inspect.signature(self.model.forward).parameters
+
+    @torch.inference_mode()
+    def answer(self, say: Say, picture: str | None, question: str, length: int) -> None:
+        started = time.perf_counter()
+        voice = Voice(getattr(self.processor, "tokenizer", self.processor), say)
+        inputs = self.prepare(picture, question)
+        self.model.generate(**inputs, max_new_tokens=length, do_sample=False, streamer=voice)
+        first, last, after_first = voice.times[0], voice.times[-1], len(voice.times) - 1
+        rate = after_first / (last - first) if after_first else None
+        say(event="done", tokens=len(voice.times), first_token_seconds=first - started, tokens_per_second=rate)
+
+    def prepare(self, picture: str | None, question: str) -> dict[str, Any]:
+        image = Image.open(picture).convert("RGB") if picture else None
+        if self.processor.chat_template:
+            parts = [{"type": "image", "image": image}] if image else []
+            messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+            inputs = self.processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )
+        else:
+            text = f"{self.processor.image_token}\n{question}" if image else question
+            inputs = self.processor(text=text, images=[image] if image else None, return_tensors="pt")
+        inputs = inputs.to(self.model.device, dtype=self.model.dtype)
+        return {name: value for name, value in inputs.items() if name != "mm_token_type_ids" or name in self.accepted}
+
+
+def load_processor(where: str, revision: str | None, config: Any) -> Any:
+    """The model's own processor, or its parts where building it needs torchvision, which no Space here installs."""
+    try:
+        return AutoProcessor.from_pretrained(where, revision=revision)
+    except ImportError:
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+        image_processor = AutoImageProcessor.from_pretrained(where, revision=revision)
+        placeholder = getattr(config, "image_token_id", None)
+        if placeholder is None:
+            raise
+        return PartsProcessor(image_processor, tokenizer, str(tokenizer.convert_ids_to_tokens(placeholder)))
+
+
+def in_words(error: Exception) -> str:
+    """One line for the person who asked; the whole story goes to the log."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def protocol() -> TextIO:
+    """Standard output, kept for the answers alone: whatever a library prints goes to the log."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    return answers
+
+
+def main() -> int:
+    answers = protocol()
+
+    def say(**message: Any) -> None:
+        answers.write(json.dumps(message) + "\n")
+
+    def fail(error: Exception) -> None:
+        print(f"worker: {error!r}", file=sys.stderr, flush=True)
+        say(event="failed", reason=in_words(error))
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("where", help="owner/name on the Hub, or a folder")
+    parser.add_argument("--revision")
+    parser.add_argument("--auto-class", required=True)
+    options = parser.parse_args()
+    try:
+        answerer = Answerer(options.where, options.revision, options.auto_class)
+    except Exception as error:
+        fail(error)
+        return 1
+    say(event="ready")
+    for line in sys.stdin:
+        try:
+            answerer.answer(say, **json.loads(line))
+        except Exception as error:
+            fail(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
