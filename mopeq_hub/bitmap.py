@@ -44,8 +44,8 @@ class BitMap:
 def width_of(matrix: Matrix, bitmap: BitMap, recipe: Recipe) -> int:
     """Bits per weight of a matrix; 16 means that it stays as it is.
 
-    A linear layer outside the experts whose shape does not divide into groups and words stays as it is; an expert's shape
-    was checked before (`mopeq_hub.quantization.stream`).
+    A linear layer outside the experts whose shape does not divide into groups and words stays as it is; an expert's
+    shape was checked before (`mopeq_hub.quantization.stream`).
     """
     if matrix.expert is not None:
         return bitmap.bits[matrix.expert]
@@ -68,8 +68,8 @@ def packed_bytes(shape: tuple[int, int], bits: int, group_size: int) -> int:
 def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[str, Any]:
     """The `quantization_config` of config.json, as auto-round's loader reads it.
 
-    One regular expression for each (layer, width) instead of one key for each module. The loader takes the first expression
-    that matches a module, so experts come first, then what stays at 16 bits, then the rest.
+    One regular expression for each (layer, width) instead of one key for each module. The loader takes the first
+    expression that matches a module, so experts come first, then what stays at 16 bits, then the rest.
     """
     extra: dict[str, dict[str, Any]] = {}
     for layer, widths in bitmap.by_layer().items():
@@ -78,13 +78,13 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
             indices = "|".join(str(index) for index, width in enumerate(widths) if width == bits)
             extra[rf"^{experts}\.({indices})\."] = {"bits": bits}
     blocks = re.escape(layout.blocks)
-    layers_of: dict[str, list[int]] = {}
+    layers_of: dict[str, list[str]] = {}
     for matrix in layout.rest:
         if recipe.rest_bits != 16 and width_of(matrix, bitmap, recipe) == 16:
-            layer, kind = matrix.name[len(layout.blocks) + 1 :].split(".", 1)
-            layers_of.setdefault(kind, []).append(int(layer))
-    for kind, layers in layers_of.items():
-        extra[rf"^{blocks}\.({'|'.join(map(str, layers))})\.{re.escape(kind)}$"] = UNQUANTIZED
+            number, kind = matrix.name[len(layout.blocks) + 1 :].split(".", 1)
+            layers_of.setdefault(kind, []).append(number)
+    for kind, numbers in layers_of.items():
+        extra[rf"^{blocks}\.({'|'.join(numbers)})\.{re.escape(kind)}$"] = UNQUANTIZED
     rest = UNQUANTIZED if recipe.rest_bits == 16 else {"bits": recipe.rest_bits}
     extra[rf"^{blocks}\."] = rest
     return {

@@ -83,7 +83,9 @@ def _tensors(folder: Path, manifest: dict[str, Any]) -> None:
     for name in packed:
         _check_width(name, manifest["rest"]["bits"], group_size, tensors)
     if len(packed) != manifest["rest"]["quantized"]:
-        raise MopeqError(f"{len(packed)} linear layers outside the experts are packed, not {manifest['rest']['quantized']}")
+        raise MopeqError(
+            f"{len(packed)} linear layers outside the experts are packed, not {manifest['rest']['quantized']}"
+        )
 
 
 def _check_width(name: str, bits: int, group_size: int, tensors: dict[str, Any]) -> None:

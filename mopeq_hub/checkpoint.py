@@ -105,7 +105,8 @@ class Checkpoint:
         return sum(info.nbytes for info in self.tensors.values())
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """The tensor as it lies in the mapped file: no copy; pages are read when touched. Changing it never reaches the file."""
+        """The tensor as it lies in the mapped file: no copy; pages are read when touched. Changing it never reaches the
+        file."""
         import torch
 
         info = self.tensors[name]
@@ -137,7 +138,9 @@ class Checkpoint:
 def check_name(name: str, where: str) -> str:
     """`name` if it stays inside its repo. Raises MopeqError on an absolute path, `..` or a control character."""
     path = PurePosixPath(name)
-    unsafe = not name or path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable() or ":" in name
+    unsafe = (
+        not name or path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable() or ":" in name
+    )
     if unsafe:
         raise MopeqError(f"{where} names a file {name!r} that points outside the repo", "do not use this source")
     return name
@@ -148,12 +151,17 @@ def check_finite(tensor: "torch.Tensor", name: str) -> None:
     import torch
 
     # The sum of absolute values is NaN or infinite exactly if an element is, and needs no mask the size of the tensor.
-    if tensor.is_floating_point() and not math.isfinite(float(torch.linalg.vector_norm(tensor, ord=1, dtype=torch.float32))):
-        raise MopeqError(f"{name} holds NaN or infinite values", "the source is damaged or was trained to nowhere; use another")
+    if tensor.is_floating_point() and not math.isfinite(
+        float(torch.linalg.vector_norm(tensor, ord=1, dtype=torch.float32))
+    ):
+        raise MopeqError(
+            f"{name} holds NaN or infinite values", "the source is damaged or was trained to nowhere; use another"
+        )
 
 
 def read_header(files: Files, shard: str) -> list[TensorInfo]:
-    """The tensors of one safetensors file, in the order of their data. Raises MopeqError on a header that cannot be true."""
+    """The tensors of one safetensors file, in the order of their data. Raises MopeqError on a header that cannot be
+    true."""
     size = files.files()[shard]
     where = f"{shard} of {files.name}"
     prefix = files.head(shard, 8)
@@ -190,12 +198,16 @@ def _tensor_info(name: str, entry: Any, shard: str, where: str) -> TensorInfo:
     if any(type(number) is not int or number < 0 for number in numbers):
         raise _damaged(where, f"its entry for {name} holds something other than whole numbers")
     if dtype not in ITEM_BYTES:
-        raise MopeqError(f"{name} in {where} has the dtype {dtype!r}, which is not supported", "use a 16- or 32-bit source")
+        raise MopeqError(
+            f"{name} in {where} has the dtype {dtype!r}, which is not supported", "use a 16- or 32-bit source"
+        )
     expected = ITEM_BYTES[dtype]
     for length in shape:
         expected *= length
     if end - start != expected:
-        raise _damaged(where, f"{name} of shape {list(shape)} and {dtype} needs {expected:,} bytes, not {end - start:,}")
+        raise _damaged(
+            where, f"{name} of shape {list(shape)} and {dtype} needs {expected:,} bytes, not {end - start:,}"
+        )
     return TensorInfo(name, dtype, shape, shard, start, end)
 
 
@@ -213,7 +225,9 @@ def _shards(files: Files) -> list[str]:
         raise _no_weights(files)
     for shard in shards:
         if shard not in names:
-            raise MopeqError(f"{files.name} lacks {shard}, which its index lists", "finish the download, or save it again")
+            raise MopeqError(
+                f"{files.name} lacks {shard}, which its index lists", "finish the download, or save it again"
+            )
     return shards
 
 
@@ -238,4 +252,6 @@ def _no_weights(files: Files) -> MopeqError:
             f"{files.name} holds its weights as pickle files only ({pickles[0]}), which can run code when read",
             "convert it with transformers' save_pretrained, or ask its author for safetensors",
         )
-    return MopeqError(f"{files.name} has no {INDEX_NAME} and no {SINGLE_NAME}", "name a folder or repo with a model's weights")
+    return MopeqError(
+        f"{files.name} has no {INDEX_NAME} and no {SINGLE_NAME}", "name a folder or repo with a model's weights"
+    )

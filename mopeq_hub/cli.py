@@ -27,17 +27,27 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or owner/name or owner/name@revision on the Hub.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder, or owner/name or owner/name@revision on the Hub.")
+]
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `quantize` left.")]
 DestArgument = Annotated[str, typer.Argument(metavar="DEST", help="A Hub repo owner/name, or a folder.")]
 
 QuestionsOption = Annotated[
-    Path | None, typer.Option("--questions", help="JSON lines to measure fidelity and accuracy on.", show_default="bundled pictures and prompts")
+    Path | None,
+    typer.Option(
+        "--questions",
+        help="JSON lines to measure fidelity and accuracy on.",
+        show_default="bundled pictures and prompts",
+    ),
 ]
 Compare = Annotated[
-    bool | None, typer.Option("--compare/--no-compare", help="Measure uniform widths too.", show_default="for models up to 1 GB")
+    bool | None,
+    typer.Option("--compare/--no-compare", help="Measure uniform widths too.", show_default="for models up to 1 GB"),
 ]
-Space = Annotated[bool, typer.Option("--space/--no-space", help="Publish the Space that shows both models side by side.")]
+Space = Annotated[
+    bool, typer.Option("--space/--no-space", help="Publish the Space that shows both models side by side.")
+]
 Private = Annotated[bool, typer.Option("--private", help="Create new repos as private ones.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but the push.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -59,7 +69,8 @@ _RECIPE_HELP = {
 
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for each choice of a Recipe, with the Recipe's own defaults, in place of its `recipe`."""
+    """Give a command one option for each choice of a Recipe, with the Recipe's own defaults, in place of its
+    `recipe`."""
     options = []
     for choice in fields(Recipe):
         default: Any = ",".join(map(str, choice.default)) if choice.name == "bits" else choice.default  # type: ignore[arg-type]
@@ -92,7 +103,11 @@ def publish(
     model: ModelArgument,
     recipe: Recipe,
     to: Annotated[
-        str | None, typer.Option(help="A Hub repo owner/name, or a folder.", show_default="{account}/{name}-MoPEQ or ./published/{name}-MoPEQ")
+        str | None,
+        typer.Option(
+            help="A Hub repo owner/name, or a folder.",
+            show_default="{account}/{name}-MoPEQ or ./published/{name}-MoPEQ",
+        ),
     ] = None,
     questions: QuestionsOption = None,
     compare: Compare = None,
@@ -105,7 +120,15 @@ def publish(
     from mopeq_hub import pipeline
 
     publication = pipeline.publish(
-        model, to, recipe, questions=questions, compare=compare, space=space, private=private, dry_run=dry_run, progress=_progress(as_json)
+        model,
+        to,
+        recipe,
+        questions=questions,
+        compare=compare,
+        space=space,
+        private=private,
+        dry_run=dry_run,
+        progress=_progress(as_json),
     )
     _print_publication(publication, dry_run, as_json)
 
@@ -131,11 +154,13 @@ def plan(
         return
     from mopeq_hub.report import summary
 
-    _console().print(summary.plan_table(planned.choices))
+    _console().print(summary.plan_table(model, planned.choices, planned.manifest))
     if planned.manifest is None:
-        print("The bit map needs the experts' sensitivities: name a profile with --profile, or download the model and name its folder.")
+        print(
+            "The bit map needs the experts' sensitivities: give --profile, or download the model and name its folder."
+        )
     else:
-        _console().print(summary.heatmap_text(planned.manifest))
+        _console().print(summary.Heatmap(planned.manifest))
 
 
 @app.command()
@@ -199,7 +224,9 @@ def push(
     """Publish DIR, which was quantized, evaluated and given a card, to DEST."""
     from mopeq_hub import pipeline
 
-    publication = pipeline.push(folder, dest, space=space, private=private, dry_run=dry_run, progress=_progress(as_json))
+    publication = pipeline.push(
+        folder, dest, space=space, private=private, dry_run=dry_run, progress=_progress(as_json)
+    )
     _print_publication(publication, dry_run, as_json)
 
 
@@ -218,7 +245,11 @@ def space(
         pipeline.run_space(dest, port)
         return
     commit = pipeline.publish_space(dest, private=private)
-    _print({"space_commit": commit}, as_json, lambda: f"the Space of {dest} " + ("was updated" if commit else "was up to date"))
+    _print(
+        {"space_commit": commit},
+        as_json,
+        lambda: f"the Space of {dest} " + ("was updated" if commit else "was up to date"),
+    )
 
 
 @app.command()
@@ -231,7 +262,10 @@ def check(dest: DestArgument, as_json: AsJson = False) -> None:
         _print_json({"findings": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
-            print(f"{'failed' if finding.trouble else 'ok':<7} {finding.subject}" + (f": {finding.trouble}" if finding.trouble else ""))
+            print(
+                f"{'failed' if finding.trouble else 'ok':<7} {finding.subject}"
+                + (f": {finding.trouble}" if finding.trouble else "")
+            )
     if any(finding.trouble for finding in findings):
         raise typer.Exit(1)
 
@@ -253,7 +287,10 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("MOPEQ_DEBUG"):
             raise
-        _fail(f"a fault in mopeq-hub itself: {type(error).__name__}: {error}; set MOPEQ_DEBUG=1 to see where, and report it", 1)
+        _fail(
+            f"a fault in mopeq-hub itself: {type(error).__name__}: {error}; set MOPEQ_DEBUG=1 to see where",
+            1,
+        )
 
 
 def _progress(as_json: bool) -> Progress:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 PACK_MULTIPLE = 32
-"""Rows and columns come in multiples of this in auto-round's layout: 32 values fill whole 32-bit words at every width."""
+"""Rows and columns come in multiples of this in auto-round's layout: 32 values fill whole 32-bit words at every
+width."""
 
 
 @dataclass(frozen=True, order=True)
@@ -31,7 +32,8 @@ class Expert:
 class Matrix:
     """One weight [out, in] that may be quantized; a slice of one tensor of the checkpoint.
 
-    name: its module at load time. source: the tensor's name in the file. index: along the tensor's first axis, if it is fused.
+    name: its module at load time. source: the tensor's name in the file. index: along the tensor's first axis, if it is
+    fused.
     transposed: the file holds it as [in, out]. rows: which output rows of the slice are this projection's.
     expert, projection: set for routed experts, None for every other linear layer.
     """
@@ -98,128 +100,139 @@ class Layout:
 
 def read_layout(checkpoint: Checkpoint, family: Family, config_path: Path, where: str) -> Layout:
     """Place every tensor of the checkpoint. Raises MopeqError where file, config and family do not fit together."""
-    from torch import nn
-
-    live = LiveModel.build(config_path, where)
-    modules = dict(live.model.named_modules())
-    experts_names = [name for name, module in modules.items() if family.is_experts(module)]
-    if not experts_names:
-        raise MopeqError(f"{where} has no experts module as {family.model_type} has them", "this variant is not supported yet")
-    blocks = experts_names[0][: re.search(r"\.\d+\.", experts_names[0]).start()]  # type: ignore[union-attr]
-    linears = {
-        name
-        for name, module in modules.items()
-        if type(module) is nn.Linear and name.startswith(blocks + ".")
-    }
-    matrices: list[Matrix] = []
-    kept: dict[str, str] = {}
-    ignored: list[str] = []
+    placer = _Placer(family, LiveModel.build(config_path, where), where)
     for info in checkpoint.in_file_order():
-        live_name, pattern, patterns = live.name_of(info.name)
-        module_name, _, parameter = live_name.rpartition(".")
-        if module_name in experts_names and any(part.name == parameter for part in family.fused):
-            projection = family.projection_of(parameter, pattern, patterns)
-            experts_in = _one_expert if projection else _fused_experts
-            matrices += experts_in(info, live, family, live_name, projection, pattern, where)
-        elif live_name not in live.shapes:
-            ignored.append(info.name)
-        elif pattern is not None:
-            raise MopeqError(f"{info.name} of {where} is stored in a form that is not supported yet", "report the model's name")
-        else:
-            _check_shape(info, info.shape, live.shapes[live_name], where)
-            if module_name in linears and parameter == "weight":
-                rows, columns = info.shape
-                matrices.append(Matrix(module_name, info.name, (rows, columns)))
+        placer.place(info)
+    return placer.layout()
+
+
+class _Placer:
+    """Sorts the tensors of a file into experts' projections, other linear layers, and what is kept."""
+
+    def __init__(self, family: Family, live: LiveModel, where: str) -> None:
+        from torch import nn
+
+        self._family, self._live, self._where = family, live, where
+        self._modules = dict(live.model.named_modules())
+        self._experts = [name for name, module in self._modules.items() if family.is_experts(module)]
+        if not self._experts:
+            raise MopeqError(
+                f"{where} has no experts module as {family.model_type} has them", "this variant is not supported yet"
+            )
+        self._blocks = re.split(r"\.\d+\.", self._experts[0])[0]
+        self._linears = {
+            name
+            for name, module in self._modules.items()
+            if type(module) is nn.Linear and name.startswith(self._blocks + ".")
+        }
+        self._matrices: list[Matrix] = []
+        self._kept: dict[str, str] = {}
+        self._ignored: list[str] = []
+
+    def place(self, info: TensorInfo) -> None:
+        live_name, pattern, patterns = self._live.name_of(info.name)
+        module, _, parameter = live_name.rpartition(".")
+        if module in self._experts and any(part.name == parameter for part in self._family.fused):
+            projection = self._family.projection_of(parameter, pattern, patterns)
+            if projection is None or pattern is None:
+                self._matrices += self._fused_experts(info, module, parameter)
             else:
-                kept[info.name] = live_name
-    layout = Layout(
-        family=family,
-        task=live.task,
-        auto_class=live.auto_class,
-        matrices=tuple(matrices),
-        kept=kept,
-        ignored=tuple(ignored),
-        experts_modules={_layer_number(name): name for name in experts_names},
-        blocks=blocks,
-        layer_count=len(modules[blocks]),  # type: ignore[arg-type]
-    )
-    _check_complete(layout, live, where)
-    return layout
+                self._matrices.append(self._one_expert(info, module, parameter, projection, pattern))
+        elif live_name not in self._live.shapes:
+            self._ignored.append(info.name)
+        elif pattern is not None:
+            raise MopeqError(
+                f"{info.name} of {self._where} is stored in a form that is not supported yet", "report the model's name"
+            )
+        else:
+            self._check_shape(info, self._live.shapes[live_name])
+            if module in self._linears and parameter == "weight":
+                self._matrices.append(Matrix(module, info.name, (info.shape[0], info.shape[1])))
+            else:
+                self._kept[info.name] = live_name
 
+    def layout(self) -> Layout:
+        """What was placed. Raises MopeqError where the live model needs something that was not in the file."""
+        layout = Layout(
+            family=self._family,
+            task=self._live.task,
+            auto_class=self._live.auto_class,
+            matrices=tuple(self._matrices),
+            kept=self._kept,
+            ignored=tuple(self._ignored),
+            experts_modules={self._layer(name): name for name in self._experts},
+            blocks=self._blocks,
+            layer_count=len(list(self._modules[self._blocks].children())),
+        )
+        missing = self._missing_experts(layout) + self._missing_tensors(layout)
+        if missing:
+            raise MopeqError(
+                f"{self._where} lacks {missing[0]}" + (f" and {len(missing) - 1} others" if len(missing) > 1 else ""),
+                "finish the download, or use the config.json that belongs to these weights",
+            )
+        return layout
 
-def _one_expert(
-    info: TensorInfo, live: LiveModel, family: Family, live_name: str, projection: str, pattern: str, where: str
-) -> Iterator[Matrix]:
-    """The projection that a file with one tensor an expert stores under this name."""
-    experts, _, parameter = live_name.rpartition(".")
-    count, fused_rows, columns = live.shapes[live_name]
-    shape = (fused_rows // len(family.stacked(parameter)), columns)
-    _check_shape(info, info.shape, shape, where)
-    index = family.expert_index(info.name, pattern)
-    if index >= count:
-        raise MopeqError(f"{info.name} of {where} is expert {index}, but the config counts {count}", "use the config of this checkpoint")
-    expert = Expert(_layer_number(experts), index)
-    yield Matrix(family.matrix_name(experts, index, projection), info.name, shape, expert=expert, projection=projection)
+    def _one_expert(self, info: TensorInfo, module: str, parameter: str, projection: str, pattern: str) -> Matrix:
+        """The projection that a file with one tensor an expert stores under this name."""
+        count, fused_rows, columns = self._live.shapes[f"{module}.{parameter}"]
+        shape = (fused_rows // len(self._family.stacked(parameter)), columns)
+        self._check_shape(info, shape)
+        index = self._family.expert_index(info.name, pattern)
+        if index >= count:
+            raise MopeqError(
+                f"{info.name} of {self._where} is expert {index}, but the config counts {count}",
+                "use the config.json that belongs to these weights",
+            )
+        name = self._family.matrix_name(module, index, projection)
+        return Matrix(name, info.name, shape, expert=Expert(self._layer(module), index), projection=projection)
 
+    def _fused_experts(self, info: TensorInfo, module: str, parameter: str) -> Iterator[Matrix]:
+        """Every expert's projections in a file that stores a layer's experts as one 3-D tensor.
 
-def _fused_experts(
-    info: TensorInfo, live: LiveModel, family: Family, live_name: str, projection: None, pattern: str | None, where: str
-) -> Iterator[Matrix]:
-    """Every expert's projections in a file that stores a layer's experts as one 3-D tensor.
+        Orientation is decided as transformers decides it: by shape, and as it lies where both orientations fit.
+        """
+        count, fused_rows, columns = self._live.shapes[f"{module}.{parameter}"]
+        transposed = info.shape != (count, fused_rows, columns)
+        if transposed:
+            self._check_shape(info, (count, columns, fused_rows))
+        stacked = self._family.stacked(parameter)
+        rows = fused_rows // len(stacked)
+        for index in range(count):
+            for position, projection in enumerate(stacked):
+                yield Matrix(
+                    self._family.matrix_name(module, index, projection),
+                    info.name,
+                    (rows, columns),
+                    index=index,
+                    transposed=transposed,
+                    rows=(position * rows, (position + 1) * rows),
+                    expert=Expert(self._layer(module), index),
+                    projection=projection,
+                )
 
-    Orientation is decided as transformers decides it: by shape, and as it lies where both orientations fit.
-    """
-    experts, _, parameter = live_name.rpartition(".")
-    count, fused_rows, columns = live.shapes[live_name]
-    transposed = info.shape != live.shapes[live_name]
-    if transposed:
-        _check_shape(info, info.shape, (count, columns, fused_rows), where)
-    stacked = family.stacked(parameter)
-    rows = fused_rows // len(stacked)
-    for index in range(count):
-        expert = Expert(_layer_number(experts), index)
-        for position, name in enumerate(stacked):
-            yield Matrix(
-                family.matrix_name(experts, index, name),
-                info.name,
-                (rows, columns),
-                index=index,
-                transposed=transposed,
-                rows=(position * rows, (position + 1) * rows),
-                expert=expert,
-                projection=name,
+    def _layer(self, module: str) -> int:
+        return int(module[len(self._blocks) + 1 :].split(".", 1)[0])
+
+    def _check_shape(self, info: TensorInfo, expected: tuple[int, ...]) -> None:
+        if info.shape != expected:
+            raise MopeqError(
+                f"{info.name} of {self._where} has the shape {list(info.shape)} "
+                f"where its config asks for {list(expected)}",
+                "use the config.json that belongs to these weights",
             )
 
+    def _missing_experts(self, layout: Layout) -> list[str]:
+        missing = []
+        projections = sum(len(part.projections) for part in self._family.fused)
+        for layer, module in layout.experts_modules.items():
+            count = self._live.shapes[f"{module}.{self._family.fused[0].name}"][0]
+            for expert in (Expert(layer, index) for index in range(count)):
+                if len(layout.experts.get(expert, ())) != projections:
+                    missing.append(f"projections of expert {expert.index} of layer {layer}")
+        return missing
 
-def _layer_number(experts: str) -> int:
-    """The decoder layer in the name of an experts module: the first number in it."""
-    return int(re.search(r"\.(\d+)\.", experts)[1])  # type: ignore[index]
-
-
-def _check_shape(info: TensorInfo, found: tuple[int, ...], expected: tuple[int, ...], where: str) -> None:
-    if tuple(found) != tuple(expected):
-        raise MopeqError(
-            f"{info.name} of {where} has the shape {list(found)} where its config asks for {list(expected)}",
-            "use the config.json that belongs to these weights",
-        )
-
-
-def _check_complete(layout: Layout, live: LiveModel, where: str) -> None:
-    """Every parameter of the live model has its source, but for those tied to another."""
-    present = set(layout.kept.values()) | {f"{matrix.name}.weight" for matrix in layout.rest}
-    experts = {layout.experts_modules[expert.layer]: 0 for expert in layout.experts}
-    for expert in layout.experts:
-        experts[layout.experts_modules[expert.layer]] += len(layout.experts[expert])
-    parameters = {name for name, _ in live.model.named_parameters()} | {name for name, _ in live.model.named_buffers()}
-    fused = {f"{module}.{part.name}" for module in layout.experts_modules.values() for part in layout.family.fused}
-    missing = sorted(set(live.shapes) & parameters - present - fused - live.tied)
-    for module in layout.experts_modules.values():
-        count = live.shapes[f"{module}.{layout.family.fused[0].name}"][0]
-        expected = count * sum(len(part.projections) for part in layout.family.fused)
-        if experts.get(module) != expected:
-            missing.append(f"{expected - experts.get(module, 0)} matrices of {module}")
-    if missing:
-        raise MopeqError(
-            f"{where} lacks {missing[0]}" + (f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""),
-            "finish the download, or use the config.json that belongs to these weights",
-        )
+    def _missing_tensors(self, layout: Layout) -> list[str]:
+        """Tensors of the live model outside the experts that the file does not hold, but for those tied to another."""
+        present = set(layout.kept.values()) | {f"{matrix.name}.weight" for matrix in layout.rest}
+        fused = {f"{module}.{part.name}" for module in self._experts for part in self._family.fused}
+        return sorted(set(self._live.shapes) - present - fused - self._live.tied)

@@ -1,7 +1,7 @@
 """Destinations: where a publication goes, a Hub repo or a folder, behind one small interface.
 
-A publication appears in one commit or not at all. A folder is laid out as the repo would be (`DIR` is the model repo, `DIR-space`
-its Space) and changes by one rename.
+A publication appears in one commit or not at all. A folder is laid out as the repo would be (`DIR` is the model repo,
+`DIR-space` its Space) and changes by one rename.
 """
 
 import json
@@ -94,7 +94,9 @@ class FolderDestination:
         if not self._folder.exists() or (self._folder.is_dir() and not any(self._folder.iterdir())):
             return None
         if not (self._folder / MANIFEST_NAME).is_file():
-            raise MopeqError(f"{self.name} holds something that is not a publication", "choose another folder with --to")
+            raise MopeqError(
+                f"{self.name} holds something that is not a publication", "choose another folder with --to"
+            )
         return _publication_in((self._folder / MANIFEST_NAME).read_text("utf-8"))
 
     def read_text(self, name: str) -> str:
@@ -147,7 +149,9 @@ class HubDestination:
         if files is None or set(files) <= _HUB_OWN_FILES:
             return None
         if MANIFEST_NAME not in files:
-            raise MopeqError(f"{self.repo_id} holds something that is not a publication", "choose another repo with --to")
+            raise MopeqError(
+                f"{self.repo_id} holds something that is not a publication", "choose another repo with --to"
+            )
         return _publication_in(self.read_text(MANIFEST_NAME))
 
     def read_text(self, name: str) -> str:
@@ -178,11 +182,16 @@ class HubDestination:
         """The repo's files, or None where there is no such repo."""
         with hub_client.hub_errors(self.repo_id):
             api = hub_client.api()
-            return api.list_repo_files(self.repo_id, repo_type=kind) if api.repo_exists(self.repo_id, repo_type=kind) else None
+            return (
+                api.list_repo_files(self.repo_id, repo_type=kind)
+                if api.repo_exists(self.repo_id, repo_type=kind)
+                else None
+            )
 
     def _commit(self, kind: str, folder: Path, publication: str) -> str | None:
-        """One commit after which the repo holds just the files of `folder`. A repo made for it goes again if it fails."""
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        """One commit after which the repo holds just the files of `folder`. A repo made for it goes again if it
+        fails."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
         api = hub_client.api()
         present = self._files(kind)
@@ -193,14 +202,19 @@ class HubDestination:
             head = api.repo_info(self.repo_id, repo_type=kind).sha
         files = _contents(folder)
         stale = set(present or []) - set(files) - _HUB_OWN_FILES
-        operations = [
-            *(CommitOperationDelete(path_in_repo=name) for name in sorted(stale)),
-            *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in sorted(files)),
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = []
+        operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
+        operations += [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in sorted(files)
         ]
         try:
             with hub_client.hub_errors(self.repo_id):
                 info = api.create_commit(
-                    self.repo_id, operations, commit_message=f"Publish {publication}", repo_type=kind, parent_commit=head
+                    self.repo_id,
+                    operations,
+                    commit_message=f"Publish {publication}",
+                    repo_type=kind,
+                    parent_commit=head,
                 )
         except BaseException:
             if present is None:
@@ -210,7 +224,8 @@ class HubDestination:
 
 
 def destination_for(to: str | None, model: str, *, private: bool = False) -> Destination:
-    """The destination that `to` names: a folder if it starts with `.`, `/` or `~` or exists, else owner/name on the Hub.
+    """The destination that `to` names: a folder if it starts with `.`, `/` or `~` or exists, else owner/name on the
+    Hub.
 
     None chooses {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ.
     """

@@ -42,7 +42,9 @@ def check_write_access(repo_id: str) -> None:
         who = api().whoami()
     role = who.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
-        raise MopeqError(f"the token set for {who['name']} can only read, so nothing can be pushed to {repo_id}", TOKEN_ADVICE)
+        raise MopeqError(
+            f"the token set for {who['name']} can only read, so nothing can be pushed to {repo_id}", TOKEN_ADVICE
+        )
     owner = repo_id.split("/")[0]
     owners = {who["name"], *(organization["name"] for organization in who.get("orgs", []))}
     if owner not in owners:
@@ -54,7 +56,8 @@ def check_write_access(repo_id: str) -> None:
 
 @contextmanager
 def hub_errors(where: str) -> Iterator[None]:
-    """Turn the client's errors into MopeqError. `where` names the repo or file being asked for; no token is ever shown."""
+    """Turn the client's errors into MopeqError. `where` names the repo or file being asked for; no token is ever
+    shown."""
     import httpx2
     from huggingface_hub import errors
 
@@ -63,7 +66,9 @@ def hub_errors(where: str) -> Iterator[None]:
     except errors.GatedRepoError:
         raise MopeqError(f"{where} is gated", "accept its terms on its page and use a token of that account") from None
     except errors.RepositoryNotFoundError:
-        raise MopeqError(f"{where} does not exist, or is private", "check the name, or set HF_TOKEN for an account that sees it") from None
+        raise MopeqError(
+            f"{where} does not exist, or is private", "check the name, or set HF_TOKEN for an account that sees it"
+        ) from None
     except errors.RevisionNotFoundError:
         raise MopeqError(f"{where} has no such revision", "name a branch, tag or commit that exists") from None
     except errors.HFValidationError as error:
@@ -71,13 +76,17 @@ def hub_errors(where: str) -> Iterator[None]:
     except errors.OfflineModeIsEnabled:
         raise MopeqError(f"{where} cannot be reached: HF_HUB_OFFLINE is set", "unset it, or name a folder") from None
     except errors.LocalEntryNotFoundError:
-        raise MopeqError(f"{where} cannot be reached and is not in the local cache", "check the network and try again") from None
+        raise MopeqError(
+            f"{where} cannot be reached and is not in the local cache", "check the network and try again"
+        ) from None
     except errors.EntryNotFoundError:
         raise MopeqError(f"{where} does not exist", "check the name and the revision") from None
     except errors.HfHubHTTPError as error:
         raise _refused(where, error) from None
     except httpx2.HTTPError as error:
-        raise MopeqError(f"{where} cannot be reached: {type(error).__name__}", "check the network and try again") from None
+        raise MopeqError(
+            f"{where} cannot be reached: {type(error).__name__}", "check the network and try again"
+        ) from None
 
 
 def _refused(where: str, error: Exception) -> MopeqError:

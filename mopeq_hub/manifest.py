@@ -1,7 +1,7 @@
 """mopeq.json: what a publication says of itself. Built here, read back and checked here, its schema beside it.
 
-The documents are plain JSON objects, checked against the schemas in `mopeq_hub/schemas/`; whoever has a manifest that came
-through `read_manifest` may rely on its form.
+The documents are plain JSON objects, checked against the schemas in `mopeq_hub/schemas/`; whoever has a manifest that
+came through `read_manifest` may rely on its form.
 """
 
 import hashlib
@@ -154,4 +154,6 @@ def _validate(content: Any, schema: str, where: str) -> None:
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(rules).iter_errors(content))
     if error is not None:
         place = "/".join(str(part) for part in error.absolute_path) or "its top level"
-        raise MopeqError(f"{where} is not in the form that is documented: at {place}, {error.message[:200]}", "make it again")
+        raise MopeqError(
+            f"{where} is not in the form that is documented: at {place}, {error.message[:200]}", "make it again"
+        )

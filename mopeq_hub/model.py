@@ -1,4 +1,5 @@
-"""A model opened for work: its source, its tensors, and who is who among them; made once, at the head of every command."""
+"""A model opened for work: its source, its tensors, and who is who among them; made once, at the head of every
+command."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,5 @@
-"""The straight line from a model's name to a publication; each stage also alone, from the files that the one before left."""
+"""The straight line from a model's name to a publication; each stage also alone, from the files that the one before
+left."""
 
 import json
 import shutil
@@ -12,6 +13,7 @@ from mopeq_hub.allocation import allocate
 from mopeq_hub.bitmap import BitMap, quantization_config
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.fidelity.measure import measure as measure_fidelity
+from mopeq_hub.fidelity.questions import read_questions
 from mopeq_hub.hub import Destination, destination_for
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.progress import Progress, Quiet
@@ -50,7 +52,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Publication:
-    """What went where. `commit` and `space_commit` are None where nothing had to change, or nothing was to be pushed."""
+    """What went where. `commit` and `space_commit` are None where nothing had to change, or nothing was to be
+    pushed."""
 
     name: str
     destination: str
@@ -76,22 +79,25 @@ def publish(
     """Quantize a model expert by expert, prove the result, and publish it with its card and its Space.
 
     model: a folder, or owner/name[@revision] on the Hub. to: a Hub repo owner/name or a folder; None chooses
-    {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. questions: a file that fidelity is measured on;
-    None takes the bundled set. compare: measure uniform widths too; None does so for small models. dry_run: do everything but push.
-    Raises MopeqError in one line on whatever goes wrong; the destination then holds what it held before.
+    {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. questions: a file that fidelity is
+    measured on; None takes the bundled set. compare: measure uniform widths too; None does so for small models.
+    dry_run: do everything but push. Raises MopeqError in one line on whatever goes wrong; the destination then holds
+    what it held before.
     """
     recipe, progress = recipe or Recipe(), progress or Quiet()
     destination = destination_for(to, model, private=private)
     progress.say(f"publishing {model} to {destination.describe()}")
     if not dry_run:
         destination.check_writable()
+    questions_path = Path(questions) if questions else None
+    read_questions(questions_path)
     opened = open_model(model)
     name = manifests.publication_name(recipe, opened.source.commit)
     if destination.publication() == name:
         return _unchanged(destination, name, space, dry_run)
     with destination.workplace() as work:
         repo = quantize(opened, work / "repo", recipe, progress=progress)
-        fidelity = evaluate(repo.folder, questions, compare=compare, progress=progress)
+        fidelity = evaluate(repo.folder, questions_path, compare=compare, progress=progress)
         card(repo.folder, destination if not dry_run else None, space=space)
         if dry_run:
             return Publication(name, destination.name, None, None, True, repo.manifest, fidelity)
@@ -100,10 +106,14 @@ def publish(
     return Publication(name, destination.name, commit, space_commit, True, repo.manifest, fidelity)
 
 
-def plan(model: str, recipe: Recipe | None = None, profile: Profile | None = None, progress: Progress | None = None) -> Plan:
-    """What `quantize` would do. A folder's experts are measured; a Hub model's only if `profile` is not given but cached.
+def plan(
+    model: str, recipe: Recipe | None = None, profile: Profile | None = None, progress: Progress | None = None
+) -> Plan:
+    """What `quantize` would do. A folder's experts are measured; a Hub model's only if `profile` is not given but
+    cached.
 
-    Without a profile there is no bit map, only the sizes that uniform widths would give; nothing but headers is fetched then.
+    Without a profile there is no bit map, only the sizes that uniform widths would give; nothing but headers is fetched
+    then.
     """
     recipe, progress = recipe or Recipe(), progress or Quiet()
     opened = open_model(model)
@@ -133,7 +143,8 @@ def quantize(
 ) -> QuantizedRepo:
     """Quantize a model into `folder`, which must be empty or not exist.
 
-    model: a folder, owner/name[@revision], or an opened Model. profile: sensitivities measured before; None measures them.
+    model: a folder, owner/name[@revision], or an opened Model. profile: sensitivities measured before; None measures
+    them.
     bitmap: widths to use instead of those the recipe's allocator gives.
     Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
     """
@@ -204,12 +215,22 @@ def card(folder: str | Path, destination: Destination | None = None, *, space: b
 
 
 def push(
-    folder: str | Path, to: str, *, space: bool = True, private: bool = False, dry_run: bool = False, progress: Progress | None = None
+    folder: str | Path,
+    to: str,
+    *,
+    space: bool = True,
+    private: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
 ) -> Publication:
-    """Publish a folder that was quantized, evaluated and given a card. Raises MopeqError where one of these is missing."""
+    """Publish a folder that was quantized, evaluated and given a card. Raises MopeqError where one of these is
+    missing."""
     progress, folder = progress or Quiet(), Path(folder)
     manifest, fidelity = manifests.read_manifest(folder), manifests.read_fidelity(folder)
-    if manifests.describe_files(folder, (name for name in manifest["files"] if (folder / name).is_file())) != manifest["files"]:
+    if (
+        manifests.describe_files(folder, (name for name in manifest["files"] if (folder / name).is_file()))
+        != manifest["files"]
+    ):
         raise MopeqError(f"the files in {folder} are not those its mopeq.json describes", "quantize again")
     if fidelity is None or fidelity["weights_digest"] != manifests.weights_digest(manifest):
         raise MopeqError(f"{folder} was not measured as it is now", "run `mopeq-hub evaluate` on it first")
@@ -248,7 +269,9 @@ def run_space(to: str, port: int | None = None) -> None:
         run_local(work / "space", port)
 
 
-def _fill(model: Model, recipe: Recipe, profile: Profile, bitmap: BitMap, folder: Path, progress: Progress) -> dict[str, Any]:
+def _fill(
+    model: Model, recipe: Recipe, profile: Profile, bitmap: BitMap, folder: Path, progress: Progress
+) -> dict[str, Any]:
     """Everything a quantized folder holds before it is measured."""
     folder.mkdir()
     with progress.stage("quantize", model.checkpoint.nbytes) as advance:
@@ -266,7 +289,9 @@ def _fill(model: Model, recipe: Recipe, profile: Profile, bitmap: BitMap, folder
     return manifest
 
 
-def _comparisons(model: Model, manifest: dict[str, Any], questions: Path | None, progress: Progress) -> list[dict[str, Any]]:
+def _comparisons(
+    model: Model, manifest: dict[str, Any], questions: Path | None, progress: Progress
+) -> list[dict[str, Any]]:
     """Uniform widths of the same recipe, quantized and measured in the same way."""
     recipe = Recipe.from_dict(manifest["recipe"])
     found = []
@@ -336,4 +361,6 @@ def _local(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / _LOCAL).read_text("utf-8")))
     except (OSError, ValueError):
-        raise MopeqError(f"{folder} does not say where its original is", "name it with --original, or quantize again") from None
+        raise MopeqError(
+            f"{folder} does not say where its original is", "name it with --original, or quantize again"
+        ) from None

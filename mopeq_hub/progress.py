@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 Advance = Callable[[int], None]
@@ -12,7 +12,7 @@ Advance = Callable[[int], None]
 class Progress(Protocol):
     """What the pipeline tells while it runs."""
 
-    def stage(self, name: str, total: int, unit: str = "bytes") -> "contextmanager[Advance]":  # type: ignore[valid-type]
+    def stage(self, name: str, total: int, unit: str = "bytes") -> AbstractContextManager[Advance]:
         """A context that gives `advance`; `total` is in bytes, or in steps of `unit`."""
 
     def say(self, text: str) -> None:

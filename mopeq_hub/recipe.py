@@ -76,7 +76,8 @@ class Recipe:
 
     @property
     def packing_format(self) -> str:
-        """auto-round's name for the layout; the first stores zero points minus one and so cannot hold a zero point of 0."""
+        """auto-round's name for the layout; the first stores zero points minus one and so cannot hold a zero point of
+        0."""
         return "auto_round:auto_gptq" if self.symmetric else "auto_round"
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Where the files that are not Python lie: the templates and the Space's app.
 
 A wheel carries them inside the package, in `mopeq_hub/_bundled` (pyproject.toml puts them there); a checkout has them
-beside the package, where people look for them and where the Space's app can be run by itself. Only this file knows both.
+beside the package, where people look for them and the Space's app can be run by itself. Only this file knows both.
 """
 
 from pathlib import Path

@@ -134,7 +134,9 @@ class HubSource:
         url = hf_hub_url(self.name, name, revision=self.commit, endpoint=api.endpoint)
         headers = build_hf_headers(token=api.token, library_name=api.library_name)
         with hub_client.hub_errors(f"{name} of {self.location}"):
-            response = get_session().get(url, headers={**headers, "Range": f"bytes=0-{count - 1}"}, follow_redirects=True)
+            response = get_session().get(
+                url, headers={**headers, "Range": f"bytes=0-{count - 1}"}, follow_redirects=True
+            )
             hf_raise_for_status(response)
         return response.content
 
@@ -154,7 +156,8 @@ def open_source(model: str) -> Source:
 
 
 def companions(source: Source) -> list[str]:
-    """The files that a published repo takes over as they are: processor, tokenizer, chat template, generation config, licence."""
+    """The files that a published repo takes over as they are: processor, tokenizer, chat template, generation config,
+    licence."""
     return [name for name in source.files() if _COMPANION.fullmatch(name)]
 
 

@@ -70,8 +70,8 @@ def run_local(folder: Path, port: int | None) -> None:
 
 def _publication(folder: Path, manifest: dict[str, Any], model: str, original: str | None) -> dict[str, Any]:
     """What the app reads. Repos are pinned: the model to the publication's tag, the original to its commit."""
-    name = one_line(model.rstrip("/").split("/")[-1])
     source = manifest["source"]
+    name = one_line(source["name"].split("/")[-1])
     is_source = source["kind"] == "hub" and original == source["name"]
     return {
         "model": model,
@@ -79,7 +79,7 @@ def _publication(folder: Path, manifest: dict[str, Any], model: str, original: s
         "original": original,
         "original_revision": source["commit"] if is_source else None,
         "auto_class": manifest["model"]["auto_class"],
-        "title": f"Compare {name}" if original else f"Try {name}",
+        "title": f"{name}, original and quantized" if original else f"{name}, quantized",
         "plots": list(PLOTS),
     }
 

@@ -1,8 +1,8 @@
 """The paper's allocator: k-means on the experts' sensitivities, the most sensitive cluster gets the most bits.
 
-MoPEQ (arXiv 2509.02512), section 3.3: as many clusters as there are widths; model-wise all experts compete, layer-wise those
-of one layer. Degenerate inputs are defined on the safe side: with fewer different values than widths there are as many clusters
-as values, and they get the highest widths; so experts that cannot be told apart all get the highest.
+MoPEQ (arXiv 2509.02512), section 3.3: as many clusters as there are widths; model-wise all experts compete, layer-wise
+those of one layer. Degenerate inputs are defined on the safe side: with fewer different values than widths there are as
+many clusters as values, and they get the highest widths; so experts that cannot be told apart all get the highest.
 """
 
 import warnings

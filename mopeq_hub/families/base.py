@@ -54,8 +54,8 @@ class Family:
     def projection_of(self, parameter: str, source_pattern: str | None, patterns: Sequence[str]) -> str | None:
         """The projection that a tensor of the file holds by itself, or None where it holds the whole fused parameter.
 
-        parameter: the live parameter it belongs to. source_pattern: the pattern of transformers' converter that matched it,
-        one of `patterns`; their order is that in which transformers concatenates them.
+        parameter: the live parameter it belongs to. source_pattern: the pattern of transformers' converter that matched
+        it, one of `patterns`; their order is that in which transformers concatenates them.
         """
         if source_pattern is None or "*" not in source_pattern:
             return None

@@ -1,7 +1,8 @@
-"""The live model: what `from_pretrained` would build, on the meta device, with transformers' own way from file names to it.
+"""The live model: what `from_pretrained` would build, on the meta device, with transformers' own way from file names to
+it.
 
-Nothing here is copied from transformers: class, parameters, renamings and conversions are asked of the installed version,
-so that what is written is what that version's loader looks for.
+Nothing here is copied from transformers: class, parameters, renamings and conversions are asked of the installed
+version, so that what is written is what that version's loader looks for.
 """
 
 import logging
@@ -45,7 +46,8 @@ class LiveModel:
                 model = auto_class.from_config(config)
         except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise MopeqError(
-                f"transformers {transformers.__version__} cannot build {where} from its config: {str(error).splitlines()[0]}",
+                f"transformers {transformers.__version__} cannot build {where} from its config: "
+                f"{str(error).splitlines()[0]}",
                 "check config.json, or install a transformers that knows this model",
             ) from None
         mapping = get_model_conversion_mapping(model)
@@ -60,7 +62,8 @@ class LiveModel:
         )
 
     def name_of(self, source_name: str) -> tuple[str, str | None, list[str]]:
-        """Live name of a file's tensor, the converter's pattern that matched it if any, and all patterns of that converter."""
+        """Live name of a file's tensor, the converter's pattern that matched it if any, and all patterns of that
+        converter."""
         from transformers.core_model_loading import rename_source_key
 
         prefix = self.model.base_model_prefix

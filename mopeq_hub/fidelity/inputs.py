@@ -1,7 +1,7 @@
 """Questions as a model takes them: token ids, pictures, and where the answer's tokens are.
 
-Used inside the worker process, with the processor of the folder that is measured. Batches hold rows of one length and one set of
-inputs, so that nothing is padded and every family's forward sees what it would see for a single row.
+Used inside the worker process, with the processor of the folder that is measured. Batches hold rows of one length and
+one set of inputs, so that nothing is padded and every family's forward sees what it would see for a single row.
 """
 
 from collections.abc import Iterator
@@ -37,13 +37,16 @@ class Encoder:
         from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
         self._config = AutoConfig.from_pretrained(folder)
-        self._images = None
+        self._processor: Any = None
+        self._images: Any = None
         try:
-            self._processor = AutoProcessor.from_pretrained(folder)
-            self.tokenizer = getattr(self._processor, "tokenizer", self._processor)
+            processor = AutoProcessor.from_pretrained(folder)
         except ImportError:
+            processor = None
+        if hasattr(processor, "tokenizer"):
+            self._processor, self.tokenizer = processor, processor.tokenizer
+        else:
             # Processors that own a video processor need torchvision; their picture and text halves do not.
-            self._processor = None
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             self._images = AutoImageProcessor.from_pretrained(folder)
 
@@ -92,7 +95,6 @@ class Encoder:
 
     def _encode_in_halves(self, text: str, picture: Any) -> dict[str, torch.Tensor]:
         """What the missing processor would do: as many image tokens as the picture has merged patches."""
-        assert self._images is not None
         pixels = self._images(images=picture, return_tensors="pt")
         merged = int(pixels["image_grid_thw"].prod()) // self._images.merge_size**2
         token = self._image_token()
@@ -109,7 +111,8 @@ class Encoder:
 
 
 def batches(rows: list[Row]) -> Iterator[tuple[list[Row], dict[str, torch.Tensor]]]:
-    """Rows of equal length, prompt and kinds of input together, at most MAX_ROWS of them, with their collated inputs."""
+    """Rows of equal length, prompt and kinds of input together, at most MAX_ROWS of them, with their collated
+    inputs."""
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         alike.setdefault((row.length, row.prompt, tuple(sorted(row.inputs))), []).append(row)

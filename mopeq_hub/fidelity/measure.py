@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,11 +16,17 @@ import psutil
 
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.families.base import PROJECTIONS
 from mopeq_hub.fidelity.questions import Questions, read_questions
 from mopeq_hub.manifest import SCHEMA_VERSION, weights_digest
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress, Quiet
 
+_LOADING_TROUBLES = {
+    "missing_keys": "not in its files",
+    "unexpected_keys": "not used",
+    "mismatched_keys": "of another shape",
+}
 _PROCESS_BYTES = 1_200_000_000
 """What torch, transformers and the activations of one batch take beside the weights."""
 
@@ -33,11 +40,14 @@ class Reach:
     dtype: str
 
     @property
-    def whole(self) -> bool:
-        return self.layers == self.total
+    def cut(self) -> int | None:
+        """How many layers the model is cut to; None where it is measured whole."""
+        return None if self.layers == self.total else self.layers
 
 
-def measure(model: Model, folder: Path, manifest: dict[str, Any], questions_path: Path | None, progress: Progress) -> dict[str, Any]:
+def measure(
+    model: Model, folder: Path, manifest: dict[str, Any], questions_path: Path | None, progress: Progress
+) -> dict[str, Any]:
     """fidelity.json of the publication in `folder`, its comparisons left empty.
 
     Raises MopeqError where the published form does not load with every weight in its place and width, or measures NaN.
@@ -45,7 +55,7 @@ def measure(model: Model, folder: Path, manifest: dict[str, Any], questions_path
     questions = read_questions(questions_path)
     reach = reach_of(model, psutil.virtual_memory().available)
     logits, original = _original(model, questions, questions_path, reach, progress)
-    job = _job("published", folder, manifest["model"]["auto_class"], questions_path, logits, None, reach)
+    job = _job("published", folder, manifest["model"]["auto_class"], questions_path, logits, None, reach.cut)
     published = _run(job, _steps(questions), progress)
     check_loading(published["loading"], manifest, reach.layers)
     return {
@@ -114,52 +124,49 @@ def reach_of(model: Model, available: int) -> Reach:
 
 
 def check_loading(loading: dict[str, Any], manifest: dict[str, Any], layers: int) -> None:
-    """Raises MopeqError unless the loader found every tensor it looked for, used every one, and at the bit map's widths.
+    """Raises MopeqError unless the loader found all it looked for, used all it found, and at the bit map's widths.
 
     Of a model cut after `layers` decoder layers, the tensors of later layers are left over by design.
     """
-    blocks = manifest["model"]["blocks"]
-
-    def beyond(name: str) -> bool:
-        number = name[len(blocks) + 1 :].split(".", 1)[0] if name.startswith(blocks + ".") else ""
-        return number.isdigit() and int(number) >= layers
-
-    for kind, words in (("missing_keys", "not in its files"), ("unexpected_keys", "not used"), ("mismatched_keys", "of another shape")):
-        names = [name for name in loading[kind] if not beyond(name)]
+    hint = "nothing was published; report the model's name"
+    later = re.compile(rf"{re.escape(manifest['model']['blocks'])}\.(\d+)\.")
+    for kind, words in _LOADING_TROUBLES.items():
+        names = [name for name in loading[kind] if not ((found := later.match(name)) and int(found[1]) >= layers)]
         if names:
-            raise MopeqError(
-                f"the published form does not load: {names[0]}" + (f" and {len(names) - 1} others are " if len(names) > 1 else " is ") + words,
-                "nothing was published; report the model's name",
-            )
-    for entry in manifest["experts"]:
+            others = f" and {len(names) - 1} others are" if len(names) > 1 else " is"
+            raise MopeqError(f"the published form does not load: {names[0]}{others} {words}", hint)
+    for entry in manifest["experts"][: _count_below(manifest, layers)]:
         for index, bits in enumerate(entry["bits"]):
-            for projection in ("gate", "up", "down"):
+            for projection in PROJECTIONS:
                 name = f"{entry['module']}.{index}.{projection}_proj"
-                if entry["layer"] < layers and loading["widths"].get(name) != bits:
-                    raise MopeqError(
-                        f"the published form loads {name} with {loading['widths'].get(name, 16)} bits instead of {bits}",
-                        "nothing was published; report the model's name",
-                    )
+                found_bits = loading["widths"].get(name, 16)
+                if found_bits != bits:
+                    raise MopeqError(f"the published form loads {name} with {found_bits} bits, not {bits}", hint)
+
+
+def _count_below(manifest: dict[str, Any], layers: int) -> int:
+    return sum(entry["layer"] < layers for entry in manifest["experts"])
 
 
 def load_alone(folder: Path, auto_class: str) -> dict[str, Any]:
     """What the loader says of every weight of a published folder, in a process of its own; nothing is computed."""
-    whole = Reach(0, 0, "")
-    return dict(_run(_job("load", folder, auto_class, None, Path(), None, whole), 0, Quiet())["loading"])
+    return dict(_run(_job("load", folder, auto_class, None, Path(), None, None), 0, Quiet())["loading"])
 
 
 def _original(
     model: Model, questions: Questions, questions_path: Path | None, reach: Reach, progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
     """The original's answer logits and results, from the cache where they were computed before."""
-    folder = workplace.cache("original") / f"{model.source.commit[:16]}-{questions.digest[:16]}-{reach.layers}-{reach.dtype}"
+    folder = (
+        workplace.cache("original") / f"{model.source.commit[:16]}-{questions.digest[:16]}-{reach.layers}-{reach.dtype}"
+    )
     logits, result = folder / "logits.npy", folder / "result.json"
     if not result.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         for shard in model.checkpoint.shards:
             model.source.path(shard)
         home = model.source.path("config.json").parent
-        job = _job("original", home, model.layout.auto_class, questions_path, logits, reach.dtype, reach)
+        job = _job("original", home, model.layout.auto_class, questions_path, logits, reach.dtype, reach.cut)
         computed = _run(job, _steps(questions), progress)
         partial = result.with_suffix(".partial")
         partial.write_text(json.dumps(computed), "utf-8")
@@ -168,7 +175,13 @@ def _original(
 
 
 def _job(
-    role: str, folder: Path, auto_class: str, questions_path: Path | None, logits: Path, dtype: str | None, reach: Reach
+    role: str,
+    folder: Path,
+    auto_class: str,
+    questions_path: Path | None,
+    logits: Path,
+    dtype: str | None,
+    layers: int | None,
 ) -> dict[str, Any]:
     return {
         "role": role,
@@ -177,7 +190,7 @@ def _job(
         "questions": str(questions_path.resolve()) if questions_path else None,
         "logits": str(logits),
         "dtype": dtype,
-        "layers": None if reach.whole else reach.layers,
+        "layers": layers,
         # OpenMP threads that outnumber the cores spin against each other.
         "threads": max(1, len(os.sched_getaffinity(0))),
     }
@@ -190,7 +203,10 @@ def _steps(questions: Questions) -> int:
 
 def _run(job: dict[str, Any], steps: int, progress: Progress) -> dict[str, Any]:
     """Run a worker to its end and read its result. Raises MopeqError with the worker's last words where it fails."""
-    with tempfile.TemporaryDirectory() as scratch, progress.stage(f"measure {job['role']}", steps, "questions") as advance:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        progress.stage(f"measure {job['role']}", steps, "questions") as advance,
+    ):
         job_path, result, log = (Path(scratch) / name for name in ("job.json", "result.json", "log"))
         job_path.write_text(json.dumps({**job, "result": str(result)}), "utf-8")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -214,13 +230,19 @@ def _follow(process: "subprocess.Popen[str]", advance: Callable[[int], None]) ->
 def _failed(job: dict[str, Any], status: int, words: str) -> MopeqError:
     which = "the original" if job["role"] == "original" else "the published form"
     if status in (-9, 137):
-        return MopeqError(f"the process that measured {which} was ended, most likely for want of memory", "use a machine with more")
+        return MopeqError(
+            f"the process that measured {which} was ended, most likely for want of memory", "use a machine with more"
+        )
     last = next((line for line in reversed(words.splitlines()) if line.strip()), f"exit status {status}")
-    return MopeqError(f"{which} could not be loaded and measured: {last}", "nothing was published; report the model's name")
+    return MopeqError(
+        f"{which} could not be loaded and measured: {last}", "nothing was published; report the model's name"
+    )
 
 
 def _number(result: dict[str, Any], name: str) -> float:
     value = result[name]
     if not math.isfinite(value):
-        raise MopeqError(f"the {name} measured is {value}", "nothing was published; the source or its published form computes NaN")
+        raise MopeqError(
+            f"the {name} measured is {value}", "nothing was published; the source or its published form computes NaN"
+        )
     return float(value)

@@ -1,6 +1,7 @@
 """The inputs of the comparison: questions, most with a picture, each with a reference answer, one JSON object a line.
 
-`{"image": path or null, "question": ..., "answer": ..., ...}`, pictures relative to the file. Without a file of the user's the
+`{"image": path or null, "question": ..., "answer": ..., ...}`, pictures relative to the file. Without a file of the
+user's the
 bundled set is taken: pictures drawn for this purpose, and prompts and answers written for it.
 """
 
@@ -26,7 +27,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
-    """A set of questions. `name` is what reports call it; `digest` is over texts and pictures; `scored` if answers count."""
+    """A set of questions. `name` is what reports call it; `digest` is over texts and pictures; `scored` if answers
+    count."""
 
     name: str
     digest: str
@@ -44,7 +46,9 @@ def read_questions(path: Path | None) -> Questions:
     try:
         lines = source.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise MopeqError(f"the questions file {source.name} cannot be read: {error}", "give a file of JSON lines") from None
+        raise MopeqError(
+            f"the questions file {source.name} cannot be read: {error}", "give a file of JSON lines"
+        ) from None
     items = tuple(_question(line, source, number) for number, line in enumerate(lines, 1) if line.strip())
     if not items:
         raise MopeqError(f"the questions file {source.name} holds no question", "give one JSON object a line")
@@ -63,7 +67,9 @@ def _question(line: str, source: Path, number: int) -> Question:
     except (ValueError, KeyError, AttributeError, TypeError):
         raise MopeqError(f"{where} is not a question", 'write {"image": ..., "question": ..., "answer": ...}') from None
     if not (isinstance(text, str) and isinstance(answer, str) and (image is None or isinstance(image, str))):
-        raise MopeqError(f"{where} holds something other than text", 'write {"image": ..., "question": ..., "answer": ...}')
+        raise MopeqError(
+            f"{where} holds something other than text", 'write {"image": ..., "question": ..., "answer": ...}'
+        )
     picture = source.parent / check_name(image, where) if image else None
     if picture and not picture.is_file():
         raise MopeqError(f"{where} names the picture {image}, which is not there", "put it beside the questions file")

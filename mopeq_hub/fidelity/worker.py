@@ -1,8 +1,9 @@
 """One model measured in a process of its own: `python -m mopeq_hub.fidelity.worker JOB.json`.
 
-auto-round's loader changes transformers for the whole process, so original and published model must never share one. The
-original's worker writes the logits of every answer token to a file; the published model's worker reads them and compares. The
-job is a JSON file, the result another; progress goes to standard output, one number of finished rows a line.
+auto-round's loader changes transformers for the whole process, so original and published model must never share one.
+The original's worker writes the logits of every answer token to a file; the published model's worker reads them and
+compares. The job is a JSON file, the result another; progress goes to standard output, one number of finished rows a
+line.
 """
 
 import json
@@ -89,7 +90,9 @@ def write_logits(model: Any, rows: list[Row], path: Path) -> dict[str, Any]:
     losses = np.zeros(starts[-1])
     for row, logits, ids in answer_logits(model, rows):
         if kept is None:
-            kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(int(starts[-1]), logits.shape[-1]))
+            kept = np.lib.format.open_memmap(
+                path, mode="w+", dtype=np.float32, shape=(int(starts[-1]), logits.shape[-1])
+            )
         place = slice(starts[row.number], starts[row.number + 1])
         kept[place] = logits.numpy()
         losses[place] = torch.nn.functional.cross_entropy(logits, ids, reduction="none").numpy()
@@ -99,7 +102,8 @@ def write_logits(model: Any, rows: list[Row], path: Path) -> dict[str, Any]:
 
 
 def compare(model: Any, rows: list[Row], path: Path) -> dict[str, Any]:
-    """KL(original || published) per answer token in nats, agreement of the most likely token, mean loss of the answers."""
+    """KL(original || published) per answer token in nats, agreement of the most likely token, mean loss of the
+    answers."""
     starts = _starts(rows)
     original = np.load(path, mmap_mode="r")
     if original.shape[0] != starts[-1]:

@@ -1,23 +1,34 @@
 """The hot loops: group-wise quantization of a weight matrix, round-to-nearest and scale search, compiled by Numba.
 
-Every function takes a weight [out, in] in float32, C order, and a group size that divides `in`, and gives a scale (and a zero
-point) for each group; `codes_*` then gives the codes for scales as they will be stored, rounded to float16, so that what is
-searched, what is packed and what is dequantized are one thing. Rows are independent and run in parallel.
+Every function takes a weight [out, in] in float32, C order, and a group size that divides `in`, and gives a scale (and
+a zero point) for each group; `codes_*` then gives the codes for scales as they will be stored, rounded to float16, so
+that what is searched, what is packed and what is dequantized are one thing. Rows are independent and run in parallel.
 
-Symmetric: w ~ s * c with codes c in [-2^(b-1), 2^(b-1) - 1] and a scale of either sign, as auto-round does it: the largest
-weight of a group falls on the end of the grid that reaches further. Asymmetric: w ~ s * (c - z), c and z in [0, 2^b - 1].
+Symmetric: w ~ s * c with codes c in [-2^(b-1), 2^(b-1) - 1] and a scale of either sign, as auto-round does it: the
+largest weight of a group falls on the end of the grid that reaches further. Asymmetric: w ~ s * (c - z), c and z in [0,
+2^b - 1].
 
-The search tries several scales for each group. Each candidate gives codes, the codes give the scale that fits them best by least
-squares (<c, w> / <c, c>), and the one with the least squared error is kept: an alternating minimisation with several starts.
+The search tries several scales for each group. Each candidate gives codes, the codes give the scale that fits them best
+by least squares (<c, w> / <c, c>), and the one with the least squared error is kept: an alternating minimisation with
+several starts.
 """
+
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
 
-_OPTIONS = {"cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy", "nogil": True}
+_OPTIONS: Any = {
+    "cache": True,
+    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+    "error_model": "numpy",
+    "nogil": True,
+}
 
-# Candidate scales relative to round-to-nearest's, denser where the optimum for bell-shaped weights lies.
-_SYMMETRIC_STEPS = np.array([0.52, 0.60, 0.66, 0.72, 0.77, 0.82, 0.87, 0.91, 0.95, 0.99, 1.03, 1.07, 1.12], dtype=np.float32)
+# Candidate scales relative to round-to-nearest's, which is among them, denser where the optimum for bell-shaped weights lies.
+_SYMMETRIC_STEPS = np.array(
+    [0.52, 0.60, 0.66, 0.72, 0.77, 0.82, 0.87, 0.91, 0.95, 1.0, 1.04, 1.07, 1.12], dtype=np.float32
+)
 _ASYMMETRIC_STEPS = np.array([0.55, 0.65, 0.72, 0.78, 0.83, 0.88, 0.92, 0.96, 1.0], dtype=np.float32)
 _TINY = np.float32(6.2e-5)
 """Smallest scale that float16 holds in full precision; a group of smaller weights than that is stored as zeros."""
@@ -41,7 +52,8 @@ def _extreme(group):  # type: ignore[no-untyped-def]
 
 @njit(inline="always", **_OPTIONS)
 def _refine_symmetric(group, scale, low, high):  # type: ignore[no-untyped-def]
-    """The least-squares scale for the codes that `scale` gives, and the squared error it saves against all-zero codes."""
+    """The least-squares scale for the codes that `scale` gives, and the squared error it saves against all-zero
+    codes."""
     inverse = np.float32(1.0) / scale
     cross = np.float32(0.0)
     power = np.float32(0.0)
@@ -146,7 +158,9 @@ def scales_asymmetric(weight: np.ndarray, group_size: int, bits: int, search: bo
 
 
 @njit(parallel=True, **_OPTIONS)
-def codes_asymmetric(weight: np.ndarray, scales: np.ndarray, zeros: np.ndarray, group_size: int, bits: int) -> np.ndarray:
+def codes_asymmetric(
+    weight: np.ndarray, scales: np.ndarray, zeros: np.ndarray, group_size: int, bits: int
+) -> np.ndarray:
     """Codes [out, in], uint8, for scales as stored."""
     rows, columns = weight.shape
     top = np.float32((1 << bits) - 1)
@@ -156,5 +170,7 @@ def codes_asymmetric(weight: np.ndarray, scales: np.ndarray, zeros: np.ndarray, 
             inverse = np.float32(1.0) / scales[row, index]
             zero = np.float32(zeros[row, index])
             for column in range(index * group_size, (index + 1) * group_size):
-                codes[row, column] = np.uint8(_clamp(np.rint(weight[row, column] * inverse) + zero, np.float32(0.0), top))
+                codes[row, column] = np.uint8(
+                    _clamp(np.rint(weight[row, column] * inverse) + zero, np.float32(0.0), top)
+                )
     return codes

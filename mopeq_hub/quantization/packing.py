@@ -1,12 +1,13 @@
 """auto-round's layout of packed weights, as its loader reads it, and back.
 
-For a weight [out, in] at b bits with groups of g: `qweight` int32 [in * b / 32, out], `qzeros` int32 [in / g, out * b / 32],
-`scales` float16 [in / g, out]. Values lie one after another as a little-endian stream of b-bit fields, along `in` for the codes
-and along `out` for the zero points, so that 32 values fill b words, at 3 bits too. `auto_round:auto_gptq` (symmetric) stores
-zero points minus one, `auto_round` (asymmetric) as they are.
+For a weight [out, in] at b bits with groups of g: `qweight` int32 [in * b / 32, out], `qzeros` int32 [in / g, out * b /
+32], `scales` float16 [in / g, out]. Values lie one after another as a little-endian stream of b-bit fields, along `in`
+for the codes and along `out` for the zero points, so that 32 values fill b words, at 3 bits too. `auto_round:auto_gptq`
+(symmetric) stores zero points minus one, `auto_round` (asymmetric) as they are.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -14,7 +15,7 @@ from numba import njit, prange
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.quantization import kernels
 
-_OPTIONS = {"cache": True, "nogil": True}
+_OPTIONS: Any = {"cache": True, "nogil": True}
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ class ShardPlan:
     def header(self) -> tuple[bytes, dict[str, int]]:
         """The file's header, and each tensor's offset in the file.
 
-        Widest items first, then by name, as safetensors itself orders them, so that every tensor is aligned to its items.
+        Widest items first, then by name, as safetensors itself orders them, so that every tensor is aligned to its
+        items.
         """
         entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offsets: dict[str, int] = {}
@@ -90,7 +91,9 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for descriptor in self._files.values():
             os.close(descriptor)
         unwritten = sum(len(names) for names in self._left.values())
@@ -106,7 +109,7 @@ class ShardWriter:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             self._files[file] = os.open(self._folder / file, flags, 0o644)
             _write_all(self._files[file], self._headers[file], 0)
-        _write_all(self._files[file], memoryview(np.ascontiguousarray(data)).cast("B") if data.size else b"", offset)
+        _write_all(self._files[file], np.ascontiguousarray(data).reshape(-1).view(np.uint8), offset)
         self._left[file].remove(name)
         if not self._left[file]:
             os.close(self._files.pop(file))
@@ -120,8 +123,8 @@ def write_index(folder: Path, shards: Sequence[ShardPlan]) -> None:
     (folder / INDEX_NAME).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
-def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
+def _write_all(descriptor: int, data: bytes | np.ndarray, offset: int) -> None:
+    view = memoryview(data)  # type: ignore[arg-type]
     while len(view):
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written

@@ -1,4 +1,5 @@
-"""The stream: every tensor of a checkpoint read once, in the order of its files, quantized or kept, and written to its place."""
+"""The stream: every tensor of a checkpoint read once, in the order of its files, quantized or kept, and written to its
+place."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ def plan_pieces(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: 
                 pieces.append(Piece(info.name, matrix.name, matrix, bits, (whole,)))
             else:
                 check_divides(matrix, recipe.group_size)
-                pieces.append(Piece(info.name, matrix.name, matrix, bits, _packed_plan(matrix, bits, recipe.group_size)))
+                pieces.append(
+                    Piece(info.name, matrix.name, matrix, bits, _packed_plan(matrix, bits, recipe.group_size))
+                )
         if info.name in layout.kept:
             name = layout.kept[info.name]
             pieces.append(Piece(info.name, name, None, 16, (TensorPlan(name, info.dtype, info.shape),)))
@@ -58,7 +61,8 @@ def plan_pieces(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: 
 def write_checkpoint(
     checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: Recipe, folder: Path, advance: Advance
 ) -> list[ShardPlan]:
-    """Quantize the checkpoint into safetensors shards and an index in `folder`; `advance` is told the source bytes done.
+    """Quantize the checkpoint into safetensors shards and an index in `folder`; `advance` is told the source bytes
+    done.
 
     Raises MopeqError on NaN or infinite weights, naming the tensor.
     """

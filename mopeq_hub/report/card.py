@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 LICENSE_FILES = ("LICENSE", "LICENSE.md")
 """The names of files beside the card that the Hub takes as a `license_link`."""
-TAGS = ("mopeq", "mixture-of-experts", "auto-round", "mixed-precision")
+TAGS = ("mopeq", "mixture-of-experts", "auto-round")
 PLOTS = {
-    "bits.png": "Bit map: the width of every expert",
-    "sensitivity.png": "Sensitivity of every expert",
-    "bits_per_layer.png": "How many experts of each layer have each width",
-    "size_fidelity.png": "Size against KL divergence from the original",
+    Markdown("bits.png"): "Bit map, the width of every expert",
+    Markdown("sensitivity.png"): "Sensitivity of every expert",
+    Markdown("bits_per_layer.png"): "How many experts of each layer have each width",
+    Markdown("size_fidelity.png"): "Size against KL divergence from the original",
 }
 """What each plot shows, in the order in which the card shows them."""
 
@@ -152,6 +152,7 @@ def _metadata(
     source = manifest["source"]
     from_hub = source["kind"] == "hub" and hub_address(source["name"]) is not None
     results = _results(manifest, fidelity) if fidelity else []
+    widths = [f"{width}-bit" for width in counts(manifest)]
     return ModelCardData(
         base_model=source["name"] if from_hub else None,
         base_model_relation="quantized" if from_hub else None,
@@ -159,7 +160,7 @@ def _metadata(
         library_name="transformers",
         **licence,
         pipeline_tag=manifest["model"]["task"],
-        tags=[*TAGS, *(f"{width}-bit" for width in counts(manifest))],
+        tags=[*TAGS, *(["mixed-precision"] if len(widths) > 1 else []), *widths],
         model_name=_title(manifest, repo_id) if results else None,
         eval_results=results or None,
     )
@@ -175,6 +176,8 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any]) -> list["EvalRe
     ]
     if fidelity["accuracy"]:
         metrics.append(("accuracy", "Exact answers by greedy decoding", fidelity["accuracy"]["published"]))
+    layers = fidelity["layers"]
+    part = f", first {layers['measured']} of {layers['total']} layers" if partly_measured(fidelity) else ""
     return [
         EvalResult(
             task_type=manifest["model"]["task"],
@@ -182,7 +185,7 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any]) -> list["EvalRe
             dataset_name=_inputs_name(fidelity),
             dataset_revision=fidelity["inputs"]["sha256"],
             metric_type=metric,
-            metric_name=name,
+            metric_name=name + part,
             metric_value=float(f"{value:.6g}"),
         )
         for metric, name, value in metrics
@@ -255,7 +258,7 @@ def _environment() -> Any:
 
 
 def _title(manifest: dict[str, Any], repo_id: str | None) -> str:
-    return (repo_id or manifest["source"]["name"] + "-mopeq").split("/")[-1]
+    return one_line((repo_id or manifest["source"]["name"] + "-mopeq").split("/")[-1])
 
 
 def _source_name(manifest: dict[str, Any]) -> Markdown:

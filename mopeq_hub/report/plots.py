@@ -28,8 +28,10 @@ COLOURS = {2: "#f2b632", 3: "#58a6d6", 4: "#1d559c", 8: "#14183a"}
 
 OURS = "#c4411a"
 INK, FAINT, PALE = "#20242c", "#6b7280", "#e8eaee"
-ABSENT = {"facecolor": PALE, "hatch": "////", "edgecolor": "#c3c8d0", "linewidth": 0}
+ABSENT: dict[str, Any] = {"facecolor": PALE, "hatch": "////", "edgecolor": "#c3c8d0", "linewidth": 0}
 """How a layer without routed experts looks."""
+CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+"""Behind words, so that no grid line strikes them through."""
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -49,7 +51,7 @@ STYLE = {
     "hatch.linewidth": 0.5,
     "hatch.color": "#c3c8d0",
 }
-LEFT, RIGHT, TOP = 0.65, 0.25, 0.45
+LEFT, RIGHT, TOP = 0.75, 0.25, 0.45
 """Margins in inches: for the layers' numbers, for the last label, for the title."""
 
 SPOTS = [(8, 0), (-8, 0)] + [
@@ -334,6 +336,7 @@ def _label(axes: "Axes", original: Choice, points: list[tuple[float, float]], na
         ha="left" if on_right else "right",
         va="top",
         color=FAINT,
+        bbox=CLEAR,
     )
     taken += [head.get_window_extent(), _box(line - 4, frame.y0, line + 4, frame.y1)]
     for point, (name, ours) in sorted(zip(points, names, strict=True), key=lambda pair: -pair[1][1]):
@@ -368,6 +371,7 @@ def _note(axes: "Axes", point: tuple[float, float], name: str, ours: bool, offse
         va="center",
         fontweight="bold" if ours else "normal",
         parse_math=False,
+        bbox=CLEAR,
     )
 
 

@@ -6,9 +6,7 @@ Rich is used with styled text only, never with its own markup, so that a name in
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mopeq_hub.recipe import Recipe
 from mopeq_hub.report import (
-    Choice,
     choices,
     code,
     counts,
@@ -20,7 +18,6 @@ from mopeq_hub.report import (
     percent,
     size,
     table_rows,
-    uniform,
 )
 
 if TYPE_CHECKING:
@@ -36,31 +33,26 @@ BAR = 40
 """Characters of a layer's bar where its experts do not fit on a line."""
 
 
-def plan_table(manifest: dict[str, Any]) -> "Table":
-    """Sizes of the choices before any of them is made: the original, each width for all experts, and the plan."""
+def plan_table(name: str, planned: list[dict[str, Any]], manifest: dict[str, Any] | None) -> "Table":
+    """Sizes of the choices before any of them is made: dicts of name, bytes and experts_bpw, the original first.
+
+    `manifest` is what the recipe would give, where sensitivities are known; its choice comes last.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    original, *_, planned = choices(manifest, None, this="this plan")
-    widths = sorted({*Recipe.from_dict(manifest["recipe"]).bits, 4}, reverse=True)
-    table = Table(
-        title=Text(one_line(manifest["source"]["name"])),
-        title_justify="left",
-        caption=_counts_text(manifest),
-        caption_justify="left",
-    )
+    table = Table(title=Text(one_line(name)), title_justify="left", caption_justify="left")
+    if manifest:
+        table.caption = _counts_text(manifest)
     table.add_column()
-    for name in ("size", "of the original", "bpw"):
-        table.add_column(name, justify="right")
-    for choice in [original, *(uniform(manifest, width) for width in widths)]:
-        table.add_row(*_plan_cells(choice, original))
-    table.add_row(*_plan_cells(planned, original), style="bold")
+    for heading in ("size", "of the original", "bpw"):
+        table.add_column(heading, justify="right")
+    for position, choice in enumerate(planned, 1):
+        share = choice["bytes"] / planned[0]["bytes"] if planned[0]["bytes"] else 1
+        bpw = "–" if choice["experts_bpw"] is None else f"{choice['experts_bpw']:.2f}"
+        ours = manifest is not None and position == len(planned)
+        table.add_row(choice["name"], size(choice["bytes"]), percent(share), bpw, style="bold" if ours else None)
     return table
-
-
-def _plan_cells(choice: Choice, original: Choice) -> tuple[str, ...]:
-    share = choice.bytes / original.bytes if original.bytes else 1
-    return choice.name, size(choice.bytes), percent(share), "–" if choice.bpw is None else f"{choice.bpw:.2f}"
 
 
 def _counts_text(manifest: dict[str, Any]) -> "Text":

@@ -1,9 +1,9 @@
 """The paper's signal: the trace of the Hessian of the Frobenius norm at the expert's weights.
 
-MoPEQ (arXiv 2509.02512), section 3.2: with the loss L(W) = ||W||_F, the sensitivity of an expert is the sum of the Hessian
-traces of its gate, up and down projections, estimated by Hutchinson's method. With w = vec(W) / ||W||_F and n weights
-the Hessian is (I - w w^T) / ||W||_F, so its trace is exactly (n - 1) / ||W||_F: `exact` computes that in one pass over the
-weights; `hutchinson` keeps the paper's estimator, to compare with.
+MoPEQ (arXiv 2509.02512), section 3.2: with the loss L(W) = ||W||_F, the sensitivity of an expert is the sum of the
+Hessian traces of its gate, up and down projections, estimated by Hutchinson's method. With w = vec(W) / ||W||_F and n
+weights the Hessian is (I - w w^T) / ||W||_F, so its trace is exactly (n - 1) / ||W||_F: `exact` computes that in one
+pass over the weights; `hutchinson` keeps the paper's estimator, to compare with.
 """
 
 from typing import TYPE_CHECKING
@@ -50,7 +50,8 @@ def exact_trace(weight: "torch.Tensor") -> float:
 
 
 def hutchinson_trace(weight: "torch.Tensor", probes: int, generator: "torch.Generator") -> float:
-    """Hutchinson's estimate of the same trace: mean over `probes` Rademacher vectors v of v . Hv, Hv by double backward.
+    """Hutchinson's estimate of the same trace: mean over `probes` Rademacher vectors v of v . Hv, Hv by double
+    backward.
 
     MoPEQ (arXiv 2509.02512), Algorithm 1. `weight` [out, in], any float dtype; the arithmetic is float32.
     """

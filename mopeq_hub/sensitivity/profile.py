@@ -56,4 +56,6 @@ class Profile:
         except OSError as error:
             raise MopeqError(f"{path} cannot be read: {error.strerror}", "name a profile.json") from None
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise MopeqError(f"{path} is not a profile", "name a profile.json that `mopeq-hub plan --save-profile` wrote") from None
+            raise MopeqError(
+                f"{path} is not a profile", "name a profile.json that `mopeq-hub plan --save-profile` wrote"
+            ) from None

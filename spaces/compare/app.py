@@ -24,15 +24,17 @@ CSS = """
 .gradio-container {max-width: 1080px !important; margin: 0 auto !important}
 .status {min-height: 3em}
 .status p {font-size: var(--text-sm); font-variant-numeric: tabular-nums}
-.document, .document * {min-width: 0}
-.document :is(table, pre) {display: block; max-width: 100%; overflow-x: auto}
-.document :is(p, li, code) {overflow-wrap: anywhere}
-.document pre code {overflow-wrap: normal}
+.document {contain: inline-size}
+.document :is(table, pre) {display: block; overflow-x: auto; border: 0}
+.document :is(th, td) {white-space: nowrap; border-color: var(--border-color-primary)}
+.document td:first-child {white-space: normal}
 """
 """One centred page; in the tabs it is the tables and the code that scroll on a phone, not the page."""
 
-SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-"""Nothing is fetched from a font server, so the page looks the same everywhere."""
+THEME = gr.themes.Default(
+    primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+)
+"""The system's own fonts: nothing is fetched from a font server."""
 
 
 def build(publication: Publication) -> gr.Blocks:
@@ -89,7 +91,7 @@ def answer_column(name: str, place: Place | None) -> tuple[gr.Textbox, gr.Markdo
     with gr.Column():
         info = place.label if place else None
         text = gr.Textbox(label=name, info=info, lines=4, max_lines=20, interactive=False, buttons=["copy"])
-        status = gr.Markdown(elem_classes="status")
+        status = gr.Markdown(label=f"{name} figures", elem_classes="status")
     return text, status
 
 
@@ -135,8 +137,7 @@ def main() -> None:
     except (OSError, KeyError, json.JSONDecodeError) as error:
         sys.exit(f"publication.json beside app.py cannot be read: {error!r}; mopeq-hub writes it")
     try:
-        theme = gr.themes.Default(primary_hue="indigo", **SYSTEM_FONTS)
-        page.launch(css=CSS, theme=theme, max_file_size="20mb")
+        page.launch(css=CSS, theme=THEME, max_file_size="20mb")
     except OSError as error:
         sys.exit(str(error))
 

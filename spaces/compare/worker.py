@@ -114,13 +114,13 @@ def load_processor(where: str, revision: str | None, config: Any) -> Any:
     """The model's own processor, or its parts where building it needs torchvision, which no Space here installs."""
     try:
         return AutoProcessor.from_pretrained(where, revision=revision)
-    except ImportError:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
-        image_processor = AutoImageProcessor.from_pretrained(where, revision=revision)
+    except (ImportError, ValueError) as error:
         placeholder = getattr(config, "image_token_id", None)
-        if placeholder is None:
+        if "torchvision" not in str(error) or placeholder is None:
             raise
-        return PartsProcessor(image_processor, tokenizer, str(tokenizer.convert_ids_to_tokens(placeholder)))
+    tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
+    image_processor = AutoImageProcessor.from_pretrained(where, revision=revision)
+    return PartsProcessor(image_processor, tokenizer, str(tokenizer.convert_ids_to_tokens(placeholder)))
 
 
 def in_words(error: Exception) -> str:

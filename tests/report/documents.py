@@ -26,7 +26,7 @@ def manifest(
     """A manifest whose first `dense` layers have no routed experts; the most sensitive experts have the most bits."""
     recipe = recipe or Recipe()
     chance = random.Random(7)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for layer in range(dense, layers):
         level = 900 + 25 * abs(layer - layers / 2)
         outliers = [1.25 if chance.random() < 0.05 else 1 for _ in range(experts)]
@@ -41,7 +41,7 @@ def manifest(
     mean = sum(widths) / len(widths)
     bpw = mean + (16 + mean) / recipe.group_size
     rest_bytes = rest_weights * (2 if recipe.rest_bits == 16 else 1)
-    signal = {"name": "hessian", "estimator": recipe.estimator}
+    signal: dict[str, Any] = {"name": "hessian", "estimator": recipe.estimator}
     if recipe.estimator == "hutchinson":
         signal |= {"probes": recipe.probes, "seed": recipe.seed}
     return {

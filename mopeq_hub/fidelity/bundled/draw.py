@@ -32,8 +32,14 @@ def shapes() -> tuple[Image.Image, Questions]:
     draw.polygon([(85, 190), (30, 300), (140, 300)], fill="#2ca02c")
     draw.ellipse((190, 190, 300, 300), fill="#ffbf00")
     return image, [
-        ("What is in this picture?", "The picture shows four shapes on a white background: a red circle, a blue square, a green triangle and a yellow circle."),
-        ("How many circles are there?", "There are two circles, a red one at the top left and a yellow one at the bottom right."),
+        (
+            "What is in this picture?",
+            "The picture shows four shapes on a white background: a red circle, a blue square, a green triangle and a yellow circle.",
+        ),
+        (
+            "How many circles are there?",
+            "There are two circles, a red one at the top left and a yellow one at the bottom right.",
+        ),
     ]
 
 
@@ -48,7 +54,10 @@ def bar_chart() -> tuple[Image.Image, Questions]:
     draw.line((25, 290, 325, 290), fill=INK, width=2)
     return image, [
         ("Which day had the most visitors?", "Thursday had the most visitors, with 90 of them."),
-        ("Describe this chart.", "It is a bar chart titled Visitors per day. Monday had 40 visitors, Tuesday 65, Wednesday 30, Thursday 90 and Friday 75."),
+        (
+            "Describe this chart.",
+            "It is a bar chart titled Visitors per day. Monday had 40 visitors, Tuesday 65, Wednesday 30, Thursday 90 and Friday 75.",
+        ),
     ]
 
 
@@ -57,11 +66,18 @@ def clock() -> tuple[Image.Image, Questions]:
     draw.ellipse((38, 38, 298, 298), fill="white", outline=INK, width=6)
     for hour in range(1, 13):
         angle = math.radians(hour * 30 - 90)
-        draw.text((168 + 108 * math.cos(angle), 168 + 108 * math.sin(angle)), str(hour), fill=INK, font=_font(22), anchor="mm")
+        draw.text(
+            (168 + 108 * math.cos(angle), 168 + 108 * math.sin(angle)), str(hour), fill=INK, font=_font(22), anchor="mm"
+        )
     for length, width, angle in ((62, 9, 90), (92, 5, 0)):
         turned = math.radians(angle - 90)
         draw.line((168, 168, 168 + length * math.cos(turned), 168 + length * math.sin(turned)), fill=INK, width=width)
-    return image, [("What time does the clock show?", "The short hand points to three and the long hand to twelve, so the clock shows three o'clock.")]
+    return image, [
+        (
+            "What time does the clock show?",
+            "The short hand points to three and the long hand to twelve, so the clock shows three o'clock.",
+        )
+    ]
 
 
 def sign() -> tuple[Image.Image, Questions]:
@@ -84,7 +100,12 @@ def house() -> tuple[Image.Image, Questions]:
     for left in (104, 198):
         draw.rectangle((left, 175, left + 30, 205), fill="#fff59d", outline=INK, width=2)
     draw.ellipse((262, 22, 314, 74), fill="#ffd32a")
-    return image, [("Describe the scene.", "A small house with a red roof, a brown door and two lit windows stands on a green meadow. The sky is blue and the sun is shining.")]
+    return image, [
+        (
+            "Describe the scene.",
+            "A small house with a red roof, a brown door and two lit windows stands on a green meadow. The sky is blue and the sun is shining.",
+        )
+    ]
 
 
 def traffic_light() -> tuple[Image.Image, Questions]:
@@ -97,13 +118,26 @@ def traffic_light() -> tuple[Image.Image, Questions]:
 
 def receipt() -> tuple[Image.Image, Questions]:
     image, draw = _canvas("#f8f8f4")
-    for row, (left, right) in enumerate((("Corner Bakery", ""), ("", ""), ("2 Bread", "7.00"), ("1 Coffee", "2.50"), ("3 Rolls", "2.10"), ("", ""), ("Total", "11.60"))):
+    for row, (left, right) in enumerate(
+        (
+            ("Corner Bakery", ""),
+            ("", ""),
+            ("2 Bread", "7.00"),
+            ("1 Coffee", "2.50"),
+            ("3 Rolls", "2.10"),
+            ("", ""),
+            ("Total", "11.60"),
+        )
+    ):
         draw.text((40, 35 + row * 40), left, fill=INK, font=_font(26))
         draw.text((296, 35 + row * 40), right, fill=INK, font=_font(26), anchor="ra")
     draw.line((40, 268, 296, 268), fill=INK, width=2)
     return image, [
         ("What is the total on this receipt?", "The total is 11.60."),
-        ("List the items that were bought.", "Two breads for 7.00, one coffee for 2.50 and three rolls for 2.10 were bought at the Corner Bakery."),
+        (
+            "List the items that were bought.",
+            "Two breads for 7.00, one coffee for 2.50 and three rolls for 2.10 were bought at the Corner Bakery.",
+        ),
     ]
 
 
@@ -115,7 +149,12 @@ def chessboard() -> tuple[Image.Image, Questions]:
                 draw.rectangle((column * 84, row * 84, column * 84 + 83, row * 84 + 83), fill="#b58863")
     draw.ellipse((100, 16, 152, 68), fill="black")
     draw.ellipse((184, 268, 236, 320), fill="white", outline="black", width=3)
-    return image, [("Which pieces are on the board, and where?", "There are two round pieces: a black one in the top row, second column, and a white one in the bottom row, third column.")]
+    return image, [
+        (
+            "Which pieces are on the board, and where?",
+            "There are two round pieces: a black one in the top row, second column, and a white one in the bottom row, third column.",
+        )
+    ]
 
 
 def line_chart() -> tuple[Image.Image, Questions]:
@@ -126,22 +165,38 @@ def line_chart() -> tuple[Image.Image, Questions]:
     for x, y in points:
         draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill="#d62728")
     draw.text((180, 15), "Sales", fill=INK, font=_font(24), anchor="mm")
-    return image, [("How did sales develop?", "Sales rose overall: slowly at first, with a small dip in the middle, and steeply towards the end.")]
+    return image, [
+        (
+            "How did sales develop?",
+            "Sales rose overall: slowly at first, with a small dip in the middle, and steeply towards the end.",
+        )
+    ]
 
 
 def pie_chart() -> tuple[Image.Image, Questions]:
     image, draw = _canvas()
     start = -90.0
-    for share, colour, label, place in ((50, "#1f77b4", "Rent 50%", (250, 170)), (30, "#ff7f0e", "Food 30%", (100, 230)), (20, "#2ca02c", "Fun 20%", (105, 105))):
+    for share, colour, label, place in (
+        (50, "#1f77b4", "Rent 50%", (250, 170)),
+        (30, "#ff7f0e", "Food 30%", (100, 230)),
+        (20, "#2ca02c", "Fun 20%", (105, 105)),
+    ):
         draw.pieslice((28, 28, 308, 308), start, start + 3.6 * share, fill=colour)
         draw.text(place, label, fill="white", font=_font(20), anchor="mm")
         start += 3.6 * share
-    return image, [("What takes the largest share of the budget?", "Rent takes the largest share of the budget, namely half of it.")]
+    return image, [
+        (
+            "What takes the largest share of the budget?",
+            "Rent takes the largest share of the budget, namely half of it.",
+        )
+    ]
 
 
 def table() -> tuple[Image.Image, Questions]:
     image, draw = _canvas()
-    for row, cells in enumerate((("City", "High", "Low"), ("Oslo", "4", "-3"), ("Rome", "15", "7"), ("Cairo", "24", "14"), ("Lima", "26", "20"))):
+    for row, cells in enumerate(
+        (("City", "High", "Low"), ("Oslo", "4", "-3"), ("Rome", "15", "7"), ("Cairo", "24", "14"), ("Lima", "26", "20"))
+    ):
         top = 40 + row * 54
         if row == 0:
             draw.rectangle((20, top - 12, 316, top + 36), fill="#d0e0f0")
@@ -170,21 +225,30 @@ def dice() -> tuple[Image.Image, Questions]:
         for column, row in spots:
             x, y = left + 28 + 32 * column, 136 + 32 * row
             draw.ellipse((x - 11, y - 11, x + 11, y + 11), fill=INK)
-    return image, [("What do the two dice add up to?", "One die shows three and the other five, so they add up to eight.")]
+    return image, [
+        ("What do the two dice add up to?", "One die shows three and the other five, so they add up to eight.")
+    ]
 
 
 def flag() -> tuple[Image.Image, Questions]:
     image, draw = _canvas()
     for row, colour in enumerate(("#c0392b", "#ecf0f1", "#2980b9")):
         draw.rectangle((20, 60 + 72 * row, 316, 132 + 72 * row), fill=colour)
-    return image, [("Which colours does the flag have, from top to bottom?", "From top to bottom the flag is red, white and blue.")]
+    return image, [
+        ("Which colours does the flag have, from top to bottom?", "From top to bottom the flag is red, white and blue.")
+    ]
 
 
 def warning() -> tuple[Image.Image, Questions]:
     image, draw = _canvas()
     draw.polygon([(168, 30), (318, 290), (18, 290)], fill="#f9ca24", outline=INK, width=8)
     draw.text((168, 205), "!", fill=INK, font=_font(150), anchor="mm")
-    return image, [("What does this sign mean?", "It is a yellow warning triangle with an exclamation mark; it tells people to be careful.")]
+    return image, [
+        (
+            "What does this sign mean?",
+            "It is a yellow warning triangle with an exclamation mark; it tells people to be careful.",
+        )
+    ]
 
 
 def map_grid() -> tuple[Image.Image, Questions]:
@@ -195,7 +259,12 @@ def map_grid() -> tuple[Image.Image, Questions]:
     draw.line((84, 336, 84, 168, 252, 168, 252, 60), fill="#e74c3c", width=6)
     draw.text((252, 40), "B", fill=INK, font=_font(34), anchor="mm")
     draw.text((52, 312), "A", fill=INK, font=_font(34), anchor="mm")
-    return image, [("How do I get from A to B on this map?", "Go straight up two blocks, turn right, go two blocks, turn left and go up until you reach B.")]
+    return image, [
+        (
+            "How do I get from A to B on this map?",
+            "Go straight up two blocks, turn right, go two blocks, turn left and go up until you reach B.",
+        )
+    ]
 
 
 def night() -> tuple[Image.Image, Questions]:
@@ -204,7 +273,12 @@ def night() -> tuple[Image.Image, Questions]:
     for x, y in ((40, 50), (90, 120), (150, 40), (60, 200), (180, 150), (300, 180), (120, 90)):
         draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill="white")
     draw.polygon([(0, 336), (0, 260), (90, 200), (170, 280), (250, 210), (336, 290), (336, 336)], fill="#10131c")
-    return image, [("Is it day or night in this picture?", "It is night: the sky is dark blue, with a full moon and seven stars above black mountains.")]
+    return image, [
+        (
+            "Is it day or night in this picture?",
+            "It is night: the sky is dark blue, with a full moon and seven stars above black mountains.",
+        )
+    ]
 
 
 def formula() -> tuple[Image.Image, Questions]:
@@ -219,14 +293,32 @@ PICTURES = (
 )  # fmt: skip
 
 WITHOUT_PICTURE: Questions = [
-    ("Why is the sky blue?", "Air scatters the short waves of sunlight more than the long ones. Blue light therefore reaches our eyes from every direction, and the sky looks blue."),
-    ("Write a Python function that returns the largest number of a list.", "def largest(numbers):\n    return max(numbers)"),
-    ("A train leaves at 9:40 and arrives at 11:05. How long does it take?", "From 9:40 to 11:05 it takes one hour and twenty-five minutes."),
+    (
+        "Why is the sky blue?",
+        "Air scatters the short waves of sunlight more than the long ones. Blue light therefore reaches our eyes from every direction, and the sky looks blue.",
+    ),
+    (
+        "Write a Python function that returns the largest number of a list.",
+        "def largest(numbers):\n    return max(numbers)",
+    ),
+    (
+        "A train leaves at 9:40 and arrives at 11:05. How long does it take?",
+        "From 9:40 to 11:05 it takes one hour and twenty-five minutes.",
+    ),
     ("Translate into French: Good morning, how are you?", "Bonjour, comment allez-vous ?"),
     ("What is the capital of Australia?", "The capital of Australia is Canberra."),
-    ("Summarise in one sentence what photosynthesis is.", "Photosynthesis is how plants turn light, water and carbon dioxide into sugar and oxygen."),
-    ("Give me three tips for sleeping better.", "Go to bed at the same time every day, keep the bedroom dark and cool, and avoid screens and coffee in the evening."),
-    ("If all cats are animals and Tom is a cat, what is Tom?", "Tom is an animal, because he is a cat and all cats are animals."),
+    (
+        "Summarise in one sentence what photosynthesis is.",
+        "Photosynthesis is how plants turn light, water and carbon dioxide into sugar and oxygen.",
+    ),
+    (
+        "Give me three tips for sleeping better.",
+        "Go to bed at the same time every day, keep the bedroom dark and cool, and avoid screens and coffee in the evening.",
+    ),
+    (
+        "If all cats are animals and Tom is a cat, what is Tom?",
+        "Tom is an animal, because he is a cat and all cats are animals.",
+    ),
     ("What is 17 times 23?", "17 times 23 is 391."),
     ("Who wrote Romeo and Juliet?", "Romeo and Juliet was written by William Shakespeare."),
     ("Schreibe einen Satz über den Winter.", "Im Winter fällt oft Schnee, und die Tage sind kurz."),
@@ -237,7 +329,7 @@ WITHOUT_PICTURE: Questions = [
 def main() -> None:
     images = FOLDER / "images"
     images.mkdir(exist_ok=True)
-    rows = []
+    rows: list[dict[str, str | None]] = []
     for draw in PICTURES:
         picture, asked = draw()
         picture.quantize(64).save(images / f"{draw.__name__}.png", optimize=True)

@@ -1,4 +1,5 @@
-"""`optimum-cli mopeq ...`: the same commands as `mopeq-hub`, found by optimum through its namespace of registered commands."""
+"""`optimum-cli mopeq ...`: the same commands as `mopeq-hub`, found by optimum through its namespace of registered
+commands."""
 
 from argparse import REMAINDER, ArgumentParser
 

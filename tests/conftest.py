@@ -1,0 +1,93 @@
+"""What many tests need: the bundled model, one publication of it made once for all workers, and a home of their own."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+ASSETS = Path(__file__).parent / "assets"
+SHAPES = ASSETS / "shapes-moe-vl"
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of this run."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(shared: Path) -> Iterator[Path]:
+    """Nothing of the user's is read or written: caches, tokens and settings are this run's."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MOPEQ_HOME", str(shared / "mopeq-home"))
+    patch.setenv("HF_HOME", str(shared / "hf-home"))
+    patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    for variable in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MOPEQ_DEBUG"):
+        patch.delenv(variable, raising=False)
+    yield shared
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def shapes() -> Path:
+    """The bundled trained model: LLaVA over qwen3_moe, 4 layers of 24 experts."""
+    return SHAPES
+
+
+@pytest.fixture(scope="session")
+def some_questions(shared: Path) -> Path:
+    """The first 48 of the bundled model's questions, with their pictures."""
+    folder = shared / "some-questions"
+    with FileLock(shared / "some-questions.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            shutil.copytree(SHAPES / "images", folder / "images")
+            lines = (SHAPES / "eval.jsonl").read_text("utf-8").splitlines(keepends=True)[:48]
+            (folder / "questions.jsonl").write_text("".join(lines), "utf-8")
+    return folder / "questions.jsonl"
+
+
+@pytest.fixture(scope="session")
+def published(shared: Path, some_questions: Path) -> Path:
+    """The bundled model published to a folder by the defaults; tests read it and must not change it."""
+    target = shared / "published" / "shapes-MoPEQ"
+    with FileLock(shared / "published.lock"):
+        if not target.exists():
+            from mopeq_hub import publish
+
+            publish(str(SHAPES), str(target), questions=some_questions, compare=False)
+    return target
+
+
+@pytest.fixture
+def publication(published: Path, tmp_path: Path) -> Path:
+    """A copy of the publication that a test may damage."""
+    shutil.copytree(published, tmp_path / "publication")
+    shutil.copytree(published.with_name(published.name + "-space"), tmp_path / "publication-space")
+    return tmp_path / "publication"
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Callable[[Callable[[Path], None]], Path]:
+    """Makes a copy of the bundled model and applies a damage to it."""
+
+    def make(damage: Callable[[Path], None]) -> Path:
+        folder = tmp_path / "damaged"
+        shutil.copytree(SHAPES, folder, ignore=shutil.ignore_patterns("images", "*.jsonl"))
+        damage(folder)
+        return folder
+
+    return make
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a JSON file in place."""
+    content = json.loads(path.read_text("utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), "utf-8")

@@ -1,0 +1,120 @@
+"""What a stranger loads is what was written: each family, quantized with mixed widths, in a process without this
+project."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mopeq_hub import Recipe, quantize
+from mopeq_hub.bitmap import BitMap, width_of
+from mopeq_hub.fidelity.inputs import Encoder
+from mopeq_hub.fidelity.questions import Question
+from mopeq_hub.model import open_model
+from mopeq_hub.quantization.packing import Packed, dequantize
+from tests import tiny
+
+PLAIN_LOAD = Path(__file__).parent.parent / "plain_load.py"
+IMAGE = tiny.SHAPES / "images" / "eval-002.png"
+HALF_PRECISION = 2e-3
+"""Of the largest logit: auto-round's layers multiply scales and codes in half precision."""
+
+
+def shapes(folder: Path) -> Path:
+    return tiny.SHAPES
+
+
+def logits_of(folder: Path, inputs: dict[str, torch.Tensor], scratch: Path, *dtype: str) -> dict[str, Any]:
+    torch.save(inputs, scratch / "inputs.pt")
+    command = [
+        sys.executable,
+        str(PLAIN_LOAD),
+        str(folder),
+        str(scratch / "inputs.pt"),
+        str(scratch / "out.pt"),
+        *dtype,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return torch.load(scratch / "out.pt")
+
+
+def dequantized(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe, target: Path) -> Path:
+    """The source's model with the values that its packed weights stand for, saved in its own class."""
+    from safetensors.torch import load_file
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
+    packed = {name: value for file in quantized.glob("*.safetensors") for name, value in load_file(file).items()}
+    layout = open_model(str(source)).layout
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for matrix in layout.matrices:
+            bits = width_of(matrix, bitmap, recipe)
+            if bits == 16:
+                continue
+            parts = Packed(*(packed[f"{matrix.name}.{part}"].numpy() for part in ("qweight", "qzeros", "scales")))
+            weight = torch.from_numpy(dequantize(parts, bits, recipe.symmetric))
+            if matrix.expert is None:
+                parameters[f"{matrix.name}.weight"].copy_(weight)
+                continue
+            experts = layout.experts_modules[matrix.expert.layer]
+            if matrix.projection == "down":
+                parameters[f"{experts}.down_proj"][matrix.expert.index].copy_(weight)
+            else:
+                first = 0 if matrix.projection == "gate" else weight.shape[0]
+                fused = parameters[f"{experts}.gate_up_proj"]
+                fused[matrix.expert.index, first : first + weight.shape[0]].copy_(weight)
+    model.save_pretrained(target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("make", "recipe"),
+    [
+        pytest.param(shapes, Recipe(), id="llava over qwen3_moe"),
+        pytest.param(
+            shapes, Recipe(symmetric=False, rest_bits=16), id="llava over qwen3_moe, asymmetric, the rest at 16 bits"
+        ),
+        pytest.param(tiny.llava_over_deepseek_v2, Recipe(group_size=32), id="llava over deepseek_v2"),
+        pytest.param(tiny.qwen3_vl_moe, Recipe(group_size=32, rest_bits=8), id="qwen3_vl_moe, fused experts"),
+    ],
+)
+def test_plain_from_pretrained_computes_with_the_dequantized_weights(
+    make: Callable[[Path], Path], recipe: Recipe, tmp_path: Path
+) -> None:
+    source = make(tmp_path / "source")
+    layout = open_model(str(source)).layout
+    bitmap = BitMap({expert: (2, 3, 4)[(expert.index + expert.layer) % 3] for expert in layout.experts})
+    quantized = quantize(str(source), tmp_path / "quantized", recipe, bitmap=bitmap).folder
+    question = Question(IMAGE, "how many cyan shapes are there ?", "one")
+    inputs = Encoder(source).rows([question], with_answer=True)[0].inputs
+    assert "pixel_values" in inputs
+
+    ours = logits_of(quantized, inputs, tmp_path, "float32")
+    reference = logits_of(
+        dequantized(source, quantized, bitmap, recipe, tmp_path / "reference"), inputs, tmp_path, "float32"
+    )
+    original = logits_of(source, inputs, tmp_path, "float32")
+
+    assert ours["trouble"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+    largest = reference["logits"].abs().max()
+    assert (ours["logits"] - reference["logits"]).abs().max() < HALF_PRECISION * largest
+    assert (ours["logits"] - original["logits"]).abs().max() > 5 * HALF_PRECISION * largest
+
+
+def test_both_orientations_of_fused_experts_give_the_same_codes(tmp_path: Path) -> None:
+    recipe = Recipe(group_size=32)
+    one, other = (
+        quantize(str(tiny.qwen3_vl_moe(tmp_path / name, transpose)), tmp_path / f"{name}-quantized", recipe)
+        for name, transpose in (("as-published", True), ("as-live", False))
+    )
+    assert all(
+        np.array_equal(one.manifest["files"][name]["sha256"], other.manifest["files"][name]["sha256"])
+        for name in one.manifest["files"]
+        if name.endswith(".safetensors")
+    )

@@ -1,0 +1,90 @@
+"""What a terminal and a workflow run's page show."""
+
+import io
+from typing import Any
+
+from markdown_it import MarkdownIt
+from rich.console import Console
+
+from mopeq_hub.report.summary import Heatmap, plan_table, result_lines, step_summary
+from tests.report.documents import fidelity, manifest
+
+
+def shown(renderable: Any, width: int = 80, colours: bool = False) -> str:
+    """What a terminal of this width prints."""
+    screen = io.StringIO()
+    Console(file=screen, width=width, force_terminal=colours, color_system="truecolor" if colours else None).print(
+        renderable
+    )
+    return screen.getvalue()
+
+
+PLANNED = [
+    {"name": "original", "bytes": 5_753_024, "experts_bpw": None},
+    {"name": "uniform 3 bits", "bytes": 1_720_000, "experts_bpw": 3.297},
+    {"name": "this recipe", "bytes": 1_510_000, "experts_bpw": 3.3},
+]
+
+
+def test_the_plan_sets_sizes_side_by_side() -> None:
+    text = shown(plan_table("a/b", PLANNED, manifest()))
+    for words in ("a/b", "original", "uniform 3 bits", "29.9%", "this recipe", "1.51 MB", "32 at 2 bits"):
+        assert words in text
+
+
+def test_a_plan_without_sensitivities_has_sizes_only() -> None:
+    text = shown(plan_table("a/b", PLANNED[:2], None))
+    assert "uniform 3 bits" in text
+    assert "experts:" not in text
+
+
+def test_the_bit_map_is_digits_where_there_is_no_colour() -> None:
+    made = manifest(dense=1)
+    lines = shown(Heatmap(made)).splitlines()
+    assert lines[0] == "layer 0 no routed experts"
+    assert lines[1] == "layer 1 " + "".join(map(str, made["experts"][0]["bits"]))
+    assert "\x1b[" in shown(Heatmap(made), colours=True)
+
+
+def test_a_layer_too_wide_for_the_terminal_becomes_a_bar_with_counts() -> None:
+    made = manifest(3, 128)
+    lines = shown(Heatmap(made), width=80).splitlines()
+    bits = made["experts"][0]["bits"]
+    assert len(lines) == 3
+    assert lines[0].endswith(" ".join(f"{bits.count(width)}x{width}" for width in (2, 3, 4)))
+
+
+def test_the_result_names_what_was_measured() -> None:
+    made = manifest()
+    text = shown(result_lines(made, fidelity(made, measured_layers=2, accuracy=True), "out/[bold]shapes"))
+    for words in ("out/[bold]shapes", "1.51 MB", "3.30", "0.0414 nats", "96.3%", "94.2%", "first 2 of 4 layers"):
+        assert words in text
+    assert "not measured" in shown(result_lines(made, None))
+
+
+def test_a_name_cannot_steer_the_terminal() -> None:
+    made = manifest()
+    made["source"]["name"] = "\x1b[2Jgone[/]"
+    table = plan_table(made["source"]["name"], PLANNED, made)
+    assert "\x1b" not in shown(table) + shown(result_lines(made, None))
+
+
+def test_the_step_summary_is_a_markdown_table_with_a_link() -> None:
+    made = manifest()
+    text = step_summary(made, fidelity(made, measured_layers=2, accuracy=True), "https://huggingface.co/a/b")
+    assert "| this publication | 1.51 MB | 3.30 | 0.0414 | 96.3% | 1.02 | 94.2% |" in text
+    assert "[`https://huggingface.co/a/b`](https://huggingface.co/a/b)" in text
+    assert "Only the first 2 of 4 layers were measured" in text
+    assert "not measured" in step_summary(made, None, "out/shapes")
+
+
+def test_hostile_names_stay_text_in_the_step_summary() -> None:
+    made = manifest()
+    proof = fidelity(made)
+    hostile = "`<script>` [a](javascript:x) | \n\n# b"
+    made["source"]["name"] = made["publication"] = proof["comparisons"][0]["name"] = hostile
+    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(step_summary(made, proof, hostile))
+    assert "<script>" not in html
+    assert "<a " not in html
+    assert html.count("<h") == 1 + html.count("<head")
+    assert html.count("<td") == 7 * 5

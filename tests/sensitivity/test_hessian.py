@@ -1,0 +1,77 @@
+"""The paper's signal: the closed form is the trace, Hutchinson's estimate agrees with it, and damage is named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mopeq_hub import MopeqError, Recipe
+from mopeq_hub.experts import Expert
+from mopeq_hub.model import open_model
+from mopeq_hub.sensitivity import Profile, measure
+from mopeq_hub.sensitivity.hessian import exact_trace, hutchinson_trace
+
+
+def trace_by_autograd(weight: torch.Tensor) -> float:
+    """The full Hessian of the Frobenius norm, element by element."""
+    flat = weight.flatten().double()
+    hessian = torch.autograd.functional.hessian(torch.linalg.vector_norm, flat)
+    return float(torch.trace(hessian))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (8, 8), (1, 7)])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+def test_the_closed_form_is_the_trace_of_the_hessian(shape: tuple[int, int], scale: float) -> None:
+    weight = scale * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    assert exact_trace(weight) == pytest.approx(trace_by_autograd(weight), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_hutchinson_agrees_with_the_closed_form(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(64, 128, generator=generator).to(dtype)
+    assert hutchinson_trace(weight, 8, generator) == pytest.approx(exact_trace(weight), rel=2e-3)
+
+
+def test_zeros_lose_nothing_when_quantized() -> None:
+    assert exact_trace(torch.zeros(4, 4)) == 0.0
+    assert hutchinson_trace(torch.zeros(4, 4), 2, torch.Generator()) == 0.0
+
+
+def test_an_expert_is_the_sum_of_its_projections(shapes: Path) -> None:
+    model = open_model(str(shapes))
+    profile = measure(model.checkpoint, model.layout, Recipe(), lambda amount: None)
+    assert len(profile.sensitivities) == 96
+    expert = Expert(2, 5)
+    matrices = model.layout.experts[expert]
+    assert {matrix.projection for matrix in matrices} == {"gate", "up", "down"}
+    total = sum(exact_trace(matrix.read(model.checkpoint)) for matrix in matrices)
+    assert profile.sensitivities[expert] == pytest.approx(total)
+
+
+def test_progress_counts_every_byte_of_the_experts(shapes: Path) -> None:
+    model = open_model(str(shapes))
+    read: list[int] = []
+    measure(model.checkpoint, model.layout, Recipe(), read.append)
+    assert sum(read) == 96 * 3 * 64 * 128 * 2
+
+
+def test_a_profile_survives_its_file(tmp_path: Path) -> None:
+    profile = Profile({"name": "hessian"}, {Expert(1, 0): 2.5, Expert(1, 1): 3.0, Expert(4, 0): 0.1}, "abc")
+    profile.write(tmp_path / "profile.json")
+    assert Profile.read(tmp_path / "profile.json") == profile
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"layers": {}}', '{"signal": {}, "source_commit": "", "layers": {"a": [1]}}']
+)
+def test_a_file_that_is_no_profile_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "profile.json").write_text(text)
+    with pytest.raises(MopeqError, match="not a profile"):
+        Profile.read(tmp_path / "profile.json")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_sensitivity_is_a_finite_number(value: float) -> None:
+    with pytest.raises(MopeqError, match="expert 3 in layer 7"):
+        Profile({"name": "hessian"}, {Expert(7, 3): value})
