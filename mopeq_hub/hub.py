@@ -63,6 +63,9 @@ class Destination(Protocol):
     def model_for_space(self) -> str:
         """How the Space names the model."""
 
+    def path_for_space(self, location: str | None) -> str | None:
+        """How the Space names a folder of this machine; None where it could not reach it."""
+
     def commit_space(self, folder: Path, publication: str) -> str | None:
         """The same for the Space; None where it already held these files."""
 
@@ -121,6 +124,9 @@ class FolderDestination:
         # Relative, so that the two folders can be moved together.
         return f"../{self._folder.name}"
 
+    def path_for_space(self, location: str | None) -> str | None:
+        return os.path.relpath(location, self._space) if location else None
+
     def commit_space(self, folder: Path, publication: str) -> str | None:
         if _contents(folder) == _contents(self._space):
             return None
@@ -174,6 +180,9 @@ class HubDestination:
 
     def model_for_space(self) -> str:
         return self.repo_id
+
+    def path_for_space(self, location: str | None) -> str | None:
+        return None
 
     def commit_space(self, folder: Path, publication: str) -> str | None:
         return self._commit("space", folder, publication)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mopeq_hub.errors import MopeqError
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
 TOKEN_ADVICE = "create a token with write access in your account's settings and set HF_TOKEN, or run `hf auth login`"
 
 
-@lru_cache(maxsize=1)
 def api() -> "HfApi":
     """The client; endpoint and token come from the environment (HF_ENDPOINT, HF_TOKEN) or the saved login."""
     from huggingface_hub import HfApi

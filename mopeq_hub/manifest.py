@@ -19,6 +19,7 @@ from mopeq_hub.model import Model
 from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.recipe import FORMAT_VERSION, Recipe
 from mopeq_hub.sensitivity import Profile
+from mopeq_hub.source import card_metadata
 from mopeq_hub.version import __version__
 
 MANIFEST_NAME = "mopeq.json"
@@ -27,6 +28,7 @@ SCHEMA_VERSION = 1
 _SCHEMAS = Path(__file__).parent / "schemas"
 _PACKAGES = ("torch", "transformers", "auto-round", "safetensors", "numba", "numpy", "scikit-learn")
 """Those whose version can change the bytes or how they load."""
+_INHERITED = ("license", "license_name", "license_link", "language")
 
 
 def publication_name(recipe: Recipe, source_commit: str) -> str:
@@ -44,7 +46,13 @@ def build(
     return {
         "schema_version": SCHEMA_VERSION,
         "tool": {"name": "mopeq-hub", "version": __version__, "format_version": FORMAT_VERSION},
-        "source": {"name": source.name, "kind": source.kind, "revision": source.revision, "commit": source.commit},
+        "source": {
+            "name": source.name,
+            "kind": source.kind,
+            "revision": source.revision,
+            "commit": source.commit,
+            "card": inherited_card(model),
+        },
         "recipe": recipe.to_dict(),
         "recipe_digest": recipe.digest,
         "publication": publication_name(recipe, source.commit),
@@ -71,6 +79,19 @@ def build(
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "files": files,
     }
+
+
+def inherited_card(model: Model) -> dict[str, Any]:
+    """What a publication's card takes over from the source's: licence and language, where they are plain text."""
+    if "README.md" not in model.source.files():
+        return {}
+    stated = card_metadata(model.source.path("README.md").read_text("utf-8", errors="replace"))
+    taken = {key: stated[key] for key in _INHERITED if key in stated}
+    return {key: value for key, value in taken.items() if isinstance(value, str) or _is_texts(value)}
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def sizes(model: Model, recipe: Recipe, bitmap: BitMap, shards: Iterable[ShardPlan]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ COMPARED_BYTES = 1_000_000_000
 """Up to this size of the source, uniform widths are measured beside the bit map unless the user says otherwise."""
 
 _LOCAL = Path(".mopeq") / "local.json"
-"""Kept in a quantized folder and never pushed: where on this machine the source is, and its card's metadata."""
+"""Kept in a quantized folder and never pushed: where on this machine the source is."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,10 @@ def evaluate(
     """
     progress, folder = progress or Quiet(), Path(folder)
     manifest = manifests.read_manifest(folder)
-    opened = open_model(original or _local(folder)["location"])
+    original = original or _location(folder, manifest)
+    if original is None:
+        raise MopeqError(f"{folder} does not say where its original is", "name it with --original")
+    opened = open_model(original)
     if opened.source.commit != manifest["source"]["commit"]:
         raise MopeqError(
             f"{opened.source.location} is not what {folder} was made from: its contents have changed",
@@ -210,7 +213,7 @@ def card(folder: str | Path, destination: Destination | None = None, *, space: b
     plots.draw(manifest, fidelity, folder)
     repo_id = destination.repo_id if destination else None
     space_id = destination.repo_id if destination and space else None
-    cards.write_card(folder, manifest, fidelity, _local(folder)["card"], repo_id, space_id)
+    cards.write_card(folder, manifest, fidelity, manifest["source"]["card"], repo_id, space_id)
     return folder / "README.md"
 
 
@@ -246,7 +249,7 @@ def push(
         return Publication(name, destination.name, None, None, True, manifest, fidelity)
     commit = destination.commit(folder, name, progress, consume=False)
     with workplace.scratch() as work:
-        space_commit = _publish_space(destination, manifest, _local(folder)["location"], work) if space else None
+        space_commit = _publish_space(destination, manifest, _location(folder, manifest), work) if space else None
     return Publication(name, destination.name, commit, space_commit, True, manifest, fidelity)
 
 
@@ -263,7 +266,8 @@ def run_space(to: str, port: int | None = None) -> None:
     """Open the Space of a publication on this machine and stay until it is stopped."""
     destination = destination_for(to, to)
     manifest = _published_manifest(destination)
-    original = manifest["source"]["name"] if manifest["source"]["kind"] == "hub" else None
+    source = manifest["source"]
+    original = source["name"] if source["kind"] == "hub" else None
     with workplace.scratch() as work:
         render_space(work / "space", manifest, str(destination.local_copy().resolve()), original, None)
         run_local(work / "space", port)
@@ -285,7 +289,7 @@ def _fill(
     manifest = manifests.build(model, recipe, profile, bitmap, shards, manifests.describe_files(folder, names))
     manifests.write_json(folder / manifests.MANIFEST_NAME, manifest, "mopeq")
     (folder / _LOCAL).parent.mkdir()
-    (folder / _LOCAL).write_text(json.dumps({"location": model.source.location, "card": _source_card(model)}), "utf-8")
+    (folder / _LOCAL).write_text(json.dumps({"location": model.source.location}), "utf-8")
     return manifest
 
 
@@ -314,12 +318,14 @@ def _comparisons(
     return found
 
 
-def _publish_space(destination: Destination, manifest: dict[str, Any], original: str | None, work: Path) -> str | None:
-    """Render the Space of what `destination` holds and commit it; None where it was up to date."""
-    if manifest["source"]["kind"] == "hub":
-        original = manifest["source"]["name"]
-    licence = cards.read_source_card(destination.read_text("README.md")).get("license")
-    render_space(work / "space", manifest, destination.model_for_space(), original, licence)
+def _publish_space(destination: Destination, manifest: dict[str, Any], location: str | None, work: Path) -> str | None:
+    """Render the Space of what `destination` holds and commit it; None where it was up to date.
+
+    location: of the original, for a destination from where a folder on this machine can be reached.
+    """
+    source = manifest["source"]
+    original = source["name"] if source["kind"] == "hub" else destination.path_for_space(location)
+    render_space(work / "space", manifest, destination.model_for_space(), original, source["card"].get("license"))
     return destination.commit_space(work / "space", manifest["publication"])
 
 
@@ -351,16 +357,12 @@ def _profile_cache(model: Model, recipe: Recipe) -> Path:
     return workplace.cache("profiles") / f"{model.source.commit[:16]}-{'-'.join(settings)}.json"
 
 
-def _source_card(model: Model) -> dict[str, Any]:
-    if "README.md" not in model.source.files():
-        return {}
-    return cards.read_source_card(model.source.path("README.md").read_text("utf-8", errors="replace"))
-
-
-def _local(folder: Path) -> dict[str, Any]:
+def _location(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """What finds the original again: its repo and commit, or the folder it was in when `folder` was quantized here."""
+    source = manifest["source"]
+    if source["kind"] == "hub":
+        return f"{source['name']}@{source['commit']}"
     try:
-        return dict(json.loads((folder / _LOCAL).read_text("utf-8")))
-    except (OSError, ValueError):
-        raise MopeqError(
-            f"{folder} does not say where its original is", "name it with --original, or quantize again"
-        ) from None
+        return str(json.loads((folder / _LOCAL).read_text("utf-8"))["location"])
+    except (OSError, ValueError, KeyError):
+        return None

@@ -23,6 +23,7 @@ _COMPANIONS = (
     r"generation_config\.json",
     r"(?i:(license|licence|notice|copying|use_policy|usage_policy)[^/]*)",
 )  # fmt: skip
+_FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _COMPANION = re.compile("|".join(f"(?:{pattern})" for pattern in _COMPANIONS))
 
 
@@ -172,3 +173,15 @@ def read_json(source: Source, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MopeqError(f"{name} of {source.name} is not a JSON object", "download or save it again")
     return content
+
+
+def card_metadata(text: str) -> dict[str, Any]:
+    """The metadata at the head of a README; nothing where there is none or it cannot be read."""
+    import yaml
+
+    block = _FRONT_MATTER.match(text)
+    try:
+        data = yaml.safe_load(block[1]) if block else {}
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -25,7 +25,7 @@ _OPTIONS: Any = {
     "nogil": True,
 }
 
-# Candidate scales relative to round-to-nearest's, which is among them, denser where the optimum for bell-shaped weights lies.
+# Candidate scales relative to round-to-nearest's, which is among them; denser where bell-shaped weights want them.
 _SYMMETRIC_STEPS = np.array(
     [0.52, 0.60, 0.66, 0.72, 0.77, 0.82, 0.87, 0.91, 0.95, 1.0, 1.04, 1.07, 1.12], dtype=np.float32
 )

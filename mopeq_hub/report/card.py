@@ -45,7 +45,6 @@ PLOTS = {
 }
 """What each plot shows, in the order in which the card shows them."""
 
-_FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code")
 
@@ -60,7 +59,7 @@ def write_card(
 ) -> None:
     """Write README.md into the publication's folder. It shows those plots that lie in its folder `plots`.
 
-    source_card: metadata of the source's own card, as `read_source_card` gives it.
+    source_card: licence and language as the source's own card states them.
     repo_id, space_id: where the publication and its Space will be on the Hub, if they will.
     """
     from huggingface_hub import ModelCard
@@ -78,18 +77,6 @@ def write_card(
         space_id=space_id,
     )
     ModelCard(f"---\n{data.to_yaml(line_break=chr(10))}\n---\n\n{text}").save(folder / "README.md")
-
-
-def read_source_card(text: str) -> dict[str, Any]:
-    """The metadata at the head of a README; nothing where there is none or it cannot be read."""
-    import yaml
-
-    block = _FRONT_MATTER.match(text)
-    try:
-        data = yaml.safe_load(block[1]) if block else {}
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def recipe_flags(recipe: Recipe) -> list[str]:

@@ -3,7 +3,6 @@
 `python app.py` runs it; publication.json beside it names the models.
 """
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -27,7 +26,6 @@ CSS = """
 .document {contain: inline-size}
 .document :is(table, pre) {display: block; overflow-x: auto; border: 0}
 .document :is(th, td) {white-space: nowrap; border-color: var(--border-color-primary)}
-.document td:first-child {white-space: normal}
 """
 """One centred page; in the tabs it is the tables and the code that scroll on a phone, not the page."""
 
@@ -133,11 +131,11 @@ def escaped(text: str) -> str:
 
 def main() -> None:
     try:
-        page = build(Publication.read())
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+        publication = Publication.read()
+    except (OSError, KeyError, ValueError) as error:
         sys.exit(f"publication.json beside app.py cannot be read: {error!r}; mopeq-hub writes it")
     try:
-        page.launch(css=CSS, theme=THEME, max_file_size="20mb")
+        build(publication).launch(css=CSS, theme=THEME, max_file_size="20mb")
     except OSError as error:
         sys.exit(str(error))
 

@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 HERE = Path(__file__).resolve().parent
 _METADATA = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
@@ -91,14 +92,15 @@ class Publication:
         """Name and picture of each plot that the model repo has."""
         for name in self.plots:
             if path := self.model.file(name):
-                yield Path(name).stem.replace("_", " "), Image.open(path)
+                with suppress(UnidentifiedImageError):
+                    yield Path(name).stem.replace("_", " "), Image.open(path)
 
     def card(self) -> str | None:
         """The model card without its metadata; links to files of the repo lead to the Hub, or are only their words."""
         path = self.model.file("README.md")
         if path is None:
             return None
-        text = _METADATA.sub("", path.read_text(encoding="utf-8"), count=1)
+        text = _METADATA.sub("", path.read_text(encoding="utf-8", errors="replace"), count=1)
         return _RELATIVE_LINK.sub(self._repo_link, text)
 
     def _repo_link(self, link: re.Match[str]) -> str:
@@ -109,6 +111,9 @@ class Publication:
         return f"{picture}[{words}]({self.model.link}/{route}/{self.model.revision or 'main'}/{target})"
 
     def facts(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the model repo: fidelity.json or mopeq.json."""
+        """A JSON file of the model repo, fidelity.json or mopeq.json; None where it cannot be read."""
         path = self.model.file(name)
-        return json.loads(path.read_text(encoding="utf-8")) if path else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path else None
+        except ValueError:
+            return None

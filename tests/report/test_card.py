@@ -18,7 +18,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.report.card import PLOTS, inherited_license, read_source_card, recipe_flags, write_card
+from mopeq_hub.report.card import PLOTS, inherited_license, recipe_flags, write_card
+from mopeq_hub.source import card_metadata
 from tests.hub import cards as hub_rules
 from tests.report.documents import HUB_COMMIT, check, fidelity, manifest
 
@@ -113,7 +114,7 @@ def test_metadata_reads_back_and_keeps_the_hubs_rules(name: str, tmp_path: Path)
     text = written(tmp_path, CASES[name]())
     card = ModelCard.load(tmp_path / "README.md")
     assert str(card) == text
-    assert card.data.to_dict() == read_source_card(text)
+    assert card.data.to_dict() == card_metadata(text)
     findings = hub_rules.validate(text, "model")
     assert (findings.errors, findings.warnings) == ([], [])
 
@@ -252,4 +253,4 @@ def test_a_folders_own_licence_is_linked_to_the_file_that_came_with_it(tmp_path:
     ],
 )
 def test_a_source_card_is_read_or_taken_as_empty(text: str, data: dict[str, Any]) -> None:
-    assert read_source_card(text) == data
+    assert card_metadata(text) == data

@@ -16,7 +16,6 @@ import pytest
 from mopeq_hub.space import render_space
 from tests.report.documents import manifest
 
-pytestmark = pytest.mark.xdist_group(name="space-app")
 MODEL = Path(__file__).parents[1] / "assets" / "shapes-moe-vl"
 PICTURE = MODEL / "images" / "eval-014.png"
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -44,9 +43,9 @@ class App:
         return [child for child in children if any("worker.py" in part for part in child.cmdline())]
 
 
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    folder = tmp_path_factory.mktemp("space")
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    folder = tmp_path / "space"
     render_space(folder, manifest(), os.path.relpath(MODEL, folder), str(MODEL), "apache-2.0")
     port = free_port()
     environment = {**os.environ, **OFFLINE, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -76,7 +75,15 @@ def wait_until_up(process: subprocess.Popen[bytes], port: int) -> None:
     raise AssertionError("the app did not start")
 
 
-def test_both_models_answer_with_their_figures_each_in_its_own_process(app: App) -> None:
+def test_a_visit(app: App) -> None:
+    """One test, because starting the app and two models takes longer than everything that is asked of them."""
+    both_models_answer_with_their_figures_each_in_its_own_process(app)
+    a_process_that_died_is_started_again(app)
+    what_a_model_cannot_answer_is_said_in_words(app)
+    an_empty_question_is_refused_in_words(app)
+
+
+def both_models_answer_with_their_figures_each_in_its_own_process(app: App) -> None:
     original, original_figures, quantized, quantized_figures = app.ask("what is at top left ?")
     assert original == quantized == "a cyan square"
     for figures in (original_figures, quantized_figures):
@@ -84,8 +91,7 @@ def test_both_models_answer_with_their_figures_each_in_its_own_process(app: App)
     assert len(app.workers()) == 2
 
 
-def test_a_process_that_died_is_started_again(app: App) -> None:
-    app.ask("what is two plus four ?", picture=None)
+def a_process_that_died_is_started_again(app: App) -> None:
     victim, survivor = app.workers()
     victim.kill()
     while victim.status() != psutil.STATUS_ZOMBIE:
@@ -95,13 +101,13 @@ def test_a_process_that_died_is_started_again(app: App) -> None:
     assert survivor.pid in [worker.pid for worker in app.workers()]
 
 
-def test_what_a_model_cannot_answer_is_said_in_words(app: App) -> None:
+def what_a_model_cannot_answer_is_said_in_words(app: App) -> None:
     original, trouble, quantized, _ = app.ask("<image> what is at top left ?")
     assert original == quantized == ""
     assert trouble.startswith("The original model could not answer. ValueError:")
 
 
-def test_an_empty_question_is_refused_in_words(app: App) -> None:
+def an_empty_question_is_refused_in_words(app: App) -> None:
     from gradio_client.exceptions import AppError
 
     with pytest.raises(AppError, match="Write a question first"):

@@ -68,6 +68,15 @@ def test_the_card_loses_its_metadata_and_the_links_that_lead_nowhere(load: Load,
     assert publication.Place("me/m", "v1").link == "https://huggingface.co/me/m"
 
 
+def test_files_of_the_publication_that_are_broken_are_as_good_as_missing(load: Load, model_folder: Path) -> None:
+    (model_folder / "plots").mkdir()
+    (model_folder / "plots" / "bits.png").write_bytes(b"no picture")
+    (model_folder / "fidelity.json").write_bytes(b"{")
+    publication = load("publication").Publication.read()
+    assert list(publication.pictures()) == []
+    assert publication.facts("fidelity.json") is None
+
+
 def test_the_fidelity_table_sets_the_publication_beside_what_it_was_compared_with(load: Load) -> None:
     headers, rows = load("fidelity").table(fidelity(manifest(), accuracy=True), 3.3)
     assert headers == ["Measure", "This publication", "uniform 2 bits", "uniform 3 bits", "uniform 4 bits"]

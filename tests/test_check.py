@@ -1,0 +1,115 @@
+"""`check` finds whatever is not as the manifest says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from mopeq_hub import MopeqError
+from mopeq_hub.check import check
+from tests.conftest import edit_json
+
+SHARD = "model-00001-of-00001.safetensors"
+
+
+def troubles(folder: Path) -> dict[str, str]:
+    return {finding.subject: finding.trouble for finding in check(str(folder)) if finding.trouble}
+
+
+def test_a_publication_is_what_it_says(published: Path) -> None:
+    assert troubles(published) == {}
+
+
+def flip_a_bit(folder: Path) -> None:
+    data = bytearray((folder / SHARD).read_bytes())
+    data[-1] ^= 1
+    (folder / SHARD).write_bytes(data)
+
+
+def other_width(folder: Path) -> None:
+    edit_json(folder / "mopeq.json", lambda manifest: manifest["experts"][1]["bits"].__setitem__(0, 2))
+
+
+def lost_expert(folder: Path) -> None:
+    tensors = load_file(folder / SHARD)
+    name = next(name for name in tensors if ".experts.5." in name and name.endswith("qweight"))
+    del tensors[name]
+    save_file(tensors, folder / SHARD, metadata={"format": "pt"})
+    edit_json(folder / "model.safetensors.index.json", lambda index: index["weight_map"].pop(name))
+
+
+def lost_rule(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda config: config["quantization_config"]["extra_config"].clear())
+
+
+def other_recipe(folder: Path) -> None:
+    edit_json(folder / "mopeq.json", lambda manifest: manifest["recipe"].update(seed=5))
+
+
+def no_fidelity(folder: Path) -> None:
+    (folder / "fidelity.json").unlink()
+
+
+def other_fidelity(folder: Path) -> None:
+    edit_json(folder / "fidelity.json", lambda fidelity: fidelity.update(weights_digest="0" * 64))
+
+
+def no_card(folder: Path) -> None:
+    (folder / "README.md").unlink()
+
+
+def empty_card(folder: Path) -> None:
+    (folder / "README.md").write_text("no metadata")
+
+
+@pytest.mark.parametrize(
+    ("damage", "subjects"),
+    [
+        (flip_a_bit, {"every file has its hash"}),
+        (
+            other_width,
+            {
+                "every tensor fits the bit map",
+                "the loader's configuration fits the bit map",
+                "it loads, every weight in its place",
+            },
+        ),
+        (
+            lost_expert,
+            {"every file has its hash", "every tensor fits the bit map", "it loads, every weight in its place"},
+        ),
+        (
+            lost_rule,
+            {
+                "every file has its hash",
+                "the loader's configuration fits the bit map",
+                "it loads, every weight in its place",
+            },
+        ),
+        (other_recipe, {"the recipe has its digest"}),
+        (no_fidelity, {"fidelity was measured on these files"}),
+        (other_fidelity, {"fidelity was measured on these files"}),
+        (no_card, {"the card's metadata is complete"}),
+        (empty_card, {"the card's metadata is complete"}),
+    ],
+)
+def test_damage_is_found(damage: Callable[[Path], None], subjects: set[str], publication: Path) -> None:
+    damage(publication)
+    assert set(troubles(publication)) == subjects
+
+
+def test_what_is_no_publication_cannot_be_checked(tmp_path: Path) -> None:
+    with pytest.raises(MopeqError, match="does not exist"):
+        check(str(tmp_path / "nothing"))
+    with pytest.raises(MopeqError, match="not a publication"):
+        check(str(tmp_path))
+
+
+def test_a_manifest_of_another_form_is_refused_by_its_schema(publication: Path) -> None:
+    manifest = json.loads((publication / "mopeq.json").read_text())
+    manifest["experts"][0]["bits"][0] = "four"
+    (publication / "mopeq.json").write_text(json.dumps(manifest))
+    with pytest.raises(MopeqError, match="experts/0/bits/0"):
+        check(str(publication))

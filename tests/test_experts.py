@@ -1,0 +1,69 @@
+"""Who is who: every tensor of the supported families has its place, whatever form the file gives the experts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mopeq_hub.bitmap import BitMap, packed_bytes, quantization_config, width_of
+from mopeq_hub.experts import Expert
+from mopeq_hub.model import open_model
+from mopeq_hub.recipe import Recipe
+from tests import tiny
+
+
+@pytest.mark.parametrize(
+    ("make", "experts", "layers", "rest"),
+    [
+        # 2 layers of 8 experts after a dense one; 4 attention projections a layer, 3 dense, 2 x 3 shared.
+        (tiny.llava_over_deepseek_v2, 16, [1, 2], 3 * 4 + 3 + 2 * 3),
+        (tiny.qwen3_vl_moe, 16, [0, 1], 2 * 4),
+    ],
+)
+def test_every_tensor_is_placed(
+    make: Callable[[Path], Path], experts: int, layers: list[int], rest: int, tmp_path: Path
+) -> None:
+    layout = open_model(str(make(tmp_path / "model"))).layout
+    assert len(layout.experts) == experts
+    assert sorted(layout.experts_modules) == layers
+    assert len(layout.rest) == rest
+    assert layout.ignored == ()
+    assert all(
+        {matrix.projection for matrix in matrices} == {"gate", "up", "down"} for matrices in layout.experts.values()
+    )
+    names = {matrix.name for matrix in layout.rest}
+    assert not any("router" in name or name.endswith(".gate") or "vision" in name or "visual" in name for name in names)
+    assert "lm_head.weight" in layout.kept.values()
+
+
+def test_fused_experts_are_read_as_out_by_in_from_either_orientation(tmp_path: Path) -> None:
+    models = [open_model(str(tiny.qwen3_vl_moe(tmp_path / str(transpose), transpose))) for transpose in (True, False)]
+    for expert in (Expert(0, 0), Expert(1, 7)):
+        for one, other in zip(*(model.layout.experts[expert] for model in models), strict=True):
+            assert (one.name, one.shape) == (other.name, other.shape)
+            assert one.transposed != other.transposed
+            assert one.read(models[0].checkpoint).equal(other.read(models[1].checkpoint))
+            assert tuple(one.read(models[0].checkpoint).shape) == one.shape
+
+
+def test_the_configuration_needs_one_expression_a_layer_and_width(tmp_path: Path) -> None:
+    layout = open_model(str(tiny.llava_over_deepseek_v2(tmp_path / "model"))).layout
+    bitmap = BitMap({expert: 2 + expert.index % 3 for expert in layout.experts})
+    config = quantization_config(layout, bitmap, Recipe(group_size=64, rest_bits=8))
+    rules = config["extra_config"]
+    assert rules[r"^model\.language_model\.layers\.1\.mlp\.experts\.(0|3|6)\."] == {"bits": 2}
+    # Experts first, then what does not divide into groups of 64, then the rest.
+    assert [rule["bits"] for rule in rules.values()] == [2, 3, 4, 2, 3, 4, *[16] * (len(rules) - 7), 8]
+    assert any("down_proj" in pattern for pattern in rules)
+
+
+def test_what_does_not_divide_stays_at_16_bits_outside_the_experts(tmp_path: Path) -> None:
+    layout = open_model(str(tiny.llava_over_deepseek_v2(tmp_path / "model"))).layout
+    bitmap = BitMap.uniform(layout, 4)
+    widths = {matrix.name.split(".")[-1]: width_of(matrix, bitmap, Recipe(group_size=64)) for matrix in layout.rest}
+    assert widths["kv_b_proj"] == 16, "32 inputs are not a group of 64"
+    assert widths["q_proj"] == 4
+
+
+def test_packed_bytes_count_codes_scales_and_zero_points() -> None:
+    assert packed_bytes((64, 128), 3, 64) == 64 * 128 * 3 // 8 + 64 * 2 * 2 + 64 * 2 * 3 // 8

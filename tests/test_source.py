@@ -1,0 +1,90 @@
+"""Where a model comes from: a folder or a Hub repo, pinned, with just the files that are asked for."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mopeq_hub import MopeqError
+from mopeq_hub.errors import UsageError
+from mopeq_hub.model import open_model
+from mopeq_hub.source import companions, open_source
+from tests.hub import HubServer, client_pointed_at
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer(tmp_path / "server") as server, client_pointed_at(server, tmp_path / "home"):
+        yield server
+
+
+def test_a_folders_commit_is_its_contents(shapes: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(shapes, copy)
+    assert open_source(str(copy)).commit == open_source(str(shapes)).commit
+    (copy / "README.md").write_text("changed")
+    assert open_source(str(copy)).commit != open_source(str(shapes)).commit
+
+
+def test_a_revision_is_resolved_to_a_commit_at_once(hub: HubServer) -> None:
+    first = hub.add_repo("alice/model", {"config.json": b"{}"})
+    source = open_source("alice/model@main")
+    hub.commit("alice/model", {"config.json": b'{"later": 1}'})
+    assert (source.commit, source.revision, source.location) == (first, "main", f"alice/model@{first}")
+    assert source.path("config.json").read_bytes() == b"{}"
+    assert open_source(f"alice/model@{first}").commit == first
+
+
+def test_a_hub_model_is_opened_from_config_and_headers_alone(hub: HubServer, shapes: Path) -> None:
+    hub.add_repo("alice/shapes", shapes)
+    model = open_model("alice/shapes")
+    assert len(model.layout.experts) == 96
+    assert hub.traffic("alice/shapes").downloaded < 0.3 * model.checkpoint.nbytes
+    matrix = next(iter(model.layout.experts.values()))[0]
+    local = open_model(str(shapes))
+    assert matrix.read(model.checkpoint).equal(matrix.read(local.checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("alice/none", "does not exist"), ("alice/model@v9", "no such revision"), ("alice/closed", "does not exist")],
+)
+def test_what_cannot_be_had_is_said_in_words(name: str, words: str, hub: HubServer) -> None:
+    hub.add_repo("alice/model", {"config.json": b"{}"})
+    hub.add_repo("alice/closed", {"config.json": b"{}"}, private=True)
+    with pytest.raises(MopeqError, match=words):
+        open_source(name)
+
+
+def test_a_gated_model_says_how_to_get_in(hub: HubServer, shapes: Path) -> None:
+    hub.add_repo("alice/gated", shapes, gated="manual")
+    with pytest.raises(MopeqError, match="gated.*terms"):
+        open_model("alice/gated")
+
+
+def test_a_server_that_fails_is_named(hub: HubServer) -> None:
+    hub.add_repo("alice/model", {"config.json": b"{}"})
+    hub.fail_next("/api/models/alice/model", status=500, times=20)
+    with pytest.raises(MopeqError, match="alice/model"):
+        open_source("alice/model")
+
+
+@pytest.mark.parametrize("name", ["./missing", "/no/where", "not a name", "a/b/c", ""])
+def test_a_name_that_can_be_neither_is_wrong_usage(name: str) -> None:
+    with pytest.raises(UsageError):
+        open_source(name)
+
+
+def test_companions_are_processor_tokenizer_template_generation_config_and_licence(tmp_path: Path) -> None:
+    taken = [
+        "LICENSE", "LICENSE.txt", "NOTICE", "added_tokens.json", "additional_chat_templates/rag.jinja", "chat_template.jinja",
+        "chat_template.json", "generation_config.json", "merges.txt", "preprocessor_config.json", "processor_config.json",
+        "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+        "video_preprocessor_config.json", "vocab.json",
+    ]  # fmt: skip
+    left = ["README.md", "config.json", "model.safetensors", "modeling.py", "eval.jsonl", "images/a.png", "x.bin"]
+    for name in taken + left:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert sorted(companions(open_source(str(tmp_path)))) == sorted(taken)
