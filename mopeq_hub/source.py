@@ -148,7 +148,7 @@ def open_source(model: str) -> Source:
     Raises UsageError if it can be neither, MopeqError if it cannot be reached.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         return FolderSource(folder)
     if model.startswith((".", "/", "~")) or not _HUB_NAME.match(model):
         raise UsageError(f"{model!r} is neither a folder that exists nor owner/name[@revision]", "check the name")

@@ -1,0 +1,187 @@
+"""Destinations: a publication appears whole, in one commit, or not at all; on the Hub through the real client."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mopeq_hub import MopeqError, pipeline, publish
+from mopeq_hub.check import check
+from mopeq_hub.hub import FolderDestination, HubDestination, destination_for
+from mopeq_hub.manifest import read_manifest
+from tests.hub import HubServer, client_pointed_at
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer(tmp_path / "server") as server, client_pointed_at(server, tmp_path / "home"):
+        yield server
+
+
+@pytest.fixture
+def alice(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
+    return "alice"
+
+
+@pytest.fixture
+def repo(publication: Path) -> Path:
+    """A quantized, measured folder with its card, ready to be pushed."""
+    return publication
+
+
+def test_a_push_is_one_commit_with_the_tag_of_its_recipe(hub: HubServer, alice: str, repo: Path) -> None:
+    publication = pipeline.push(repo, "alice/shapes-MoPEQ")
+    name = read_manifest(repo)["publication"]
+    assert publication.changed
+    assert publication.commit == hub.head("alice/shapes-MoPEQ") == hub.tags("alice/shapes-MoPEQ")[name]
+    files = hub.files("alice/shapes-MoPEQ")
+    ours = {path.relative_to(repo).as_posix(): path.read_bytes() for path in repo.rglob("*") if path.is_file()}
+    assert {name: files[name] for name in ours} == ours
+    commits = [commit for commit in hub.history("alice/shapes-MoPEQ") if "mopeq" in commit.message]
+    assert len(commits) == 1
+    assert hub.entries("alice/shapes-MoPEQ")["model-00001-of-00001.safetensors"].is_lfs
+
+
+def test_the_space_is_published_beside_it_and_both_name_each_other(
+    hub: HubServer, alice: str, shapes: Path, some_questions: Path
+) -> None:
+    publish(str(shapes), "alice/shapes-MoPEQ", questions=some_questions, compare=False)
+    space = hub.files("alice/shapes-MoPEQ", repo_type="space")
+    assert "app.py" in space
+    assert b"alice/shapes-MoPEQ" in space["publication.json"]
+    assert str(shapes).encode() not in b"".join(space.values()), "no path of this machine is published"
+    card = hub.files("alice/shapes-MoPEQ")["README.md"].decode()
+    assert "spaces/alice/shapes-MoPEQ" in card
+    assert [finding.trouble for finding in check("alice/shapes-MoPEQ")] == [None] * 7
+
+
+def test_publishing_the_same_again_changes_nothing_and_says_so(
+    hub: HubServer, alice: str, repo: Path, shapes: Path
+) -> None:
+    pipeline.push(repo, "alice/shapes-MoPEQ")
+    heads = [hub.head("alice/shapes-MoPEQ", repo_type=kind) for kind in ("model", "space")]
+    assert not pipeline.push(repo, "alice/shapes-MoPEQ").changed
+    assert not publish(str(shapes), "alice/shapes-MoPEQ").changed
+    assert [hub.head("alice/shapes-MoPEQ", repo_type=kind) for kind in ("model", "space")] == heads
+
+
+@pytest.mark.parametrize("path", ["/preupload/", "/info/lfs/objects/batch", "/commit/"])
+def test_a_push_that_fails_leaves_no_repo_behind(path: str, hub: HubServer, alice: str, repo: Path) -> None:
+    hub.fail_next(path, status=403, times=5)
+    with pytest.raises(MopeqError, match="alice/shapes-MoPEQ"):
+        pipeline.push(repo, "alice/shapes-MoPEQ")
+    assert not hub.has_repo("alice/shapes-MoPEQ")
+    assert pipeline.push(repo, "alice/shapes-MoPEQ").changed, "the same command works afterwards"
+
+
+def test_an_update_that_fails_leaves_the_old_publication(hub: HubServer, alice: str, repo: Path) -> None:
+    before = hub.add_repo("alice/shapes-MoPEQ", {"mopeq.json": b'{"publication": "older"}', "stale.bin": b"x"})
+    hub.fail_next("/commit/", status=500, times=20)
+    with pytest.raises(MopeqError):
+        pipeline.push(repo, "alice/shapes-MoPEQ")
+    assert hub.head("alice/shapes-MoPEQ") == before
+    hub.clear_faults()
+    pipeline.push(repo, "alice/shapes-MoPEQ")
+    assert "stale.bin" not in hub.files("alice/shapes-MoPEQ"), "what an older publication left is gone"
+
+
+def test_a_repo_that_holds_something_else_is_not_overwritten(hub: HubServer, alice: str, repo: Path) -> None:
+    before = hub.add_repo("alice/other", {"weights.bin": b"precious"})
+    with pytest.raises(MopeqError, match="not a publication"):
+        pipeline.push(repo, "alice/other")
+    assert hub.head("alice/other") == before
+
+
+@pytest.mark.parametrize(
+    ("role", "dest", "words"),
+    [
+        ("read", "alice/new", "can only read"),
+        ("write", "bob/new", "may not write"),
+        (None, "alice/new", "needs a token"),
+    ],
+)
+def test_a_token_without_write_access_is_told_before_any_work(
+    role: str | None, dest: str, words: str, hub: HubServer, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = hub.token("alice", role=role) if role else None
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(MopeqError, match=words) as raised:
+        publish(str(shapes), dest)
+    assert token is None or token not in str(raised.value)
+    assert not hub.has_repo(dest)
+
+
+def test_an_organization_one_belongs_to_can_be_written_to(
+    hub: HubServer, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.token("alice", orgs=["lab"]))
+    assert pipeline.push(repo, "lab/shapes-MoPEQ", space=False).commit == hub.head("lab/shapes-MoPEQ")
+
+
+def test_a_full_account_is_said_in_words(hub: HubServer, alice: str, repo: Path) -> None:
+    hub.set_quota("alice", 1000, status=403)
+    with pytest.raises(MopeqError, match="the Hub refused alice/shapes-MoPEQ"):
+        pipeline.push(repo, "alice/shapes-MoPEQ")
+    assert not hub.has_repo("alice/shapes-MoPEQ")
+
+
+def test_a_private_publication_stays_private(hub: HubServer, alice: str, repo: Path) -> None:
+    pipeline.push(repo, "alice/secret", private=True)
+    from huggingface_hub import HfApi
+
+    assert HfApi().model_info("alice/secret").private
+    assert HfApi().space_info("alice/secret").private
+
+
+def test_a_dry_run_pushes_nothing(hub: HubServer, alice: str, repo: Path) -> None:
+    publication = pipeline.push(repo, "alice/shapes-MoPEQ", dry_run=True)
+    assert publication.commit is None
+    assert not hub.has_repo("alice/shapes-MoPEQ")
+
+
+def test_only_what_was_measured_as_it_is_can_be_pushed(repo: Path, tmp_path: Path) -> None:
+    target = str(tmp_path / "target")
+    (repo / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(MopeqError, match="not those its mopeq.json describes"):
+        pipeline.push(repo, target)
+
+
+@pytest.mark.parametrize(("missing", "words"), [("fidelity.json", "not measured"), ("README.md", "no card")])
+def test_a_stage_that_was_left_out_is_named(missing: str, words: str, repo: Path, tmp_path: Path) -> None:
+    (repo / missing).unlink()
+    with pytest.raises(MopeqError, match=words):
+        pipeline.push(repo, str(tmp_path / "target"))
+    assert not (tmp_path / "target").exists()
+
+
+def test_the_space_can_be_made_up_for(hub: HubServer, alice: str, repo: Path) -> None:
+    pipeline.push(repo, "alice/shapes-MoPEQ", space=False)
+    assert not hub.has_repo("alice/shapes-MoPEQ", repo_type="space")
+    assert pipeline.publish_space("alice/shapes-MoPEQ") == hub.head("alice/shapes-MoPEQ", repo_type="space")
+    assert pipeline.publish_space("alice/shapes-MoPEQ") is None
+
+
+def test_a_folder_is_replaced_whole(repo: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    pipeline.push(repo, str(target))
+    (target / "mopeq.json").write_text('{"publication": "older"}')
+    (target / "stale.txt").write_text("x")
+    pipeline.push(repo, str(target))
+    assert not (target / "stale.txt").exists()
+    assert {path.name for path in tmp_path.iterdir() if "target" in path.name} == {"target", "target-space"}
+    assert not list(target.glob(".*")), "nothing of this machine stays in it"
+
+
+def test_destinations_are_told_apart_by_their_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(destination_for("alice/model", "m"), HubDestination)
+    assert isinstance(destination_for("./alice/model", "m"), FolderDestination)
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    assert isinstance(destination_for("out/model", "m"), FolderDestination)
+    assert destination_for(None, "Qwen/Big-Model@main").name == "./published/Big-Model-MoPEQ"
+    monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
+    assert destination_for(None, "Qwen/Big-Model@main").name == "alice/Big-Model-MoPEQ"
