@@ -318,10 +318,14 @@ def _print_publication(publication: "Publication", dry_run: bool, as_json: bool)
 
 
 def _print(document: dict[str, Any], as_json: bool, text: Callable[[], Any]) -> None:
-    if as_json:
+    shown = None if as_json else text()
+    if shown is None:
         _print_json(document)
+    elif isinstance(shown, str):
+        # Not through the console, which would break a long path over two lines.
+        print(shown)
     else:
-        _console().print(text())
+        _console().print(shown)
 
 
 def _print_json(document: dict[str, Any]) -> None:

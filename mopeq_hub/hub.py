@@ -75,9 +75,9 @@ class FolderDestination:
 
     repo_id = None
 
-    def __init__(self, folder: Path) -> None:
-        self.name = str(folder)
-        self._folder = folder.expanduser().resolve()
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._folder = Path(name).expanduser().resolve()
         self._space = self._folder.with_name(self._folder.name + "-space")
 
     def describe(self) -> str:
@@ -243,7 +243,7 @@ def destination_for(to: str | None, model: str, *, private: bool = False) -> Des
         to = f"{hub_client.account()}/{name}" if hub_client.has_token() else f"./published/{name}"
     if not to.startswith((".", "/", "~")) and _REPO_ID.match(to) and not Path(to).exists():
         return HubDestination(to, private=private)
-    return FolderDestination(Path(to))
+    return FolderDestination(to)
 
 
 def _publication_in(text: str) -> str | None:

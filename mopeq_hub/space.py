@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.report import Markdown, code, escape, hub_address, link, one_line
-from mopeq_hub.resources import spaces, templates
+from mopeq_hub.report import Markdown, code, hub_address, link, one_line
+from mopeq_hub.report.templating import render
+from mopeq_hub.resources import spaces
 
 PLOTS = ("plots/bits.png", "plots/sensitivity.png", "plots/bits_per_layer.png")
 """Those of the model repo's plots that the Space shows."""
@@ -32,18 +33,16 @@ def render_space(folder: Path, manifest: dict[str, Any], model: str, original: s
     shutil.copytree(spaces() / "compare", folder, ignore=_left_behind, dirs_exist_ok=True)
     publication = _publication(folder, manifest, model, original)
     (folder / "publication.json").write_text(json.dumps(publication, indent=1) + "\n", "utf-8")
-    readme = (
-        _environment()
-        .get_template("space_readme.md.jinja")
-        .render(
-            title=publication["title"],
-            licence=licence if isinstance(licence, str) and _LICENCE.fullmatch(licence) else None,
-            page=page,
-            on_hub=[name for name in (model, original) if name and _page(folder, name)],
-            model=_named(folder, model),
-            original=_named(folder, original) if original else None,
-            publication=manifest["publication"],
-        )
+    readme = render(
+        "space_readme.md.jinja",
+        {"yaml": _yaml_string},
+        title=publication["title"],
+        licence=licence if isinstance(licence, str) and _LICENCE.fullmatch(licence) else None,
+        page=page,
+        on_hub=[name for name in (model, original) if name and _page(folder, name)],
+        model=_named(folder, model),
+        original=_named(folder, original) if original else None,
+        publication=manifest["publication"],
     )
     (folder / "README.md").write_text(readme, "utf-8")
 
@@ -98,22 +97,6 @@ def _named(folder: Path, name: str) -> Markdown:
 def _left_behind(_: str, names: list[str]) -> list[str]:
     """What running the app in place leaves beside it."""
     return [name for name in names if name.startswith((".", "__pycache__")) or name == "publication.json"]
-
-
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(templates()),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # that is for HTML alone; `finalize` escapes for Markdown and HTML
-        finalize=lambda value: value if isinstance(value, Markdown) else escape(value),
-    )
-    environment.filters |= {"code": code, "yaml": _yaml_string}
-    return environment
 
 
 def _yaml_string(text: str) -> Markdown:

@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from filelock import FileLock
+# Two workers and the processes they start share two cores; threads that outnumber them spin against each other.
+for threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(threads, "1")
+
+import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 ASSETS = Path(__file__).parent / "assets"
 SHAPES = ASSETS / "shapes-moe-vl"

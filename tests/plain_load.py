@@ -1,4 +1,4 @@
-"""`python plain_load.py FOLDER INPUTS OUTPUT [DTYPE]`: logits of a model as a stranger gets them.
+"""`python plain_load.py FOLDER INPUTS OUTPUT`: logits of a model as a stranger gets them.
 
 A process that has transformers and auto-round and nothing of this project: importing mopeq_hub, or a library that only
 it needs, fails here.
@@ -26,10 +26,12 @@ from transformers import AutoModelForImageTextToText  # noqa: E402
 
 
 def main() -> None:
-    folder, inputs, output, *dtype = sys.argv[1:]
-    options: dict = {"dtype": getattr(torch, dtype[0])} if dtype else {}
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **options)
+    folder, inputs, output = sys.argv[1:]
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
     model, info = loaded
+    # auto-round's loader chooses half precision; what was loaded is compared in float32,
+    # past the refusal that transformers puts before changing the dtype of a quantized model.
+    torch.nn.Module.float(model)
     given = {
         name: value.to(model.dtype) if value.is_floating_point() else value
         for name, value in torch.load(inputs).items()

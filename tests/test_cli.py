@@ -123,7 +123,7 @@ def test_importing_the_package_is_light() -> None:
 
 def test_optimum_cli_has_the_same_commands(shapes: Path) -> None:
     optimum = Path(sys.executable).with_name("optimum-cli")
-    command = [optimum, "mopeq", "plan", str(shapes), "--bits", "2,4", "--json"]
+    command = [str(optimum), "mopeq", "plan", str(shapes), "--bits", "2,4", "--json"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert [choice["name"] for choice in json.loads(printed)["choices"]] == [
         "original",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_a_push_is_one_commit_with_the_tag_of_its_recipe(hub: HubServer, alice: 
     files = hub.files("alice/shapes-MoPEQ")
     ours = {path.relative_to(repo).as_posix(): path.read_bytes() for path in repo.rglob("*") if path.is_file()}
     assert {name: files[name] for name in ours} == ours
-    commits = [commit for commit in hub.history("alice/shapes-MoPEQ") if "mopeq" in commit.message]
+    commits = [commit for commit in hub.history("alice/shapes-MoPEQ") if "mopeq" in commit.title]
     assert len(commits) == 1
     assert hub.entries("alice/shapes-MoPEQ")["model-00001-of-00001.safetensors"].is_lfs
 
@@ -72,6 +73,7 @@ def test_a_push_that_fails_leaves_no_repo_behind(path: str, hub: HubServer, alic
     with pytest.raises(MopeqError, match="alice/shapes-MoPEQ"):
         pipeline.push(repo, "alice/shapes-MoPEQ")
     assert not hub.has_repo("alice/shapes-MoPEQ")
+    hub.clear_faults()
     assert pipeline.push(repo, "alice/shapes-MoPEQ").changed, "the same command works afterwards"
 
 
@@ -102,7 +104,12 @@ def test_a_repo_that_holds_something_else_is_not_overwritten(hub: HubServer, ali
     ],
 )
 def test_a_token_without_write_access_is_told_before_any_work(
-    role: str | None, dest: str, words: str, hub: HubServer, shapes: Path, monkeypatch: pytest.MonkeyPatch
+    role: Literal["read", "write"] | None,
+    dest: str,
+    words: str,
+    hub: HubServer,
+    shapes: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     token = hub.token("alice", role=role) if role else None
     if token:
@@ -144,7 +151,7 @@ def test_a_dry_run_pushes_nothing(hub: HubServer, alice: str, repo: Path) -> Non
 def test_only_what_was_measured_as_it_is_can_be_pushed(repo: Path, tmp_path: Path) -> None:
     target = str(tmp_path / "target")
     (repo / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(MopeqError, match="not those its mopeq.json describes"):
+    with pytest.raises(MopeqError, match=r"not those its mopeq\.json describes"):
         pipeline.push(repo, target)
 
 

@@ -41,7 +41,7 @@ class Encoder:
         self._images: Any = None
         try:
             processor = AutoProcessor.from_pretrained(folder)
-        except ImportError:
+        except (ImportError, ValueError):
             processor = None
         if hasattr(processor, "tokenizer"):
             self._processor, self.tokenizer = processor, processor.tokenizer

@@ -192,7 +192,7 @@ def _job(
         "dtype": dtype,
         "layers": layers,
         # OpenMP threads that outnumber the cores spin against each other.
-        "threads": max(1, len(os.sched_getaffinity(0))),
+        "threads": int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))),
     }
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,6 @@ from mopeq_hub.report import (
     choices,
     code,
     counts,
-    escape,
     hub_address,
     link,
     listed,
@@ -29,7 +29,7 @@ from mopeq_hub.report import (
     size,
     table_rows,
 )
-from mopeq_hub.resources import templates
+from mopeq_hub.report.templating import render
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -45,6 +45,15 @@ PLOTS = {
 }
 """What each plot shows, in the order in which the card shows them."""
 
+_FILTERS: dict[str, Callable[..., Any]] = {
+    "link": link,
+    "listed": listed,
+    "number": number,
+    "percent": percent,
+    "size": size,
+    "hub_address": hub_address,
+    "in_fence": lambda text: Markdown(one_line(text)),
+}
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|multilingual|code")
 
@@ -66,8 +75,9 @@ def write_card(
 
     licence = inherited_license(manifest, source_card or {}, folder)
     data = _metadata(manifest, fidelity, licence, _languages(source_card or {}), repo_id)
-    template = _environment().get_template("model_card.md.jinja")
-    text = template.render(
+    text = render(
+        "model_card.md.jinja",
+        _FILTERS,
         **_facts(manifest),
         **_measured(manifest, fidelity),
         title=_title(manifest, repo_id),
@@ -217,31 +227,6 @@ def _license_in_words(licence: dict[str, Any]) -> Markdown | None:
     address = licence.get("license_link")
     beside = address in LICENSE_FILES
     return Markdown(f"[{code(name)}]({address})") if beside else link(code(name), address)
-
-
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(templates()),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        # `autoescape` knows HTML alone; this escapes for Markdown and HTML.
-        finalize=lambda value: value if isinstance(value, Markdown) else escape(value),
-    )
-    environment.filters |= {
-        "code": code,
-        "link": link,
-        "listed": listed,
-        "number": number,
-        "percent": percent,
-        "size": size,
-        "hub_address": hub_address,
-        "in_fence": lambda text: Markdown(one_line(text)),
-    }
-    return environment
 
 
 def _title(manifest: dict[str, Any], repo_id: str | None) -> str:
