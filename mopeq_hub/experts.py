@@ -75,6 +75,7 @@ class Layout:
     experts_modules: dict[int, str]
     blocks: str
     layer_count: int
+    experts_per_token: int
 
     @cached_property
     def experts(self) -> dict[Expert, list[Matrix]]:
@@ -100,7 +101,7 @@ class Layout:
 
 def read_layout(checkpoint: Checkpoint, family: Family, config_path: Path, where: str) -> Layout:
     """Place every tensor of the checkpoint. Raises MopeqError where file, config and family do not fit together."""
-    placer = _Placer(family, LiveModel.build(config_path, where), where)
+    placer = _Placer(family, LiveModel.build(config_path, family, where), where)
     for info in checkpoint.in_file_order():
         placer.place(info)
     return placer.layout()
@@ -162,7 +163,8 @@ class _Placer:
             ignored=tuple(self._ignored),
             experts_modules={self._layer(name): name for name in self._experts},
             blocks=self._blocks,
-            layer_count=len(list(self._modules[self._blocks].children())),
+            layer_count=self._live.normalized.num_layers,
+            experts_per_token=self._live.normalized.experts_per_token,
         )
         missing = self._missing_experts(layout) + self._missing_tensors(layout)
         if missing:
@@ -174,7 +176,8 @@ class _Placer:
 
     def _one_expert(self, info: TensorInfo, module: str, parameter: str, projection: str, pattern: str) -> Matrix:
         """The projection that a file with one tensor an expert stores under this name."""
-        count, fused_rows, columns = self._live.shapes[f"{module}.{parameter}"]
+        _, fused_rows, columns = self._live.shapes[f"{module}.{parameter}"]
+        count = self._live.normalized.num_experts
         shape = (fused_rows // len(self._family.stacked(parameter)), columns)
         self._check_shape(info, shape)
         index = self._family.expert_index(info.name, pattern)
@@ -224,9 +227,8 @@ class _Placer:
     def _missing_experts(self, layout: Layout) -> list[str]:
         missing = []
         projections = sum(len(part.projections) for part in self._family.fused)
-        for layer, module in layout.experts_modules.items():
-            count = self._live.shapes[f"{module}.{self._family.fused[0].name}"][0]
-            for expert in (Expert(layer, index) for index in range(count)):
+        for layer in layout.experts_modules:
+            for expert in (Expert(layer, index) for index in range(self._live.normalized.num_experts)):
                 if len(layout.experts.get(expert, ())) != projections:
                     missing.append(f"projections of expert {expert.index} of layer {layer}")
         return missing

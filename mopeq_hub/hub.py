@@ -16,11 +16,14 @@ from typing import Protocol
 from mopeq_hub import hub_client, workplace
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.manifest import MANIFEST_NAME
-from mopeq_hub.progress import Progress
+from mopeq_hub.progress import Progress, Quiet
+from mopeq_hub.space import PUBLICATION_NAME
 
 _REPO_ID = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
 _HUB_OWN_FILES = {".gitattributes", "README.md"}
 """What a repo may hold without anybody having put something there that must not be lost."""
+_WORTH_A_STEP = 1_000_000
+"""Bytes from which a file is uploaded by itself, before the commit, so that progress can be told."""
 
 
 class Destination(Protocol):
@@ -37,8 +40,8 @@ class Destination(Protocol):
     def describe(self) -> str:
         """The name with its kind, for the first line that is printed."""
 
-    def check_writable(self) -> None:
-        """Raises MopeqError where a publication could not be written, as far as can be known beforehand."""
+    def check_writable(self, *, space: bool) -> None:
+        """Raises MopeqError where a publication or its Space could not be written, as far as can be known before."""
 
     def workplace(self) -> AbstractContextManager[Path]:
         """A folder to build in, on the disk where it matters."""
@@ -51,6 +54,9 @@ class Destination(Protocol):
 
     def local_copy(self) -> Path:
         """The model repo as a folder on this machine."""
+
+    def tag(self, publication: str) -> None:
+        """Give the commit that is there the publication's name, unless a commit has it."""
 
     def commit(self, folder: Path, publication: str, progress: Progress, *, consume: bool) -> str:
         """Make the model repo hold just the files of `folder`, in one commit tagged with the publication's name.
@@ -83,10 +89,14 @@ class FolderDestination:
     def describe(self) -> str:
         return f"the folder {self.name}"
 
-    def check_writable(self) -> None:
+    def check_writable(self, *, space: bool) -> None:
         parent = next(path for path in self._folder.parents if path.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise MopeqError(f"{parent} cannot be written to", "choose another folder with --to")
+        if space and self._space.exists() and not (self._space / PUBLICATION_NAME).is_file():
+            raise MopeqError(
+                f"{self.name}-space holds something that is not a Space of ours", "choose another --to, or --no-space"
+            )
 
     @contextmanager
     def workplace(self) -> Iterator[Path]:
@@ -112,6 +122,9 @@ class FolderDestination:
         if not self._folder.is_dir():
             raise MopeqError(f"{self.name} does not exist", "check the name, or publish it first")
         return self._folder
+
+    def tag(self, publication: str) -> None:
+        """A folder needs none: its manifest has the name."""
 
     def commit(self, folder: Path, publication: str, progress: Progress, *, consume: bool) -> str:
         _replace(self._folder, folder, consume)
@@ -144,8 +157,11 @@ class HubDestination:
     def describe(self) -> str:
         return f"the Hub repo {self.repo_id}"
 
-    def check_writable(self) -> None:
+    def check_writable(self, *, space: bool) -> None:
         hub_client.check_write_access(self.repo_id)
+        files = set(self._files("space") or []) if space else set()
+        if files - _HUB_OWN_FILES and PUBLICATION_NAME not in files:
+            raise MopeqError(f"the Space {self.repo_id} is not a Space of ours", "choose another --to, or --no-space")
 
     def workplace(self) -> AbstractContextManager[Path]:
         return workplace.scratch()
@@ -168,11 +184,13 @@ class HubDestination:
         with hub_client.hub_errors(self.repo_id):
             return Path(hub_client.api().snapshot_download(self.repo_id))
 
-    def commit(self, folder: Path, publication: str, progress: Progress, *, consume: bool) -> str:
-        commit = self._commit("model", folder, publication)
-        assert commit is not None
+    def tag(self, publication: str) -> None:
         with hub_client.hub_errors(f"the tag {publication} of {self.repo_id}"):
-            hub_client.api().create_tag(self.repo_id, tag=publication, revision=commit, exist_ok=True)
+            hub_client.api().create_tag(self.repo_id, tag=publication, exist_ok=True)
+
+    def commit(self, folder: Path, publication: str, progress: Progress, *, consume: bool) -> str:
+        commit = self._commit("model", folder, publication, progress)
+        self.tag(publication)
         return commit
 
     def has_space(self) -> bool:
@@ -185,7 +203,9 @@ class HubDestination:
         return None
 
     def commit_space(self, folder: Path, publication: str) -> str | None:
-        return self._commit("space", folder, publication)
+        head = self._head("space") if self.has_space() else None
+        commit = self._commit("space", folder, publication, Quiet())
+        return None if commit == head else commit
 
     def _files(self, kind: str) -> list[str] | None:
         """The repo's files, or None where there is no such repo."""
@@ -197,39 +217,44 @@ class HubDestination:
                 else None
             )
 
-    def _commit(self, kind: str, folder: Path, publication: str) -> str | None:
-        """One commit after which the repo holds just the files of `folder`. A repo made for it goes again if it
-        fails."""
+    def _head(self, kind: str) -> str | None:
+        with hub_client.hub_errors(self.repo_id):
+            return hub_client.api().repo_info(self.repo_id, repo_type=kind).sha
+
+    def _commit(self, kind: str, folder: Path, publication: str, progress: Progress) -> str:
+        """One commit after which the repo holds just the files of `folder`; its id, the old one if nothing changed.
+
+        A repo that was made for it is taken away again if it fails.
+        """
         from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
-        api = hub_client.api()
-        present = self._files(kind)
-        with hub_client.hub_errors(self.repo_id):
-            if present is None:
-                sdk = "gradio" if kind == "space" else None
-                api.create_repo(self.repo_id, repo_type=kind, space_sdk=sdk, private=self._private, exist_ok=True)
-            head = api.repo_info(self.repo_id, repo_type=kind).sha
-        files = _contents(folder)
-        stale = set(present or []) - set(files) - _HUB_OWN_FILES
-        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = []
-        operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
-        operations += [
+        api, present, files = hub_client.api(), self._files(kind), _contents(folder)
+        additions = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in sorted(files)
         ]
+        stale = sorted(set(present or []) - set(files) - _HUB_OWN_FILES)
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [*additions]
+        operations += [CommitOperationDelete(path_in_repo=name) for name in stale]
         try:
             with hub_client.hub_errors(self.repo_id):
-                info = api.create_commit(
-                    self.repo_id,
-                    operations,
-                    commit_message=f"Publish {publication}",
-                    repo_type=kind,
-                    parent_commit=head,
-                )
+                if present is None:
+                    sdk = "gradio" if kind == "space" else None
+                    api.create_repo(self.repo_id, repo_type=kind, space_sdk=sdk, private=self._private, exist_ok=True)
+                head = self._head(kind)
+                sizes = [(folder / addition.path_in_repo).stat().st_size for addition in additions]
+                with progress.stage("upload", sum(sizes)) as advance:
+                    for addition, size in zip(additions, sizes, strict=True):
+                        if size >= _WORTH_A_STEP:
+                            api.preupload_lfs_files(self.repo_id, [addition], repo_type=kind)
+                        advance(size)
+                message = f"Publish {publication}"
+                return api.create_commit(
+                    self.repo_id, operations, commit_message=message, repo_type=kind, parent_commit=head
+                ).oid
         except BaseException:
             if present is None:
                 api.delete_repo(self.repo_id, repo_type=kind, missing_ok=True)
             raise
-        return None if info.oid == head else info.oid
 
 
 def destination_for(to: str | None, model: str, *, private: bool = False) -> Destination:

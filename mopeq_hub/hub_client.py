@@ -15,7 +15,10 @@ TOKEN_ADVICE = "create a token with write access in your account's settings and 
 def api() -> "HfApi":
     """The client; endpoint and token come from the environment (HF_ENDPOINT, HF_TOKEN) or the saved login."""
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars
 
+    # Progress is told in one way, ours; a pipe or `--json` gets none.
+    disable_progress_bars()
     return HfApi(library_name="mopeq-hub")
 
 

@@ -63,7 +63,7 @@ def build(
             "task": layout.task,
             "blocks": layout.blocks,
             "layers": layout.layer_count,
-            "experts_per_token": model.experts_per_token(),
+            "experts_per_token": layout.experts_per_token,
         },
         "signal": profile.signal,
         "experts": [

@@ -23,16 +23,6 @@ class Model:
     def text_config(self) -> dict[str, Any]:
         return self.config.get("text_config") or self.config
 
-    def experts_per_token(self) -> int:
-        """How many experts the router chooses, read through the config class, which knows the names of all times."""
-        from optimum.utils import NormalizedTextConfig
-        from transformers import AutoConfig
-
-        family = self.layout.family
-        config = AutoConfig.from_pretrained(self.source.path("config.json").parent).get_text_config()
-        normalized = NormalizedTextConfig.with_args(allow_new=True, experts_per_token=family.experts_per_token)(config)
-        return int(normalized.experts_per_token)
-
 
 def open_model(name: str) -> Model:
     """The model that `name` (a folder, or owner/name[@revision]) refers to, from config and headers alone.

@@ -88,7 +88,7 @@ def publish(
     destination = destination_for(to, model, private=private)
     progress.say(f"publishing {model} to {destination.describe()}")
     if not dry_run:
-        destination.check_writable()
+        destination.check_writable(space=space)
     questions_path = Path(questions) if questions else None
     read_questions(questions_path)
     opened = open_model(model)
@@ -98,7 +98,7 @@ def publish(
     with destination.workplace() as work:
         repo = quantize(opened, work / "repo", recipe, progress=progress)
         fidelity = evaluate(repo.folder, questions_path, compare=compare, progress=progress)
-        card(repo.folder, destination if not dry_run else None, space=space)
+        card(repo.folder, destination, space=space)
         if dry_run:
             return Publication(name, destination.name, None, None, True, repo.manifest, fidelity)
         commit = destination.commit(repo.folder, name, progress, consume=True)
@@ -168,6 +168,7 @@ def profile_of(model: Model, recipe: Recipe, progress: Progress) -> Profile:
         return Profile.read(cached)
     weights = {matrix.source for matrix in model.layout.matrices if matrix.expert is not None}
     total = sum(model.checkpoint.tensors[name].nbytes for name in weights)
+    _fetch(model, progress)
     with progress.stage("measure the experts", total) as advance:
         profile = measure(model.checkpoint, model.layout, recipe, advance)
     profile = Profile(profile.signal, profile.sensitivities, model.source.commit)
@@ -230,10 +231,8 @@ def push(
     missing."""
     progress, folder = progress or Quiet(), Path(folder)
     manifest, fidelity = manifests.read_manifest(folder), manifests.read_fidelity(folder)
-    if (
-        manifests.describe_files(folder, (name for name in manifest["files"] if (folder / name).is_file()))
-        != manifest["files"]
-    ):
+    present = [name for name in manifest["files"] if (folder / name).is_file()]
+    if manifests.describe_files(folder, present) != manifest["files"]:
         raise MopeqError(f"the files in {folder} are not those its mopeq.json describes", "quantize again")
     if fidelity is None or fidelity["weights_digest"] != manifests.weights_digest(manifest):
         raise MopeqError(f"{folder} was not measured as it is now", "run `mopeq-hub evaluate` on it first")
@@ -242,7 +241,7 @@ def push(
     destination = destination_for(to, manifest["source"]["name"], private=private)
     name = manifest["publication"]
     if not dry_run:
-        destination.check_writable()
+        destination.check_writable(space=space)
     if destination.publication() == name:
         return _unchanged(destination, name, space, dry_run)
     if dry_run:
@@ -257,7 +256,7 @@ def publish_space(to: str, *, private: bool = False) -> str | None:
     """Create or update the Space of a publication; None where it was up to date."""
     destination = destination_for(to, to, private=private)
     manifest = _published_manifest(destination)
-    destination.check_writable()
+    destination.check_writable(space=True)
     with workplace.scratch() as work:
         return _publish_space(destination, manifest, None, work)
 
@@ -278,12 +277,15 @@ def _fill(
 ) -> dict[str, Any]:
     """Everything a quantized folder holds before it is measured."""
     folder.mkdir()
+    _fetch(model, progress)
     with progress.stage("quantize", model.checkpoint.nbytes) as advance:
         shards = write_checkpoint(model.checkpoint, model.layout, bitmap, recipe, folder, advance)
     for name in companions(model.source):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model.source.path(name), folder / name)
-    config = {**model.config, "quantization_config": quantization_config(model.layout, bitmap, recipe)}
+    # The classes are transformers' own; code that a source brings is not taken over.
+    config = {key: value for key, value in model.config.items() if key != "auto_map"}
+    config = {**config, "quantization_config": quantization_config(model.layout, bitmap, recipe)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     manifest = manifests.build(model, recipe, profile, bitmap, shards, manifests.describe_files(folder, names))
@@ -291,6 +293,16 @@ def _fill(
     (folder / _LOCAL).parent.mkdir()
     (folder / _LOCAL).write_text(json.dumps({"location": model.source.location}), "utf-8")
     return manifest
+
+
+def _fetch(model: Model, progress: Progress) -> None:
+    """Have every shard of a Hub model on this machine."""
+    if model.source.kind == "hub":
+        with progress.stage(
+            "download", sum(model.source.files()[shard] for shard in model.checkpoint.shards)
+        ) as advance:
+            for shard in model.checkpoint.shards:
+                model.source.fetch(shard, advance)
 
 
 def _comparisons(
@@ -330,9 +342,11 @@ def _publish_space(destination: Destination, manifest: dict[str, Any], location:
 
 
 def _unchanged(destination: Destination, name: str, space: bool, dry_run: bool) -> Publication:
-    """The model is published already; its Space is made up for if an earlier run did not come to it."""
+    """The model is published already; tag and Space are made up for if an earlier run did not come to them."""
     manifest = _published_manifest(destination)
     space_commit = None
+    if not dry_run:
+        destination.tag(name)
     if space and not dry_run and not destination.has_space():
         with workplace.scratch() as work:
             space_commit = _publish_space(destination, manifest, None, work)

@@ -8,9 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from tqdm.auto import tqdm
+
 from mopeq_hub import hub_client
 from mopeq_hub.checkpoint import check_name
 from mopeq_hub.errors import MopeqError, UsageError
+from mopeq_hub.progress import Advance
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[^@\s]+)?$")
 _FIRST_BYTES = 100_000
@@ -53,6 +56,9 @@ class Source(Protocol):
 
     def path(self, name: str) -> Path: ...
 
+    def fetch(self, name: str, advance: Advance) -> None:
+        """Have the file on this machine; `advance` is told its bytes as they arrive, or at once where it was here."""
+
     def head(self, name: str, count: int) -> bytes: ...
 
 
@@ -91,6 +97,9 @@ class FolderSource:
     def path(self, name: str) -> Path:
         return self._folder / check_name(name, self.name)
 
+    def fetch(self, name: str, advance: Advance) -> None:
+        advance(self._files[name])
+
     def head(self, name: str, count: int) -> bytes:
         with open(self.path(name), "rb") as file:
             return file.read(count)
@@ -119,8 +128,32 @@ class HubSource:
         return self._files
 
     def path(self, name: str) -> Path:
+        return self._download(name)
+
+    def fetch(self, name: str, advance: Advance) -> None:
+        told = 0
+
+        class Telling(tqdm):
+            """The client's progress bar, kept from the screen: what it is told goes to ours."""
+
+            def __init__(self, *positions: Any, **names: Any) -> None:
+                super().__init__(*positions, **{**names, "disable": True})
+
+            def update(self, count: float | None = 1) -> None:
+                nonlocal told
+                told += int(count or 0)
+                advance(int(count or 0))
+
+        self._download(name, Telling)
+        advance(max(0, self._files[name] - told))
+
+    def _download(self, name: str, bar: type[tqdm] | None = None) -> Path:
         with hub_client.hub_errors(f"{name} of {self.location}"):
-            return Path(hub_client.api().hf_hub_download(self.name, check_name(name, self.name), revision=self.commit))
+            return Path(
+                hub_client.api().hf_hub_download(
+                    self.name, check_name(name, self.name), revision=self.commit, tqdm_class=bar
+                )
+            )
 
     def head(self, name: str, count: int) -> bytes:
         if len(self._heads.get(name, b"")) < min(count, self._files[name]):

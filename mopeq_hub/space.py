@@ -15,6 +15,9 @@ from mopeq_hub.report import Markdown, code, hub_address, link, one_line
 from mopeq_hub.report.templating import render
 from mopeq_hub.resources import spaces
 
+PUBLICATION_NAME = "publication.json"
+"""What the app reads, and what tells a Space of ours from any other."""
+
 PLOTS = ("plots/bits.png", "plots/sensitivity.png", "plots/bits_per_layer.png")
 """Those of the model repo's plots that the Space shows."""
 
@@ -32,7 +35,7 @@ def render_space(folder: Path, manifest: dict[str, Any], model: str, original: s
         original = None
     shutil.copytree(spaces() / "compare", folder, ignore=_left_behind, dirs_exist_ok=True)
     publication = _publication(folder, manifest, model, original)
-    (folder / "publication.json").write_text(json.dumps(publication, indent=1) + "\n", "utf-8")
+    (folder / PUBLICATION_NAME).write_text(json.dumps(publication, indent=1) + "\n", "utf-8")
     readme = render(
         "space_readme.md.jinja",
         {"yaml": _yaml_string},
@@ -96,7 +99,7 @@ def _named(folder: Path, name: str) -> Markdown:
 
 def _left_behind(_: str, names: list[str]) -> list[str]:
     """What running the app in place leaves beside it."""
-    return [name for name in names if name.startswith((".", "__pycache__")) or name == "publication.json"]
+    return [name for name in names if name.startswith((".", "__pycache__")) or name == PUBLICATION_NAME]
 
 
 def _yaml_string(text: str) -> Markdown:

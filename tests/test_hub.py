@@ -1,15 +1,18 @@
 """Destinations: a publication appears whole, in one commit, or not at all; on the Hub through the real client."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from huggingface_hub import HfApi, ModelCard
 
 from mopeq_hub import MopeqError, pipeline, publish
 from mopeq_hub.check import check
 from mopeq_hub.hub import FolderDestination, HubDestination, destination_for
 from mopeq_hub.manifest import read_manifest
+from mopeq_hub.progress import Advance, Quiet
 from tests.hub import HubServer, client_pointed_at
 
 
@@ -136,8 +139,6 @@ def test_a_full_account_is_said_in_words(hub: HubServer, alice: str, repo: Path)
 
 def test_a_private_publication_stays_private(hub: HubServer, alice: str, repo: Path) -> None:
     pipeline.push(repo, "alice/secret", private=True)
-    from huggingface_hub import HfApi
-
     assert HfApi().model_info("alice/secret").private
     assert HfApi().space_info("alice/secret").private
 
@@ -192,3 +193,67 @@ def test_destinations_are_told_apart_by_their_form(
     assert destination_for(None, "Qwen/Big-Model@main").name == "./published/Big-Model-MoPEQ"
     monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
     assert destination_for(None, "Qwen/Big-Model@main").name == "alice/Big-Model-MoPEQ"
+
+
+def test_a_space_that_is_not_ours_is_not_overwritten(hub: HubServer, alice: str, repo: Path, tmp_path: Path) -> None:
+    before = hub.add_repo("alice/shapes-MoPEQ", {"app.py": b"mine"}, repo_type="space")
+    (tmp_path / "target-space").mkdir()
+    (tmp_path / "target-space" / "app.py").write_text("mine")
+    for target in ("alice/shapes-MoPEQ", str(tmp_path / "target")):
+        with pytest.raises(MopeqError, match="--no-space"):
+            pipeline.push(repo, target)
+    assert not hub.has_repo("alice/shapes-MoPEQ")
+    assert hub.head("alice/shapes-MoPEQ", repo_type="space") == before
+    assert (tmp_path / "target-space" / "app.py").read_text() == "mine"
+    assert pipeline.push(repo, "alice/shapes-MoPEQ", space=False).changed
+
+
+def test_a_tag_that_was_not_reached_is_made_up_for(hub: HubServer, alice: str, repo: Path) -> None:
+    hub.fail_next("/tag/", status=500, times=20)
+    with pytest.raises(MopeqError, match="the tag"):
+        pipeline.push(repo, "alice/shapes-MoPEQ", space=False)
+    hub.clear_faults()
+    pipeline.push(repo, "alice/shapes-MoPEQ", space=False)
+    assert hub.tags("alice/shapes-MoPEQ") == {read_manifest(repo)["publication"]: hub.head("alice/shapes-MoPEQ")}
+
+
+class Told(Quiet):
+    """Remembers the amounts that each stage was told."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, tuple[int, list[int]]] = {}
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str = "bytes") -> Iterator[Advance]:
+        self.stages[name] = (total, [])
+        yield self.stages[name][1].append
+
+
+def test_every_byte_that_is_moved_is_told(
+    hub: HubServer, alice: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOPEQ_HOME", str(tmp_path / "fresh-home"))
+    hub.add_repo("alice/shapes", shapes)
+    told = Told()
+    repo = pipeline.quantize("alice/shapes", tmp_path / "repo", progress=told)
+    assert repo.manifest["source"]["commit"] == hub.head("alice/shapes")
+    pipeline.evaluate(repo.folder, compare=False, progress=told)
+    pipeline.card(repo.folder)
+    pipeline.push(repo.folder, "alice/shapes-MoPEQ", space=False, progress=told)
+    assert {"download", "measure the experts", "quantize", "upload", "measure original", "measure published"} <= set(
+        told.stages
+    )
+    assert all(sum(amounts) == total for total, amounts in told.stages.values())
+    assert told.stages["download"][0] > 5_700_000
+
+
+def test_a_card_of_a_hub_source_names_it(hub: HubServer, alice: str, shapes: Path, tmp_path: Path) -> None:
+    commit = hub.add_repo("alice/shapes", shapes)
+    repo = pipeline.quantize("alice/shapes@main", tmp_path / "repo")
+    card = ModelCard.load(pipeline.card(repo.folder, destination_for("alice/shapes-MoPEQ", "")))
+    assert card.data.base_model == "alice/shapes"
+    assert card.data.to_dict()["base_model_relation"] == "quantized"
+    assert card.data.license == "apache-2.0"
+    assert f"alice/shapes@{commit}" in card.content
+    assert 'from_pretrained("alice/shapes-MoPEQ"' in card.content
+    assert HfApi().model_info("alice/shapes").sha == commit

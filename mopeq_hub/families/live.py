@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.families.base import Family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,9 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A model on the meta device. `task` is the Hub's name for what it does, `auto_class` the class that loads it."""
+    """A model on the meta device. `task` is the Hub's name for what it does, `auto_class` the class that loads it.
+
+    normalized: optimum's view of the text config, which finds a count under the names of all times: `num_layers`,
+    `num_experts`, `experts_per_token`.
+    """
 
     model: "PreTrainedModel"
+    normalized: Any
     task: str
     auto_class: str
     renamings: list[Any]
@@ -29,10 +35,11 @@ class LiveModel:
     tied: frozenset[str]
 
     @classmethod
-    def build(cls, config_path: Path, where: str) -> "LiveModel":
+    def build(cls, config_path: Path, family: Family, where: str) -> "LiveModel":
         """The live model of the config.json at `config_path`. Raises MopeqError where transformers does not know it."""
         import torch
         import transformers
+        from optimum.utils import NormalizedTextConfig
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter
 
@@ -51,8 +58,12 @@ class LiveModel:
                 "check config.json, or install a transformers that knows this model",
             ) from None
         mapping = get_model_conversion_mapping(model)
+        counts = NormalizedTextConfig.with_args(
+            allow_new=True, num_experts=family.experts_count, experts_per_token=family.experts_per_token
+        )
         return cls(
             model=model,
+            normalized=counts(config.get_text_config()),
             task=task,
             auto_class=auto_class.__name__,
             renamings=[step for step in mapping if not isinstance(step, WeightConverter)],

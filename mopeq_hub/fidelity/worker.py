@@ -55,7 +55,7 @@ def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if job["layers"] is not None:
         options["config"] = first_layers(transformers.AutoConfig.from_pretrained(folder), job["layers"])
     auto_class = getattr(transformers, job["auto_class"])
-    model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
+    model, info = auto_class.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **options)
     model.eval()
     widths = {name: int(module.bits) for name, module in model.named_modules() if hasattr(module, "qweight")}
     # Quantized modules keep their tensors in buffers, which the loader's own accounts may not cover.

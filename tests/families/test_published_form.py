@@ -1,6 +1,8 @@
 """What a stranger loads is what was written: each family, quantized with mixed widths, in a process without this
 project."""
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from mopeq_hub.fidelity.questions import Question
 from mopeq_hub.model import open_model
 from mopeq_hub.quantization.packing import Packed, dequantize
 from tests import tiny
+from tests.conftest import edit_json
 
 PLAIN_LOAD = Path(__file__).parent.parent / "plain_load.py"
 IMAGE = tiny.SHAPES / "images" / "eval-002.png"
@@ -115,3 +118,26 @@ def test_both_orientations_of_fused_experts_give_the_same_codes(tmp_path: Path) 
         for name in one.manifest["files"]
         if name.endswith(".safetensors")
     )
+
+
+def test_the_processor_of_the_published_folder_is_the_sources(published: Path) -> None:
+    from PIL import Image
+    from transformers import AutoProcessor
+
+    picture = Image.open(IMAGE)
+    ours, theirs = (
+        AutoProcessor.from_pretrained(folder)(text="user : <image> hi", images=picture, return_tensors="pt")
+        for folder in (published, tiny.SHAPES)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def test_code_that_a_source_brings_is_not_taken_over(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny.SHAPES, source, ignore=shutil.ignore_patterns("images", "*.jsonl"))
+    (source / "modeling.py").write_text("raise SystemExit('ran')")
+    edit_json(source / "config.json", lambda config: config.update(auto_map={"AutoModel": "modeling.Model"}))
+    folder = quantize(str(source), tmp_path / "quantized").folder
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+    assert not list(folder.glob("*.py"))
