@@ -205,7 +205,7 @@ def _run(job: dict[str, Any], steps: int, progress: Progress) -> dict[str, Any]:
     """Run a worker to its end and read its result. Raises MopeqError with the worker's last words where it fails."""
     with (
         tempfile.TemporaryDirectory() as scratch,
-        progress.stage(f"measure {job['role']}", steps, "questions") as advance,
+        progress.stage(f"measure {job['role']}", steps, "steps") as advance,
     ):
         job_path, result, log = (Path(scratch) / name for name in ("job.json", "result.json", "log"))
         job_path.write_text(json.dumps({**job, "result": str(result)}), "utf-8")
