@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -272,6 +273,8 @@ def check(dest: DestArgument, as_json: AsJson = False) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; every error a user can meet is one line on standard error, exit code 1, or 2 for wrong usage."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app(args=arguments, prog_name="mopeq-hub")
     except UsageError as error:
@@ -282,8 +285,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(_system_trouble(error), 1)
     except MemoryError:
         _fail("this machine has too little memory; use one with more", 1)
-    except KeyboardInterrupt:
-        _fail("stopped; nothing was published", 130)
+    except _StoppedError:
+        _fail("stopped before the end; run the same command again", 130)
     except Exception as error:
         if os.environ.get("MOPEQ_DEBUG"):
             raise
@@ -291,6 +294,14 @@ def main(arguments: list[str] | None = None) -> None:
             f"a fault in mopeq-hub itself: {type(error).__name__}: {error}; set MOPEQ_DEBUG=1 to see where",
             1,
         )
+
+
+class _StoppedError(BaseException):
+    """Ctrl-C, or a runner that ends its job: everything is cleaned up on the way out, then one line is printed."""
+
+
+def _stop(number: int, frame: object) -> None:
+    raise _StoppedError
 
 
 def _progress(as_json: bool) -> Progress:

@@ -277,6 +277,9 @@ def _fill(
 ) -> dict[str, Any]:
     """Everything a quantized folder holds before it is measured."""
     folder.mkdir()
+    if model.layout.ignored:
+        left = model.layout.ignored
+        progress.say(f"left out: {len(left)} tensors that {model.layout.auto_class} does not load, such as {left[0]}")
     _fetch(model, progress)
     with progress.stage("quantize", model.checkpoint.nbytes) as advance:
         shards = write_checkpoint(model.checkpoint, model.layout, bitmap, recipe, folder, advance)

@@ -1,13 +1,8 @@
-"""The proof: original and published model on the same inputs, each in a process of its own, and fidelity.json of it."""
+"""The proof: original and published model on the same inputs, and fidelity.json of it."""
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +13,7 @@ from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import PROJECTIONS
 from mopeq_hub.fidelity.questions import Questions, read_questions
+from mopeq_hub.fidelity.runner import Job, run
 from mopeq_hub.manifest import SCHEMA_VERSION, weights_digest
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress, Quiet
@@ -55,8 +51,8 @@ def measure(
     questions = read_questions(questions_path)
     reach = reach_of(model, psutil.virtual_memory().available)
     logits, original = _original(model, questions, questions_path, reach, progress)
-    job = _job("published", folder, manifest["model"]["auto_class"], questions_path, logits, None, reach.cut)
-    published = _run(job, _steps(questions), progress)
+    job = Job("published", folder, manifest["model"]["auto_class"], questions_path, logits, layers=reach.cut)
+    published = run(job, _steps(questions), progress)
     check_loading(published["loading"], manifest, reach.layers)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -150,7 +146,7 @@ def _count_below(manifest: dict[str, Any], layers: int) -> int:
 
 def load_alone(folder: Path, auto_class: str) -> dict[str, Any]:
     """What the loader says of every weight of a published folder, in a process of its own; nothing is computed."""
-    return dict(_run(_job("load", folder, auto_class, None, Path(), None, None), 0, Quiet())["loading"])
+    return dict(run(Job("load", folder, auto_class), 0, Quiet())["loading"])
 
 
 def _original(
@@ -166,77 +162,17 @@ def _original(
         for shard in model.checkpoint.shards:
             model.source.path(shard)
         home = model.source.path("config.json").parent
-        job = _job("original", home, model.layout.auto_class, questions_path, logits, reach.dtype, reach.cut)
-        computed = _run(job, _steps(questions), progress)
+        job = Job("original", home, model.layout.auto_class, questions_path, logits, reach.dtype, reach.cut)
+        computed = run(job, _steps(questions), progress)
         partial = result.with_suffix(".partial")
         partial.write_text(json.dumps(computed), "utf-8")
         partial.replace(result)
     return logits, json.loads(result.read_text("utf-8"))
 
 
-def _job(
-    role: str,
-    folder: Path,
-    auto_class: str,
-    questions_path: Path | None,
-    logits: Path,
-    dtype: str | None,
-    layers: int | None,
-) -> dict[str, Any]:
-    return {
-        "role": role,
-        "folder": str(folder.resolve()),
-        "auto_class": auto_class,
-        "questions": str(questions_path.resolve()) if questions_path else None,
-        "logits": str(logits),
-        "dtype": dtype,
-        "layers": layers,
-        # OpenMP threads that outnumber the cores spin against each other.
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))),
-    }
-
-
 def _steps(questions: Questions) -> int:
     """Rows a worker will finish: each question once for its logits and, where answers count, once more to answer it."""
     return len(questions.items) * (2 if questions.scored else 1)
-
-
-def _run(job: dict[str, Any], steps: int, progress: Progress) -> dict[str, Any]:
-    """Run a worker to its end and read its result. Raises MopeqError with the worker's last words where it fails."""
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        progress.stage(f"measure {job['role']}", steps, "steps") as advance,
-    ):
-        job_path, result, log = (Path(scratch) / name for name in ("job.json", "result.json", "log"))
-        job_path.write_text(json.dumps({**job, "result": str(result)}), "utf-8")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        with open(log, "w+", encoding="utf-8") as words:
-            command = [sys.executable, "-m", "mopeq_hub.fidelity.worker", str(job_path)]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True, env=environment)
-            _follow(process, advance)
-            if process.wait() != 0 or not result.is_file():
-                words.seek(0)
-                raise _failed(job, process.returncode, words.read())
-        return json.loads(result.read_text("utf-8"))
-
-
-def _follow(process: "subprocess.Popen[str]", advance: Callable[[int], None]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.strip().isdigit():
-            advance(int(line))
-
-
-def _failed(job: dict[str, Any], status: int, words: str) -> MopeqError:
-    which = "the original" if job["role"] == "original" else "the published form"
-    if status in (-9, 137):
-        return MopeqError(
-            f"the process that measured {which} was ended, most likely for want of memory", "use a machine with more"
-        )
-    last = next((line for line in reversed(words.splitlines()) if line.strip()), f"exit status {status}")
-    return MopeqError(
-        f"{which} could not be loaded and measured: {last}", "nothing was published; report the model's name"
-    )
 
 
 def _number(result: dict[str, Any], name: str) -> float:
