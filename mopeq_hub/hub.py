@@ -72,6 +72,9 @@ class Destination(Protocol):
     def path_for_space(self, location: str | None) -> str | None:
         """How the Space names a folder of this machine; None where it could not reach it."""
 
+    def space_folder(self) -> Path | None:
+        """The Space where it lies on this machine, ready to be run."""
+
     def commit_space(self, folder: Path, publication: str) -> str | None:
         """The same for the Space; None where it already held these files."""
 
@@ -140,6 +143,9 @@ class FolderDestination:
     def path_for_space(self, location: str | None) -> str | None:
         return os.path.relpath(location, self._space) if location else None
 
+    def space_folder(self) -> Path | None:
+        return self._space if self.has_space() else None
+
     def commit_space(self, folder: Path, publication: str) -> str | None:
         if _contents(folder) == _contents(self._space):
             return None
@@ -200,6 +206,9 @@ class HubDestination:
         return self.repo_id
 
     def path_for_space(self, location: str | None) -> str | None:
+        return None
+
+    def space_folder(self) -> Path | None:
         return None
 
     def commit_space(self, folder: Path, publication: str) -> str | None:

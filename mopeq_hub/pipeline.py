@@ -265,6 +265,10 @@ def run_space(to: str, port: int | None = None) -> None:
     """Open the Space of a publication on this machine and stay until it is stopped."""
     destination = destination_for(to, to)
     manifest = _published_manifest(destination)
+    folder = destination.space_folder()
+    if folder is not None:
+        run_local(folder, port)
+        return
     source = manifest["source"]
     original = source["name"] if source["kind"] == "hub" else None
     with workplace.scratch() as work:
