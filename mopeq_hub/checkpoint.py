@@ -7,12 +7,14 @@ import json
 import math
 import mmap
 import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.names import check_name
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 MAX_HEADER_BYTES = 100_000_000
+_MAPPED_SHARDS = 2
+"""Shards kept mapped: the one being read and the one before it."""
+_MAX_RANK, _MAX_LENGTH = 8, 1 << 48
 
 ITEM_BYTES = {
     "F64": 8, "I64": 8, "U64": 8,
@@ -105,8 +110,7 @@ class Checkpoint:
         return sum(info.nbytes for info in self.tensors.values())
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """The tensor as it lies in the mapped file: no copy; pages are read when touched. Changing it never reaches the
-        file."""
+        """The tensor as it lies in the mapped file: no copy, pages are read when touched. It must not be written to."""
         import torch
 
         info = self.tensors[name]
@@ -115,11 +119,11 @@ class Checkpoint:
             return torch.empty(info.shape, dtype=dtype)
         mapped, data_start = self._mapped(info.file)
         count = info.nbytes // ITEM_BYTES[info.dtype]
-        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=data_start + info.start).reshape(info.shape)
-
-    def release(self, shard: str) -> None:
-        """Let go of a shard's mapping; its tensors must not be used afterwards."""
-        self._maps.pop(shard, None)
+        with warnings.catch_warnings():
+            # torch warns that the file cannot be written to: that is what is wanted, and nothing here tries.
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=data_start + info.start)
+        return flat.reshape(info.shape)
 
     def in_file_order(self) -> Iterator[TensorInfo]:
         """Tensors shard by shard, each shard from its beginning: the order in which reading costs least."""
@@ -128,32 +132,21 @@ class Checkpoint:
 
     def _mapped(self, shard: str) -> tuple[mmap.mmap, int]:
         if shard not in self._maps:
+            while len(self._maps) >= _MAPPED_SHARDS:
+                # Tensors of it that are still in use keep it mapped until they are gone.
+                self._maps.pop(next(iter(self._maps)))
             with open(self._files.path(shard), "rb") as file:
                 (header_bytes,) = struct.unpack("<Q", file.read(8))
-                # Copy-on-write, so that torch gets a writable buffer and the file still cannot change.
-                self._maps[shard] = (mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), 8 + header_bytes)
+                self._maps[shard] = (mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), 8 + header_bytes)
         return self._maps[shard]
-
-
-def check_name(name: str, where: str) -> str:
-    """`name` if it stays inside its repo. Raises MopeqError on an absolute path, `..` or a control character."""
-    path = PurePosixPath(name)
-    unsafe = (
-        not name or path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable() or ":" in name
-    )
-    if unsafe:
-        raise MopeqError(f"{where} names a file {name!r} that points outside the repo", "do not use this source")
-    return name
 
 
 def check_finite(tensor: "torch.Tensor", name: str) -> None:
     """Raises MopeqError if the tensor holds NaN or infinity; `name` is what the file calls it."""
     import torch
 
-    # The sum of absolute values is NaN or infinite exactly if an element is, and needs no mask the size of the tensor.
-    if tensor.is_floating_point() and not math.isfinite(
-        float(torch.linalg.vector_norm(tensor, ord=1, dtype=torch.float32))
-    ):
+    # Least and most are NaN if any element is, and need no mask the size of the tensor.
+    if tensor.is_floating_point() and tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
         raise MopeqError(
             f"{name} holds NaN or infinite values", "the source is damaged or was trained to nowhere; use another"
         )
@@ -172,7 +165,7 @@ def read_header(files: Files, shard: str) -> list[TensorInfo]:
         raise _damaged(where, f"its header claims {header_bytes:,} bytes of a file of {size:,}")
     try:
         entries = json.loads(files.head(shard, 8 + header_bytes)[8:])
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _damaged(where, "its header is not JSON") from None
     if not isinstance(entries, dict):
         raise _damaged(where, "its header is not a JSON object")
@@ -195,9 +188,9 @@ def _tensor_info(name: str, entry: Any, shard: str, where: str) -> TensorInfo:
         numbers = (*shape, start, end)
     except (TypeError, KeyError, ValueError):
         raise _damaged(where, f"its entry for {name} is not a tensor") from None
-    if any(type(number) is not int or number < 0 for number in numbers):
+    if len(shape) > _MAX_RANK or any(type(number) is not int or not 0 <= number < _MAX_LENGTH for number in numbers):
         raise _damaged(where, f"its entry for {name} holds something other than whole numbers")
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise MopeqError(
             f"{name} in {where} has the dtype {dtype!r}, which is not supported", "use a 16- or 32-bit source"
         )
@@ -233,10 +226,12 @@ def _shards(files: Files) -> list[str]:
 
 def _weight_map(files: Files) -> dict[str, str]:
     where = f"{INDEX_NAME} of {files.name}"
+    if files.files()[INDEX_NAME] > MAX_HEADER_BYTES:
+        raise MopeqError(f"{where} is too large to be an index", "download or save it again")
     try:
         weight_map = json.loads(files.path(INDEX_NAME).read_text("utf-8"))["weight_map"]
         entries = {str(tensor): str(shard) for tensor, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MopeqError(f"{where} is not a safetensors index", "download or save it again") from None
     for shard in set(entries.values()):
         check_name(shard, where)

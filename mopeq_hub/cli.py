@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -82,7 +83,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def with_options(**values: Any) -> None:
         choices = {option.name: values.pop(option.name) for option in options}
-        widths = [width.strip() for width in choices["bits"].split(",")]
+        widths = [_whole_number(width) for width in choices["bits"].split(",")]
         command(recipe=Recipe.from_dict({**choices, "bits": widths}), **values)
 
     own = [parameter for parameter in signature(command).parameters.values() if parameter.name != "recipe"]
@@ -243,7 +244,8 @@ def space(
     from mopeq_hub import pipeline
 
     if local:
-        pipeline.run_space(dest, port)
+        with suppress(_StoppedError):
+            pipeline.run_space(dest, port)
         return
     commit = pipeline.publish_space(dest, private=private)
     _print(
@@ -296,11 +298,19 @@ def main(arguments: list[str] | None = None) -> None:
         )
 
 
+def _whole_number(text: str) -> Any:
+    """The number, or the text as it is, for the recipe to refuse."""
+    return int(text) if text.strip().isdecimal() else text
+
+
 class _StoppedError(BaseException):
     """Ctrl-C, or a runner that ends its job: everything is cleaned up on the way out, then one line is printed."""
 
 
 def _stop(number: int, frame: object) -> None:
+    # What is cleaned up now must not be stopped in the middle.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     raise _StoppedError
 
 

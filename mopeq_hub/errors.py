@@ -8,9 +8,13 @@ class MopeqError(Exception):
     """
 
     def __init__(self, what: str, hint: str = "") -> None:
-        self.what = " ".join(what.split())
-        self.hint = " ".join(hint.split())
+        self.what, self.hint = (_one_line(text) for text in (what, hint))
         super().__init__(f"{self.what}; {self.hint}" if self.hint else self.what)
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks, and without control characters: names in it come from strangers' files."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
 
 
 class UsageError(MopeqError):

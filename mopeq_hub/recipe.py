@@ -53,10 +53,13 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        try:
-            widths = tuple(sorted({int(width) for width in self.bits}))
-        except (TypeError, ValueError):
-            raise UsageError(f"bits {self.bits!r} are not whole numbers", "write them as 2,3,4") from None
+        for field in fields(self):
+            kind = type(field.default)
+            if field.name != "bits" and type(getattr(self, field.name)) is not kind:
+                raise UsageError(f"{field.name} {getattr(self, field.name)!r} is not of the type {kind.__name__}")
+        if not isinstance(self.bits, tuple) or any(type(width) is not int for width in self.bits):
+            raise UsageError(f"bits {_listed(self.bits)} are not whole numbers", "write them as 2,3,4")
+        widths = tuple(sorted(set(self.bits)))
         object.__setattr__(self, "bits", widths)
         if not widths or any(width not in WIDTHS for width in widths):
             raise UsageError(f"bits {_listed(self.bits)} are not among {_listed(WIDTHS)}", "for example --bits 2,3,4")
@@ -67,6 +70,8 @@ class Recipe:
         for name in ("probes", "shard_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is not positive", "give 1 or more")
+        if not 0 <= self.seed < 1 << 32:
+            raise UsageError(f"--seed {self.seed} is out of range", "give 0 to 4294967295")
 
     @property
     def digest(self) -> str:
@@ -94,4 +99,6 @@ class Recipe:
 
 
 def _listed(values: Any) -> str:
+    if not isinstance(values, (tuple, list)):
+        return repr(values)
     return ", ".join(str(value) for value in values)

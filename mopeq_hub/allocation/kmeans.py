@@ -38,6 +38,7 @@ def cluster(values: Sequence[float], widths: Sequence[int], seed: int) -> list[i
     """The width of each value: k-means into len(widths) clusters, the higher a cluster's mean the wider."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
 
     column = np.asarray(values, dtype=np.float64)
     count = min(len(widths), len(np.unique(column)))
@@ -45,7 +46,8 @@ def cluster(values: Sequence[float], widths: Sequence[int], seed: int) -> list[i
     # Scaled to unit spread, so that values that differ only far behind the comma are clustered as any others.
     spread = np.ptp(column)
     scaled = ((column - column.min()) / spread if spread > 0 else np.zeros_like(column)).reshape(-1, 1)
-    with warnings.catch_warnings():
+    # On one thread: the order of its sums, and with it a value on the border, would depend on their number.
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         labels = KMeans(n_clusters=count, n_init=STARTS, random_state=seed).fit_predict(scaled)
     means = {label: column[labels == label].mean() for label in np.unique(labels)}

@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mopeq_hub.checkpoint import check_name
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.names import check_name
 
 BUNDLED = Path(__file__).parent / "bundled" / "questions.jsonl"
 

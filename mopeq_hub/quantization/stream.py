@@ -1,7 +1,6 @@
 """The stream: every tensor of a checkpoint read once, in the order of its files, quantized or kept, and written to its
 place."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +68,7 @@ def write_checkpoint(
     pieces = plan_pieces(checkpoint, layout, bitmap, recipe)
     shards = plan_shards([tensor for piece in pieces for tensor in piece.tensors], recipe.shard_size)
     with ShardWriter(folder, shards) as writer:
-        for piece, last_of_shard in _with_ends(pieces, checkpoint):
+        for piece in pieces:
             tensor = piece.matrix.read(checkpoint) if piece.matrix else checkpoint.tensor(piece.source)
             check_finite(tensor, piece.source)
             if piece.bits == 16:
@@ -80,19 +79,8 @@ def write_checkpoint(
                 for part, data in packed.tensors().items():
                     writer.write(f"{piece.name}.{part}", data)
             advance(tensor.numel() * tensor.element_size())
-            del tensor
-            if last_of_shard:
-                checkpoint.release(last_of_shard)
     write_index(folder, shards)
     return shards
-
-
-def _with_ends(pieces: list[Piece], checkpoint: Checkpoint) -> Iterator[tuple[Piece, str | None]]:
-    """Each piece, with the source shard's name where it is the last one of that shard."""
-    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
-        shard = checkpoint.tensors[piece.source].file
-        ends = following is None or checkpoint.tensors[following.source].file != shard
-        yield piece, shard if ends else None
 
 
 def _raw(tensor: "torch.Tensor") -> np.ndarray:
