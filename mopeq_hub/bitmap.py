@@ -1,7 +1,6 @@
 """BitMap: which expert gets how many bits; its summary figures and its form in a `quantization_config`."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,15 +25,6 @@ class BitMap:
         for expert in sorted(self.bits):
             layers.setdefault(expert.layer, []).append(self.bits[expert])
         return layers
-
-    def counts(self) -> dict[int, int]:
-        """How many experts have each width, narrowest first."""
-        return dict(sorted(Counter(self.bits.values()).items()))
-
-    @property
-    def mean(self) -> float:
-        """Mean width over experts, scales not counted."""
-        return sum(self.bits.values()) / len(self.bits)
 
     @classmethod
     def uniform(cls, layout: Layout, bits: int) -> "BitMap":
@@ -73,10 +63,7 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
     """
     extra: dict[str, dict[str, Any]] = {}
     for layer, widths in bitmap.by_layer().items():
-        experts = re.escape(layout.experts_modules[layer])
-        for bits in sorted(set(widths)):
-            indices = "|".join(str(index) for index, width in enumerate(widths) if width == bits)
-            extra[rf"^{experts}\.({indices})\."] = {"bits": bits}
+        extra |= expert_rules(layout.experts_modules[layer], widths)
     blocks = re.escape(layout.blocks)
     layers_of: dict[str, list[str]] = {}
     for matrix in layout.rest:
@@ -97,3 +84,12 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
         "block_name_to_quantize": layout.blocks,
         "extra_config": extra,
     }
+
+
+def expert_rules(experts: str, widths: list[int]) -> dict[str, dict[str, Any]]:
+    """The expressions for one layer's experts module and its experts' widths, one for each width."""
+    rules = {}
+    for bits in sorted(set(widths)):
+        indices = "|".join(str(index) for index, width in enumerate(widths) if width == bits)
+        rules[rf"^{re.escape(experts)}\.({indices})\."] = {"bits": bits}
+    return rules

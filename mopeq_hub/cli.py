@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import wraps
 from inspect import Parameter, Signature, signature
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +56,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but the p
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 _RECIPE_HELP = {
-    "bits": "Widths that experts may get; one width is the uniform baseline.",
+    "bits": "Widths that experts may get, of 2, 3, 4 and 8; one width is the uniform baseline.",
     "signal": "How sensitivity is measured.",
     "estimator": "Of the Hessian trace: `exact` or `hutchinson`.",
     "probes": "Random vectors of the hutchinson estimator.",
@@ -241,6 +242,8 @@ def space(
     as_json: AsJson = False,
 ) -> None:
     """Create or update the Space of the publication at DEST, or open it on this machine."""
+    if port is not None and not local:
+        raise UsageError("--port is for --local", "add --local, or leave --port out")
     from mopeq_hub import pipeline
 
     if local:
@@ -277,6 +280,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; every error a user can meet is one line on standard error, exit code 1, or 2 for wrong usage."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A terminal that knows no dashes or blocks gets question marks, not a fault.
+            stream.reconfigure(errors="replace")
     try:
         app(args=arguments, prog_name="mopeq-hub")
     except UsageError as error:
@@ -333,6 +340,8 @@ def _print_publication(publication: "Publication", dry_run: bool, as_json: bool)
         _print_json(asdict(publication))
     elif not publication.changed:
         print(f"{publication.destination} already holds {publication.name}: nothing to do")
+        if publication.note:
+            print(publication.note)
     else:
         where = f"{publication.destination} (dry run: nothing was pushed)" if dry_run else publication.destination
         _console().print(summary.result_lines(publication.manifest, publication.fidelity, where))
@@ -358,8 +367,8 @@ def _system_trouble(error: OSError) -> str:
 
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{where}; free some space, or set MOPEQ_HOME to a folder on a larger disk"
-    return f"{(error.strerror or str(error)).lower()}{where}; nothing was published"
+        return f"the disk is full{where}; free some space there, or choose another place (caches are in MOPEQ_HOME)"
+    return f"{(error.strerror or str(error)).lower()}{where}; check that the place exists and can be written to"
 
 
 def _fail(text: str, status: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.families.base import Family
+from mopeq_hub.families.base import Family, matrix_name
 from mopeq_hub.families.live import LiveModel
 
 if TYPE_CHECKING:
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 PACK_MULTIPLE = 32
 """Rows and columns come in multiples of this in auto-round's layout: 32 values fill whole 32-bit words at every
 width."""
+
+
+QUANTIZABLE = ("BF16", "F16", "F32")
+"""What weights that are to be quantized may be stored as."""
 
 
 @dataclass(frozen=True, order=True)
@@ -134,6 +138,7 @@ class _Placer:
         live_name, pattern, patterns = self._live.name_of(info.name)
         module, _, parameter = live_name.rpartition(".")
         if module in self._experts and any(part.name == parameter for part in self._family.fused):
+            self._check_dtype(info)
             projection = self._family.projection_of(parameter, pattern, patterns)
             if projection is None or pattern is None:
                 self._matrices += self._fused_experts(info, module, parameter)
@@ -148,6 +153,7 @@ class _Placer:
         else:
             self._check_shape(info, self._live.shapes[live_name])
             if module in self._linears and parameter == "weight":
+                self._check_dtype(info)
                 self._matrices.append(Matrix(module, info.name, (info.shape[0], info.shape[1])))
             else:
                 self._kept[info.name] = live_name
@@ -186,7 +192,7 @@ class _Placer:
                 f"{info.name} of {self._where} is expert {index}, but the config counts {count}",
                 "use the config.json that belongs to these weights",
             )
-        name = self._family.matrix_name(module, index, projection)
+        name = matrix_name(module, index, projection)
         return Matrix(name, info.name, shape, expert=Expert(self._layer(module), index), projection=projection)
 
     def _fused_experts(self, info: TensorInfo, module: str, parameter: str) -> Iterator[Matrix]:
@@ -203,7 +209,7 @@ class _Placer:
         for index in range(count):
             for position, projection in enumerate(stacked):
                 yield Matrix(
-                    self._family.matrix_name(module, index, projection),
+                    matrix_name(module, index, projection),
                     info.name,
                     (rows, columns),
                     index=index,
@@ -215,6 +221,10 @@ class _Placer:
 
     def _layer(self, module: str) -> int:
         return int(module[len(self._blocks) + 1 :].split(".", 1)[0])
+
+    def _check_dtype(self, info: TensorInfo) -> None:
+        if info.dtype not in QUANTIZABLE:
+            raise MopeqError(f"{info.name} of {self._where} is stored as {info.dtype}", "use a source in 16 or 32 bits")
 
     def _check_shape(self, info: TensorInfo, expected: tuple[int, ...]) -> None:
         if info.shape != expected:

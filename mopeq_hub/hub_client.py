@@ -15,10 +15,11 @@ TOKEN_ADVICE = "create a token with write access in your account's settings and 
 def api() -> "HfApi":
     """The client; endpoint and token come from the environment (HF_ENDPOINT, HF_TOKEN) or the saved login."""
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars, logging
 
-    # Progress is told in one way, ours; a pipe or `--json` gets none.
+    # Progress and trouble are told in one way, ours; a pipe or `--json` gets none of the client's.
     disable_progress_bars()
+    logging.set_verbosity_error()
     return HfApi(library_name="mopeq-hub")
 
 

@@ -49,7 +49,6 @@ def build(
         "source": {
             "name": source.name,
             "kind": source.kind,
-            "revision": source.revision,
             "commit": source.commit,
             "card": inherited_card(model),
         },

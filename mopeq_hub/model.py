@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mopeq_hub.checkpoint import Checkpoint
+from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, read_layout
 from mopeq_hub.families import identify
 from mopeq_hub.source import Source, open_source, read_json
@@ -31,6 +32,9 @@ def open_model(name: str) -> Model:
     """
     source = open_source(name)
     config = read_json(source, "config.json")
+    if "quantization_config" in config:
+        method = dict(config["quantization_config"] or {}).get("quant_method", "some method")
+        raise MopeqError(f"{source.name} is quantized already, by {method}", "name the model it was made from")
     family = identify(config, source.name)
     checkpoint = Checkpoint(source)
     return Model(source, config, checkpoint, read_layout(checkpoint, family, source.path("config.json"), source.name))

@@ -2,8 +2,9 @@
 left."""
 
 import json
+import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mopeq_hub import workplace
 from mopeq_hub.allocation import allocate
 from mopeq_hub.bitmap import BitMap, quantization_config
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.fidelity.measure import Reach, reach_of
 from mopeq_hub.fidelity.measure import measure as measure_fidelity
 from mopeq_hub.fidelity.questions import read_questions
 from mopeq_hub.hub import Destination, destination_for
@@ -62,6 +64,7 @@ class Publication:
     changed: bool
     manifest: dict[str, Any]
     fidelity: dict[str, Any] | None
+    note: str | None = None
 
 
 def publish(
@@ -90,14 +93,20 @@ def publish(
     if not dry_run:
         destination.check_writable(space=space)
     questions_path = Path(questions) if questions else None
-    read_questions(questions_path)
+    asked = read_questions(questions_path)
     opened = open_model(model)
+    _check_apart(destination.folder, opened)
     name = manifests.publication_name(recipe, opened.source.commit)
     if destination.publication() == name:
-        return _unchanged(destination, name, space, dry_run)
+        same = _unchanged(destination, name, space and not dry_run, opened.source.location)
+        measured = (same.fidelity or {}).get("inputs", {})
+        if questions_path and measured.get("sha256") != asked.digest:
+            note = f"its fidelity was measured on {measured.get('name')}; to measure on others, use evaluate and push"
+            return replace(same, note=note)
+        return same
     with destination.workplace() as work:
         repo = quantize(opened, work / "repo", recipe, progress=progress)
-        fidelity = evaluate(repo.folder, questions_path, compare=compare, progress=progress)
+        fidelity = _evaluate(opened, repo, questions_path, compare, progress)
         card(repo.folder, destination, space=space)
         if dry_run:
             return Publication(name, destination.name, None, None, True, repo.manifest, fidelity)
@@ -117,7 +126,9 @@ def plan(
     """
     recipe, progress = recipe or Recipe(), progress or Quiet()
     opened = open_model(model)
-    if profile is None and (opened.source.kind == "folder" or _profile_cache(opened, recipe).is_file()):
+    if profile is not None:
+        profile = _checked(profile, opened, recipe)
+    elif opened.source.kind == "folder" or _profile_cache(opened, recipe).is_file():
         profile = profile_of(opened, recipe, progress)
     maps = {f"uniform {bits} bits": BitMap.uniform(opened.layout, bits) for bits in recipe.bits}
     manifest = None
@@ -139,22 +150,23 @@ def quantize(
     recipe: Recipe | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
-    bitmap: BitMap | None = None,
 ) -> QuantizedRepo:
     """Quantize a model into `folder`, which must be empty or not exist.
 
-    model: a folder, owner/name[@revision], or an opened Model. profile: sensitivities measured before; None measures
-    them.
-    bitmap: widths to use instead of those the recipe's allocator gives.
+    model: a folder, owner/name[@revision], or an opened Model. profile: sensitivities of these very weights by the
+    recipe's signal, measured before; None measures them.
     Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
     """
     recipe, progress, folder = recipe or Recipe(), progress or Quiet(), Path(folder)
     opened = open_model(model) if isinstance(model, str) else model
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_file() or os.path.ismount(folder):
+        raise MopeqError(f"{folder} is {'a file' if folder.is_file() else 'a mount point'}", "name a new folder")
+    if folder.exists() and any(folder.iterdir()):
         raise MopeqError(f"{folder} is not empty", "name a new folder, or empty it first")
-    profile = profile or profile_of(opened, recipe, progress)
+    _check_apart(folder, opened)
+    profile = _checked(profile, opened, recipe) if profile else profile_of(opened, recipe, progress)
     with workplace.scratch(beside=folder.resolve()) as scratch:
-        manifest = _fill(opened, recipe, profile, bitmap or allocate(profile, recipe), scratch / "repo", progress)
+        manifest = _fill(opened, recipe, profile, allocate(profile, recipe), scratch / "repo", progress)
         if folder.exists():
             folder.rmdir()
         (scratch / "repo").rename(folder)
@@ -200,11 +212,7 @@ def evaluate(
             "quantize it again, or name the original with --original",
         )
     questions_path = Path(questions) if questions else None
-    fidelity = measure_fidelity(opened, folder, manifest, questions_path, progress)
-    if compare if compare is not None else opened.checkpoint.nbytes <= COMPARED_BYTES:
-        fidelity["comparisons"] = _comparisons(opened, manifest, questions_path, progress)
-    manifests.write_json(folder / manifests.FIDELITY_NAME, fidelity, "fidelity")
-    return fidelity
+    return _evaluate(opened, QuantizedRepo(folder, manifest), questions_path, compare, progress)
 
 
 def card(folder: str | Path, destination: Destination | None = None, *, space: bool = True) -> Path:
@@ -239,13 +247,16 @@ def push(
     if not (folder / "README.md").is_file():
         raise MopeqError(f"{folder} has no card", "run `mopeq-hub card` on it first")
     destination = destination_for(to, manifest["source"]["name"], private=private)
+    if destination.folder == folder.resolve():
+        raise MopeqError(f"{to} is the folder that is to be pushed", "name another destination")
     name = manifest["publication"]
     if not dry_run:
         destination.check_writable(space=space)
     if destination.publication() == name:
-        return _unchanged(destination, name, space, dry_run)
+        return _unchanged(destination, name, space and not dry_run, _location(folder, manifest))
     if dry_run:
         return Publication(name, destination.name, None, None, True, manifest, fidelity)
+    _readdress(folder, destination, space)
     commit = destination.commit(folder, name, progress, consume=False)
     with workplace.scratch() as work:
         space_commit = _publish_space(destination, manifest, _location(folder, manifest), work) if space else None
@@ -276,6 +287,15 @@ def run_space(to: str, port: int | None = None) -> None:
         run_local(work / "space", port)
 
 
+def _check_apart(folder: Path | None, model: Model) -> None:
+    """Raises MopeqError where something would be written into the source, or the source would be replaced."""
+    if folder is None or model.source.kind == "hub":
+        return
+    source, target = Path(model.source.location), folder.resolve()
+    if target.is_relative_to(source) or source.is_relative_to(target):
+        raise MopeqError(f"{folder} and the source {source} lie within each other", "choose another folder")
+
+
 def _fill(
     model: Model, recipe: Recipe, profile: Profile, bitmap: BitMap, folder: Path, progress: Progress
 ) -> dict[str, Any]:
@@ -289,10 +309,8 @@ def _fill(
         shards = write_checkpoint(model.checkpoint, model.layout, bitmap, recipe, folder, advance)
     for name in companions(model.source):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(model.source.path(name), folder / name)
-    # The classes are transformers' own; code that a source brings is not taken over.
-    config = {key: value for key, value in model.config.items() if key != "auto_map"}
-    config = {**config, "quantization_config": quantization_config(model.layout, bitmap, recipe)}
+        _take_over(model.source.path(name), folder / name)
+    config = {**_without_code(model.config), "quantization_config": quantization_config(model.layout, bitmap, recipe)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     manifest = manifests.build(model, recipe, profile, bitmap, shards, manifests.describe_files(folder, names))
@@ -300,6 +318,28 @@ def _fill(
     (folder / _LOCAL).parent.mkdir()
     (folder / _LOCAL).write_text(json.dumps({"location": model.source.location}), "utf-8")
     return manifest
+
+
+def _take_over(path: Path, target: Path) -> None:
+    """Copy a companion of the model, less its references to code."""
+    content = _json_object(path) if path.suffix == ".json" else None
+    if content is not None and "auto_map" in content:
+        target.write_text(json.dumps(_without_code(content), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    else:
+        shutil.copyfile(path, target)
+
+
+def _without_code(content: dict[str, Any]) -> dict[str, Any]:
+    """The classes are transformers' own; code that a source brings is not taken over."""
+    return {key: value for key, value in content.items() if key != "auto_map"}
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _fetch(model: Model, progress: Progress) -> None:
@@ -312,17 +352,41 @@ def _fetch(model: Model, progress: Progress) -> None:
                 model.source.fetch(shard, advance)
 
 
+def _checked(profile: Profile, model: Model, recipe: Recipe) -> Profile:
+    """The profile, if it is of these weights, by the recipe's signal, and of every expert."""
+    signal = {"name": recipe.signal, "estimator": recipe.estimator}
+    if profile.source_commit != model.source.commit:
+        raise MopeqError(
+            f"the profile is of {profile.source_commit[:12] or 'unknown weights'}, {model.source.name} is at "
+            f"{model.source.commit[:12]}",
+            "measure again, without --profile",
+        )
+    if {**profile.signal, **signal} != profile.signal or set(profile.sensitivities) != set(model.layout.experts):
+        raise MopeqError("the profile is by another signal, or of other experts", "measure again, without --profile")
+    return profile
+
+
+def _evaluate(
+    model: Model, repo: QuantizedRepo, questions: Path | None, compare: bool | None, progress: Progress
+) -> dict[str, Any]:
+    reach = reach_of(model, workplace.free_memory())
+    fidelity = measure_fidelity(model, repo.folder, repo.manifest, questions, reach, progress)
+    if compare if compare is not None else model.checkpoint.nbytes <= COMPARED_BYTES:
+        fidelity["comparisons"] = _comparisons(model, repo.manifest, questions, reach, progress)
+    manifests.write_json(repo.folder / manifests.FIDELITY_NAME, fidelity, "fidelity")
+    return fidelity
+
+
 def _comparisons(
-    model: Model, manifest: dict[str, Any], questions: Path | None, progress: Progress
+    model: Model, manifest: dict[str, Any], questions: Path | None, reach: Reach, progress: Progress
 ) -> list[dict[str, Any]]:
     """Uniform widths of the same recipe, quantized and measured in the same way."""
     recipe = Recipe.from_dict(manifest["recipe"])
     found = []
     for bits in recipe.bits if len(recipe.bits) > 1 else ():
-        profile = profile_of(model, recipe, progress)
         with workplace.scratch() as work:
-            uniform = quantize(model, work / "repo", recipe, profile, progress, BitMap.uniform(model.layout, bits))
-            fidelity = measure_fidelity(model, uniform.folder, uniform.manifest, questions, progress)
+            uniform = quantize(model, work / "repo", replace(recipe, bits=(bits,)), progress=progress)
+            fidelity = measure_fidelity(model, uniform.folder, uniform.manifest, questions, reach, progress)
         found.append(
             {
                 "name": f"uniform {bits} bits",
@@ -337,6 +401,15 @@ def _comparisons(
     return found
 
 
+def _readdress(folder: Path, destination: Destination, space: bool) -> None:
+    """Let a card that nobody edited since `card` wrote it for no destination say where it is going."""
+    with workplace.scratch() as work:
+        for name in (manifests.MANIFEST_NAME, manifests.FIDELITY_NAME):
+            shutil.copyfile(folder / name, work / name)
+        if card(work).read_bytes() == (folder / "README.md").read_bytes():
+            card(folder, destination, space=space)
+
+
 def _publish_space(destination: Destination, manifest: dict[str, Any], location: str | None, work: Path) -> str | None:
     """Render the Space of what `destination` holds and commit it; None where it was up to date.
 
@@ -348,16 +421,16 @@ def _publish_space(destination: Destination, manifest: dict[str, Any], location:
     return destination.commit_space(work / "space", manifest["publication"])
 
 
-def _unchanged(destination: Destination, name: str, space: bool, dry_run: bool) -> Publication:
+def _unchanged(destination: Destination, name: str, space: bool, location: str | None) -> Publication:
     """The model is published already; tag and Space are made up for if an earlier run did not come to them."""
     manifest = _published_manifest(destination)
     space_commit = None
-    if not dry_run:
+    if space:
         destination.tag(name)
-    if space and not dry_run and not destination.has_space():
         with workplace.scratch() as work:
-            space_commit = _publish_space(destination, manifest, None, work)
-    return Publication(name, destination.name, None, space_commit, space_commit is not None, manifest, None)
+            space_commit = _publish_space(destination, manifest, location, work)
+    fidelity = json.loads(destination.read_text(manifests.FIDELITY_NAME))
+    return Publication(name, destination.name, None, space_commit, space_commit is not None, manifest, fidelity)
 
 
 def _published_manifest(destination: Destination) -> dict[str, Any]:

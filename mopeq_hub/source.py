@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,39 +11,37 @@ from typing import Any, Protocol
 from tqdm.auto import tqdm
 
 from mopeq_hub import hub_client
-from mopeq_hub.checkpoint import check_name
+from mopeq_hub.checkpoint import Files
 from mopeq_hub.errors import MopeqError, UsageError
+from mopeq_hub.names import check_name
 from mopeq_hub.progress import Advance
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[^@\s]+)?$")
+_MAX_JSON_BYTES = 10_000_000
 _FIRST_BYTES = 100_000
 """Fetched at once when a header is asked for: most headers fit, and a second request costs more than the bytes."""
 
 _COMPANIONS = (
     r"(preprocessor|processor|video_preprocessor|image_processor|feature_extractor)_config\.json",
-    r"tokenizer.*", r"special_tokens_map\.json", r"added_tokens\.json", r"vocab\..*", r"merges\.txt", r"spiece\.model",
-    r"sentencepiece.*\.model", r".*\.tiktoken", r"chat_template\..*", r"additional_chat_templates/[^/]+\.jinja",
-    r"generation_config\.json",
-    r"(?i:(license|licence|notice|copying|use_policy|usage_policy)[^/]*)",
+    r"tokenizer(_config)?\.json", r"tokenizer\.model(\.v\d+)?", r"special_tokens_map\.json", r"added_tokens\.json",
+    r"vocab\.(json|txt|bpe)", r"merges\.txt", r"(spiece|sentencepiece(\.bpe)?)\.model", r"[\w.-]+\.tiktoken",
+    r"chat_template\.(json|jinja)", r"additional_chat_templates/[\w.-]+\.jinja", r"generation_config\.json",
+    r"(?i:(license|licence|notice|copying|use_policy|usage_policy)([-_.][\w-]+)?(\.(md|txt|rst|pdf))?)",
 )  # fmt: skip
+_OF_THE_MODEL = re.compile(rf"config\.json|README\.md|.*\.safetensors(\.index\.json)?|{'|'.join(_COMPANIONS)}")
 _FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-_COMPANION = re.compile("|".join(f"(?:{pattern})" for pattern in _COMPANIONS))
+_COMPANION = re.compile("|".join(_COMPANIONS))
 
 
-class Source(Protocol):
-    """A model's files. `commit` pins them: a Hub commit, or the digest of a folder's contents."""
+class Source(Files, Protocol):
+    """A model's files. `commit` pins them: a Hub commit, or the digest of a folder's contents.
 
-    @property
-    def name(self) -> str:
-        """What the user called it, without the revision and without a path of this machine."""
+    `name` is what the user called it, without the revision and without a path of this machine.
+    """
 
     @property
     def kind(self) -> str:
         """`hub` or `folder`."""
-
-    @property
-    def revision(self) -> str | None:
-        """The branch, tag or commit that was asked for, if any."""
 
     @property
     def commit(self) -> str: ...
@@ -52,21 +50,17 @@ class Source(Protocol):
     def location(self) -> str:
         """What finds it again on this machine: owner/name@commit, or the folder's path."""
 
-    def files(self) -> Mapping[str, int]: ...
-
-    def path(self, name: str) -> Path: ...
-
     def fetch(self, name: str, advance: Advance) -> None:
         """Have the file on this machine; `advance` is told its bytes as they arrive, or at once where it was here."""
 
-    def head(self, name: str, count: int) -> bytes: ...
+    def strays(self, name: str) -> bool:
+        """Whether the file is a link to somewhere outside the source, from where nothing may be published."""
 
 
 class FolderSource:
     """A model in a folder, laid out as a Hub repo would be. It is only ever read."""
 
     kind = "folder"
-    revision = None
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.resolve()
@@ -87,9 +81,12 @@ class FolderSource:
 
     @cached_property
     def commit(self) -> str:
-        """SHA-256 over every file's name and contents: the same contents anywhere are the same commit."""
+        """SHA-256 over the names and contents of the model's own files: the same model anywhere is the same commit.
+
+        Weights, index, config, companions and card; whatever else lies in the folder changes nothing.
+        """
         whole = hashlib.sha256()
-        for name in self._files:
+        for name in filter(_OF_THE_MODEL.fullmatch, self._files):
             with open(self._folder / name, "rb") as file:
                 whole.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
         return whole.hexdigest()
@@ -99,6 +96,13 @@ class FolderSource:
 
     def fetch(self, name: str, advance: Advance) -> None:
         advance(self._files[name])
+
+    def strays(self, name: str) -> bool:
+        homes = [self._folder]
+        if self._folder.parent.name == "snapshots":
+            # A snapshot in the Hub's cache is made of links to the blobs beside it.
+            homes.append(self._folder.parent.parent / "blobs")
+        return not any(self.path(name).resolve().is_relative_to(home) for home in homes)
 
     def head(self, name: str, count: int) -> bytes:
         with open(self.path(name), "rb") as file:
@@ -113,7 +117,6 @@ class HubSource:
     def __init__(self, repo_id: str, revision: str | None = None) -> None:
         """Resolve `revision` (default: the main branch) to a commit. Raises MopeqError if it cannot be had."""
         self.name = repo_id
-        self.revision = revision
         where = f"{repo_id}@{revision}" if revision else repo_id
         with hub_client.hub_errors(where):
             info = hub_client.api().model_info(repo_id, revision=revision, files_metadata=True)
@@ -129,6 +132,9 @@ class HubSource:
 
     def path(self, name: str) -> Path:
         return self._download(name)
+
+    def strays(self, name: str) -> bool:
+        return False
 
     def fetch(self, name: str, advance: Advance) -> None:
         told = 0
@@ -168,11 +174,20 @@ class HubSource:
         url = hf_hub_url(self.name, name, revision=self.commit, endpoint=api.endpoint)
         headers = build_hf_headers(token=api.token, library_name=api.library_name)
         with hub_client.hub_errors(f"{name} of {self.location}"):
-            response = get_session().get(
-                url, headers={**headers, "Range": f"bytes=0-{count - 1}"}, follow_redirects=True
-            )
-            hf_raise_for_status(response)
-        return response.content
+            ranged = {**headers, "Range": f"bytes=0-{count - 1}"}
+            with get_session().stream("GET", url, headers=ranged, follow_redirects=True) as response:
+                hf_raise_for_status(response)
+                # A server that knows no ranges sends the whole file: no more than was asked for is taken.
+                return _first(response.iter_bytes(), count)
+
+
+def _first(parts: Iterator[bytes], count: int) -> bytes:
+    taken = bytearray()
+    for part in parts:
+        taken += part
+        if len(taken) >= count:
+            break
+    return bytes(taken[:count])
 
 
 def open_source(model: str) -> Source:
@@ -181,6 +196,8 @@ def open_source(model: str) -> Source:
     Raises UsageError if it can be neither, MopeqError if it cannot be reached.
     """
     folder = Path(model).expanduser()
+    if folder.is_file():
+        raise UsageError(f"{model!r} is a file", "name the folder that holds the model")
     if model and folder.is_dir():
         return FolderSource(folder)
     if model.startswith((".", "/", "~")) or not _HUB_NAME.match(model):
@@ -190,18 +207,28 @@ def open_source(model: str) -> Source:
 
 
 def companions(source: Source) -> list[str]:
-    """The files that a published repo takes over as they are: processor, tokenizer, chat template, generation config,
-    licence."""
-    return [name for name in source.files() if _COMPANION.fullmatch(name)]
+    """The files that a published repo takes over: processor, tokenizer, chat template, generation config, licence.
+
+    Raises MopeqError where one is a link to somewhere outside the source.
+    """
+    names = [name for name in source.files() if _COMPANION.fullmatch(name)]
+    for name in names:
+        if source.strays(name):
+            raise MopeqError(
+                f"{name} of {source.name} is a link to a file outside of it", "put the file itself in its place"
+            )
+    return names
 
 
 def read_json(source: Source, name: str) -> dict[str, Any]:
     """A JSON object from the source. Raises MopeqError where it is missing or is not one."""
     if name not in source.files():
         raise MopeqError(f"{source.name} has no {name}", "name a folder or repo with a model in transformers' form")
+    if source.files()[name] > _MAX_JSON_BYTES:
+        raise MopeqError(f"{name} of {source.name} is too large to be one", "download or save it again")
     try:
         content = json.loads(source.path(name).read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MopeqError(f"{name} of {source.name} is not JSON: {error}", "download or save it again") from None
     if not isinstance(content, dict):
         raise MopeqError(f"{name} of {source.name} is not a JSON object", "download or save it again")

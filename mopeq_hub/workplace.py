@@ -1,4 +1,4 @@
-"""Where things are kept between and during runs: one folder, `MOPEQ_HOME`, by default in the user's cache."""
+"""What a run finds on its machine: where things are kept (one folder, `MOPEQ_HOME`) and how much memory is free."""
 
 import os
 import shutil
@@ -32,3 +32,23 @@ def scratch(beside: Path | None = None) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process may still take: what the machine has free, or a container's limit if less."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for limit, used in _CGROUPS:
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return max(free, 0)
+
+
+_CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Files of the second and the first version of control groups; `max` there means no limit."""

@@ -20,14 +20,20 @@ def identify(config: dict[str, Any], where: str) -> Family:
     for family in FAMILIES:
         if family.fits(config):
             return family
-    text = config.get("text_config") or config
-    kind = config.get("model_type", "no model_type")
-    if text is not config and text.get("model_type"):
+    kind = str(config.get("model_type") or "no model_type")
+    text = config.get("text_config")
+    if isinstance(text, dict) and text.get("model_type"):
         kind += f" over {text['model_type']}"
-    if not any(text.get(count) for count in _COUNTS):
+    if not _counts_experts(config):
         raise MopeqError(f"{where} ({kind}) is not a mixture of experts", "name a model whose config counts experts")
     known = ", ".join(_describe(family) for family in FAMILIES)
     raise MopeqError(f"{where} is a mixture of experts of a kind not supported yet: {kind}", f"supported are {known}")
+
+
+def _counts_experts(config: dict[str, Any]) -> bool:
+    """Whether the config, or one nested in it under whatever name, counts more than one expert."""
+    counted = any(type(config.get(count)) is int and config[count] > 1 for count in _COUNTS)
+    return counted or any(_counts_experts(nested) for nested in config.values() if isinstance(nested, dict))
 
 
 def _describe(family: Family) -> str:

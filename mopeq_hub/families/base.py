@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 PROJECTIONS = ("gate", "up", "down")
 
 
+def matrix_name(experts: str, index: int, projection: str) -> str:
+    """Name of one projection's module once auto-round's loader has taken the fused experts apart."""
+    return f"{experts}.{index}.{projection}_proj"
+
+
 @dataclass(frozen=True)
 class FusedParameter:
     """One 3-D parameter of a live experts module and the projections it stacks along its output rows, in order."""
@@ -47,10 +52,6 @@ class Family:
         parameters = dict(module.named_parameters(recurse=False))
         return all(part.name in parameters and parameters[part.name].dim() == 3 for part in self.fused)
 
-    def matrix_name(self, experts: str, index: int, projection: str) -> str:
-        """Name of one projection's module once auto-round's loader has taken the fused experts apart."""
-        return f"{experts}.{index}.{projection}_proj"
-
     def projection_of(self, parameter: str, source_pattern: str | None, patterns: Sequence[str]) -> str | None:
         """The projection that a tensor of the file holds by itself, or None where it holds the whole fused parameter.
 
@@ -73,5 +74,6 @@ class Family:
         """Whether a config.json is of this family."""
         if config.get("model_type") != self.model_type:
             return False
-        text_type = config.get("text_config", {}).get("model_type")
+        text = config.get("text_config")
+        text_type = text.get("model_type") if isinstance(text, dict) else None
         return not self.text_model_types or text_type in self.text_model_types

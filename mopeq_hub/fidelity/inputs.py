@@ -13,8 +13,8 @@ import torch
 
 from mopeq_hub.fidelity.questions import Question
 
-MAX_ROWS = 32
-"""Rows in a batch; more gain nothing on a CPU and cost memory."""
+MAX_ROWS, MAX_TOKENS = 32, 4096
+"""Of a batch; more gain nothing on a CPU and cost memory."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,13 @@ class Encoder:
 
 
 def batches(rows: list[Row]) -> Iterator[tuple[list[Row], dict[str, torch.Tensor]]]:
-    """Rows of equal length, prompt and kinds of input together, at most MAX_ROWS of them, with their collated
+    """Rows of equal length, prompt and kinds of input together, a bounded number of them, with their collated
     inputs."""
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         alike.setdefault((row.length, row.prompt, tuple(sorted(row.inputs))), []).append(row)
     for same in alike.values():
-        for start in range(0, len(same), MAX_ROWS):
-            part = same[start : start + MAX_ROWS]
+        count = max(1, min(MAX_ROWS, MAX_TOKENS // same[0].length))
+        for start in range(0, len(same), count):
+            part = same[start : start + count]
             yield part, {name: torch.cat([row.inputs[name] for row in part]) for name in part[0].inputs}

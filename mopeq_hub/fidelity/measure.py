@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.families.base import PROJECTIONS
+from mopeq_hub.families.base import PROJECTIONS, matrix_name
 from mopeq_hub.fidelity.questions import Questions, read_questions
 from mopeq_hub.fidelity.runner import Job, run
 from mopeq_hub.manifest import SCHEMA_VERSION, weights_digest
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress, Quiet
+from mopeq_hub.source import companions
 
 _LOADING_TROUBLES = {
     "missing_keys": "not in its files",
@@ -42,14 +41,18 @@ class Reach:
 
 
 def measure(
-    model: Model, folder: Path, manifest: dict[str, Any], questions_path: Path | None, progress: Progress
+    model: Model,
+    folder: Path,
+    manifest: dict[str, Any],
+    questions_path: Path | None,
+    reach: "Reach",
+    progress: Progress,
 ) -> dict[str, Any]:
     """fidelity.json of the publication in `folder`, its comparisons left empty.
 
     Raises MopeqError where the published form does not load with every weight in its place and width, or measures NaN.
     """
     questions = read_questions(questions_path)
-    reach = reach_of(model, psutil.virtual_memory().available)
     logits, original = _original(model, questions, questions_path, reach, progress)
     job = Job("published", folder, manifest["model"]["auto_class"], questions_path, logits, layers=reach.cut)
     published = run(job, _steps(questions), progress)
@@ -110,10 +113,12 @@ def reach_of(model: Model, available: int) -> Reach:
         if used > room:
             break
         fitting += 1
-    if fitting == 0:
-        needed = 2 * (outside + layers[0]) + _PROCESS_BYTES
+    # Fewer layers would hold no expert, and measure nothing that was done.
+    least = min(model.layout.experts_modules) + 1
+    if fitting < least:
+        needed = 2 * (outside + sum(layers[:least])) + _PROCESS_BYTES
         raise MopeqError(
-            f"{available / 1e9:.1f} GB of free memory do not hold one layer of {model.source.name} to measure it",
+            f"{available / 1e9:.1f} GB of free memory do not hold one layer of experts of {model.source.name}",
             f"use a machine with {needed / 1e9:.0f} GB free",
         )
     return Reach(fitting, total, "bfloat16")
@@ -131,17 +136,24 @@ def check_loading(loading: dict[str, Any], manifest: dict[str, Any], layers: int
         if names:
             others = f" and {len(names) - 1} others are" if len(names) > 1 else " is"
             raise MopeqError(f"the published form does not load: {names[0]}{others} {words}", hint)
-    for entry in manifest["experts"][: _count_below(manifest, layers)]:
-        for index, bits in enumerate(entry["bits"]):
-            for projection in PROJECTIONS:
-                name = f"{entry['module']}.{index}.{projection}_proj"
-                found_bits = loading["widths"].get(name, 16)
-                if found_bits != bits:
-                    raise MopeqError(f"the published form loads {name} with {found_bits} bits, not {bits}", hint)
-
-
-def _count_below(manifest: dict[str, Any], layers: int) -> int:
-    return sum(entry["layer"] < layers for entry in manifest["experts"])
+    expected = {
+        matrix_name(entry["module"], index, projection): bits
+        for entry in manifest["experts"]
+        if entry["layer"] < layers
+        for index, bits in enumerate(entry["bits"])
+        for projection in PROJECTIONS
+    }
+    for name, bits in expected.items():
+        found_bits = loading["widths"].get(name, 16)
+        if found_bits != bits:
+            raise MopeqError(f"the published form loads {name} with {found_bits} bits, not {bits}", hint)
+    rest = {name: bits for name, bits in loading["widths"].items() if name not in expected}
+    wrong = sorted(name for name, bits in rest.items() if bits != manifest["rest"]["bits"])
+    if wrong:
+        raise MopeqError(f"the published form loads {wrong[0]} with {rest[wrong[0]]} bits", hint)
+    if layers >= manifest["model"]["layers"] and len(rest) != manifest["rest"]["quantized"]:
+        quantized = manifest["rest"]["quantized"]
+        raise MopeqError(f"the published form loads {len(rest)} of {quantized} other quantized layers", hint)
 
 
 def load_alone(folder: Path, auto_class: str) -> dict[str, Any]:
@@ -158,15 +170,17 @@ def _original(
     )
     logits, result = folder / "logits.npy", folder / "result.json"
     if not result.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        for shard in model.checkpoint.shards:
-            model.source.path(shard)
+        for name in [*model.checkpoint.shards, *companions(model.source)]:
+            model.source.path(name)
         home = model.source.path("config.json").parent
-        job = Job("original", home, model.layout.auto_class, questions_path, logits, reach.dtype, reach.cut)
-        computed = run(job, _steps(questions), progress)
-        partial = result.with_suffix(".partial")
-        partial.write_text(json.dumps(computed), "utf-8")
-        partial.replace(result)
+        with workplace.scratch() as scratch:
+            job = Job(
+                "original", home, model.layout.auto_class, questions_path, scratch / logits.name, reach.dtype, reach.cut
+            )
+            (scratch / result.name).write_text(json.dumps(run(job, _steps(questions), progress)), "utf-8")
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (logits.name, result.name):
+                (scratch / name).replace(folder / name)
     return logits, json.loads(result.read_text("utf-8"))
 
 

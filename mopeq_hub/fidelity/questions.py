@@ -10,8 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mopeq_hub.errors import MopeqError
-from mopeq_hub.names import check_name
+from mopeq_hub.errors import MopeqError, UsageError
 
 BUNDLED = Path(__file__).parent / "bundled" / "questions.jsonl"
 
@@ -46,9 +45,8 @@ def read_questions(path: Path | None) -> Questions:
     try:
         lines = source.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise MopeqError(
-            f"the questions file {source.name} cannot be read: {error}", "give a file of JSON lines"
-        ) from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"the questions file {source} cannot be read: {reason}", "give a file of JSON lines") from None
     items = tuple(_question(line, source, number) for number, line in enumerate(lines, 1) if line.strip())
     if not items:
         raise MopeqError(f"the questions file {source.name} holds no question", "give one JSON object a line")
@@ -70,7 +68,7 @@ def _question(line: str, source: Path, number: int) -> Question:
         raise MopeqError(
             f"{where} holds something other than text", 'write {"image": ..., "question": ..., "answer": ...}'
         )
-    picture = source.parent / check_name(image, where) if image else None
+    picture = source.parent / image if image else None
     if picture and not picture.is_file():
         raise MopeqError(f"{where} names the picture {image}, which is not there", "put it beside the questions file")
     return Question(picture, text, answer)

@@ -9,6 +9,7 @@ line.
 import json
 import sys
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,16 @@ def first_layers(config: Any, count: int) -> Any:
 
 def answer_logits(model: Any, rows: list[Row]) -> Iterator[tuple[Row, torch.Tensor, torch.Tensor]]:
     """For each row, the float32 logits [answer tokens, vocabulary] that predict its answer, and the answer's ids."""
+    # A whole vocabulary for every token of the prompt would be most of the memory, and none of it is looked at.
+    sparing = "logits_to_keep" in signature(model.forward).parameters
     for part, inputs in batches(rows):
+        kept = part[0].length - part[0].prompt + 1
         with torch.inference_mode():
-            logits = model(**_cast(inputs, model.dtype), use_cache=False).logits
+            options = {"logits_to_keep": kept} if sparing else {}
+            logits = model(**_cast(inputs, model.dtype), use_cache=False, **options).logits
         for position, row in enumerate(part):
             ids = row.inputs["input_ids"][0, row.prompt :]
-            yield row, logits[position, row.prompt - 1 : row.length - 1].float(), ids
+            yield row, logits[position, -kept:-1].float(), ids
         print(len(part), flush=True)
 
 

@@ -12,8 +12,9 @@ The search tries several scales for each group. Each candidate gives codes, the 
 by least squares (<c, w> / <c, c>), and the one with the least squared error is kept: an alternating minimisation with
 several starts.
 
-The same weights give the same bytes on every CPU and with any number of threads: arithmetic is strict IEEE (no fast-math),
-and the inner loops run over candidates, not over weights, so that they vectorize without a sum being reordered.
+The same weights give the same bytes on every CPU and with any number of threads: arithmetic is strict IEEE (no
+fast-math), and the inner loops run over candidates, not over weights, so that they vectorize without a sum being
+reordered.
 """
 
 from typing import Any

@@ -54,10 +54,6 @@ class ShardPlan:
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text, {name: 8 + len(text) + offset for name, offset in offsets.items()}
 
-    @property
-    def nbytes(self) -> int:
-        return len(self.header()[0]) + sum(tensor.nbytes for tensor in self.tensors)
-
 
 def plan_shards(tensors: Sequence[TensorPlan], shard_size: int) -> list[ShardPlan]:
     """Fill shards in the given order; a new one is begun where the next tensor would pass `shard_size` bytes."""
@@ -103,6 +99,15 @@ class ShardWriter:
     def write(self, name: str, data: np.ndarray) -> None:
         """Put the bytes of a C-ordered array at the tensor's place; a shard's file is closed with its last tensor."""
         file, offset, tensor = self._place[name]
+        try:
+            self._write(file, offset, tensor, data)
+        except OSError as error:
+            # The system does not say which file it was about.
+            error.filename = str(self._folder / file)
+            raise
+
+    def _write(self, file: str, offset: int, tensor: TensorPlan, data: np.ndarray) -> None:
+        name = tensor.name
         if data.nbytes != tensor.nbytes:
             raise ValueError(f"{name} has {data.nbytes} bytes where {tensor.nbytes} were planned")
         if file not in self._files:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ class Profile:
     def write(self, path: Path) -> None:
         layers = {str(layer): values for layer, values in self.by_layer().items()}
         content = {"signal": self.signal, "source_commit": self.source_commit, "layers": layers}
-        path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        partial.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> "Profile":

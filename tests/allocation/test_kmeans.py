@@ -31,7 +31,7 @@ def test_scope_model_lets_all_experts_compete_and_layer_those_of_a_layer() -> No
 
 
 def test_one_width_is_the_uniform_baseline() -> None:
-    assert allocate(profile([1.0, 2.0], [3.0, 4.0]), Recipe(bits=(3,))).counts() == {3: 4}
+    assert allocate(profile([1.0, 2.0], [3.0, 4.0]), Recipe(bits=(3,))).by_layer() == {0: [3, 3], 1: [3, 3]}
 
 
 @pytest.mark.parametrize("values", [[7.0, 7.0, 7.0, 7.0], [5.0]])

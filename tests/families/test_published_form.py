@@ -15,6 +15,7 @@ import torch
 
 from mopeq_hub import Recipe, quantize
 from mopeq_hub.bitmap import BitMap, width_of
+from mopeq_hub.experts import Expert
 from mopeq_hub.fidelity.inputs import Encoder
 from mopeq_hub.fidelity.questions import Question
 from mopeq_hub.model import open_model
@@ -90,9 +91,12 @@ def test_plain_from_pretrained_computes_with_the_dequantized_weights(
     make: Callable[[Path], Path], recipe: Recipe, tmp_path: Path
 ) -> None:
     source = make(tmp_path / "source")
-    layout = open_model(str(source)).layout
-    bitmap = BitMap({expert: (2, 3, 4)[(expert.index + expert.layer) % 3] for expert in layout.experts})
-    quantized = quantize(str(source), tmp_path / "quantized", recipe, bitmap=bitmap).folder
+    repo = quantize(str(source), tmp_path / "quantized", recipe)
+    quantized, manifest = repo.folder, repo.manifest
+    bitmap = BitMap(
+        {Expert(row["layer"], index): bits for row in manifest["experts"] for index, bits in enumerate(row["bits"])}
+    )
+    assert set(bitmap.bits.values()) == {2, 3, 4}
     question = Question(IMAGE, "how many cyan shapes are there ?", "one")
     inputs = Encoder(source).rows([question], with_answer=True)[0].inputs
     assert "pixel_values" in inputs

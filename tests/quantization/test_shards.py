@@ -37,8 +37,6 @@ def test_safetensors_reads_what_was_written(shard_size: int, order: int, tmp_pat
         with safe_open(tmp_path / weight_map[plan.name], "np") as file:
             assert file.metadata() == {"format": "pt"}
             assert np.array_equal(file.get_tensor(plan.name), values(plan))
-    for shard in shards:
-        assert (tmp_path / shard.file).stat().st_size == shard.nbytes
 
 
 def test_shards_are_begun_where_the_next_tensor_would_not_fit() -> None:

@@ -47,7 +47,7 @@ def manifest(
     return {
         "schema_version": 1,
         "tool": {"name": "mopeq-hub", "version": "0.1.0", "format_version": 1},
-        "source": {"name": "shapes-moe-vl", "kind": "folder", "revision": None, "commit": "5b" * 32},
+        "source": {"name": "shapes-moe-vl", "kind": "folder", "card": {}, "commit": "5b" * 32},
         "recipe": recipe.to_dict(),
         "recipe_digest": "c4" * 32,
         "publication": "mopeq-c4c4c4c4c4c4-5b5b5b5b5b5b",

@@ -62,7 +62,7 @@ def large_hub_model() -> Case:
         (2, 3, 4, 8), estimator="hutchinson", probes=64, scope="layer", quantizer="rtn", group_size=128,
         symmetric=False, rest_bits=8, shard_size=5_000_000_000, seed=1,
     )  # fmt: skip
-    source = {"name": "vendor/Large-VL-30B_A3B", "kind": "hub", "revision": "main", "commit": HUB_COMMIT}
+    source = {"name": "vendor/Large-VL-30B_A3B", "kind": "hub", "card": {}, "commit": HUB_COMMIT}
     names = [f"model.language_model.layers.{layer}.mlp.shared_expert_gate" for layer in range(1, 28)]
     made = manifest(
         28, 64, dense=1, recipe=recipe, expert_weights=28_991_029_248, rest_weights=2_100_000_000, source=source,
