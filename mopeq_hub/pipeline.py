@@ -98,7 +98,7 @@ def publish(
     _check_apart(destination.folder, opened)
     name = manifests.publication_name(recipe, opened.source.commit)
     if destination.publication() == name:
-        same = _unchanged(destination, name, space and not dry_run, opened.source.location)
+        same = _unchanged(destination, name, opened.source.location, space=space, dry_run=dry_run)
         measured = (same.fidelity or {}).get("inputs", {})
         if questions_path and measured.get("sha256") != asked.digest:
             note = f"its fidelity was measured on {measured.get('name')}; to measure on others, use evaluate and push"
@@ -253,7 +253,7 @@ def push(
     if not dry_run:
         destination.check_writable(space=space)
     if destination.publication() == name:
-        return _unchanged(destination, name, space and not dry_run, _location(folder, manifest))
+        return _unchanged(destination, name, _location(folder, manifest), space=space, dry_run=dry_run)
     if dry_run:
         return Publication(name, destination.name, None, None, True, manifest, fidelity)
     _readdress(folder, destination, space)
@@ -421,12 +421,13 @@ def _publish_space(destination: Destination, manifest: dict[str, Any], location:
     return destination.commit_space(work / "space", manifest["publication"])
 
 
-def _unchanged(destination: Destination, name: str, space: bool, location: str | None) -> Publication:
+def _unchanged(destination: Destination, name: str, location: str | None, *, space: bool, dry_run: bool) -> Publication:
     """The model is published already; tag and Space are made up for if an earlier run did not come to them."""
     manifest = _published_manifest(destination)
     space_commit = None
-    if space:
+    if not dry_run:
         destination.tag(name)
+    if space and not dry_run:
         with workplace.scratch() as work:
             space_commit = _publish_space(destination, manifest, location, work)
     fidelity = json.loads(destination.read_text(manifests.FIDELITY_NAME))

@@ -82,7 +82,7 @@ def damaged(tmp_path: Path) -> Callable[[Callable[[Path], None]], Path]:
     """Makes a copy of the bundled model and applies a damage to it."""
 
     def make(damage: Callable[[Path], None]) -> Path:
-        folder = tmp_path / "damaged"
+        folder = tmp_path / "copied-model"
         shutil.copytree(SHAPES, folder, ignore=shutil.ignore_patterns("images", "*.jsonl"))
         damage(folder)
         return folder

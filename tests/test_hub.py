@@ -1,9 +1,11 @@
 """Destinations: a publication appears whole, in one commit, or not at all; on the Hub through the real client."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
@@ -26,6 +28,9 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
 def alice(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
     return "alice"
+
+
+OLDER = b'{"publication": "older", "files": {"stale.bin": {}}}'
 
 
 @pytest.fixture
@@ -81,14 +86,17 @@ def test_a_push_that_fails_leaves_no_repo_behind(path: str, hub: HubServer, alic
 
 
 def test_an_update_that_fails_leaves_the_old_publication(hub: HubServer, alice: str, repo: Path) -> None:
-    before = hub.add_repo("alice/shapes-MoPEQ", {"mopeq.json": b'{"publication": "older"}', "stale.bin": b"x"})
+    older = {"mopeq.json": OLDER, "stale.bin": b"x", "notes.txt": b"mine"}
+    before = hub.add_repo("alice/shapes-MoPEQ", older)
     hub.fail_next("/commit/", status=500, times=20)
     with pytest.raises(MopeqError):
         pipeline.push(repo, "alice/shapes-MoPEQ")
     assert hub.head("alice/shapes-MoPEQ") == before
     hub.clear_faults()
     pipeline.push(repo, "alice/shapes-MoPEQ")
-    assert "stale.bin" not in hub.files("alice/shapes-MoPEQ"), "what an older publication left is gone"
+    files = hub.files("alice/shapes-MoPEQ")
+    assert "stale.bin" not in files, "what an older publication left is gone"
+    assert files["notes.txt"] == b"mine", "what somebody put beside it stays"
 
 
 def test_a_repo_that_holds_something_else_is_not_overwritten(hub: HubServer, alice: str, repo: Path) -> None:
@@ -174,10 +182,12 @@ def test_the_space_can_be_made_up_for(hub: HubServer, alice: str, repo: Path) ->
 def test_a_folder_is_replaced_whole(repo: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     pipeline.push(repo, str(target))
-    (target / "mopeq.json").write_text('{"publication": "older"}')
-    (target / "stale.txt").write_text("x")
+    (target / "mopeq.json").write_bytes(OLDER)
+    for name in read_manifest(repo)["files"]:
+        (target / name).unlink()
+    (target / "stale.bin").write_text("x")
     pipeline.push(repo, str(target))
-    assert not (target / "stale.txt").exists()
+    assert not (target / "stale.bin").exists()
     assert {path.name for path in tmp_path.iterdir() if "target" in path.name} == {"target", "target-space"}
     assert not list(target.glob(".*")), "nothing of this machine stays in it"
 
@@ -257,3 +267,119 @@ def test_a_card_of_a_hub_source_names_it(hub: HubServer, alice: str, shapes: Pat
     assert f"alice/shapes@{commit}" in card.content
     assert 'from_pretrained("alice/shapes-MoPEQ"' in card.content
     assert HfApi().model_info("alice/shapes").sha == commit
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".git/config"])
+def test_a_folder_with_files_of_somebody_elses_is_not_replaced(name: str, repo: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    pipeline.push(repo, str(target), space=False)
+    (target / name).parent.mkdir(exist_ok=True)
+    (target / name).write_text("mine")
+    with pytest.raises(MopeqError, match=name.split("/")[0]):
+        pipeline.push(repo, str(target))
+    assert (target / name).read_text() == "mine"
+
+
+def test_a_damaged_publication_is_published_again(hub: HubServer, alice: str, repo: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    for destination in (str(target), "alice/shapes-MoPEQ"):
+        pipeline.push(repo, destination, space=False)
+    (target / "tokenizer.json").write_text("{}")
+    hub.commit("alice/shapes-MoPEQ", {"tokenizer.json": None})
+    for destination in (str(target), "alice/shapes-MoPEQ"):
+        assert pipeline.push(repo, destination, space=False).changed
+        assert not pipeline.push(repo, destination, space=False).changed
+    assert (target / "tokenizer.json").read_bytes() == (repo / "tokenizer.json").read_bytes()
+    tags = hub.tags("alice/shapes-MoPEQ")
+    assert tags[read_manifest(repo)["publication"]] == hub.head("alice/shapes-MoPEQ")
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_an_interrupted_replacement_leaves_the_old_folder(
+    exchanges: bool, repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    pipeline.push(repo, str(target), space=False)
+    (target / "tokenizer.json").write_text("{}")
+    before = sorted(path.name for path in target.iterdir())
+
+    def stop(path: Path, other: Path) -> Path:
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, other)
+
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", stop)
+    if exchanges:
+        pipeline.push(repo, str(target), space=False)
+        assert (target / "tokenizer.json").read_text() != "{}", "an exchange renames nothing and cannot be interrupted"
+    else:
+        monkeypatch.setattr("mopeq_hub.hub._exchange", lambda one, other: False)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.push(repo, str(target), space=False)
+        assert (target / "tokenizer.json").read_text() == "{}"
+    assert sorted(path.name for path in target.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_repo_that_somebody_filled_meanwhile_is_left_alone(
+    hub: HubServer, alice: str, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(api: HfApi, repo_id: str, *rest: Any, **options: Any) -> Any:
+        hub.commit("alice/shapes-MoPEQ", {"theirs.txt": b"theirs"})
+        return create_commit(api, repo_id, *rest, **options)
+
+    create_commit = HfApi.create_commit
+    monkeypatch.setattr(HfApi, "create_commit", meanwhile)
+    with pytest.raises(MopeqError, match="alice/shapes-MoPEQ"):
+        pipeline.push(repo, "alice/shapes-MoPEQ")
+    assert hub.files("alice/shapes-MoPEQ")["theirs.txt"] == b"theirs"
+    assert "mopeq.json" not in hub.files("alice/shapes-MoPEQ")
+
+
+def test_a_failed_rollback_does_not_hide_the_trouble(hub: HubServer, alice: str, repo: Path) -> None:
+    hub.fail_next("/commit/", status=403, times=5, message="quota exceeded")
+    hub.fail_next("/api/repos/delete", status=500, times=20)
+    with pytest.raises(MopeqError, match="quota exceeded"):
+        pipeline.push(repo, "alice/shapes-MoPEQ")
+
+
+def test_a_card_without_a_destination_gets_one_when_it_is_pushed(hub: HubServer, alice: str, repo: Path) -> None:
+    pipeline.card(repo)
+    assert "path/to/this/folder" in (repo / "README.md").read_text()
+    pipeline.push(repo, "alice/shapes-MoPEQ")
+    assert b'from_pretrained("alice/shapes-MoPEQ"' in hub.files("alice/shapes-MoPEQ")["README.md"]
+    (repo / "README.md").write_text((repo / "README.md").read_text() + "\nEdited by hand.\n")
+    pipeline.push(repo, "alice/other", space=False)
+    assert b"Edited by hand." in hub.files("alice/other")["README.md"]
+
+
+def test_the_space_of_a_folder_keeps_its_original(shapes: Path, some_questions: Path, tmp_path: Path) -> None:
+    publish(str(shapes), str(tmp_path / "model"), questions=some_questions, compare=False)
+    made = (tmp_path / "model-space" / "publication.json").read_text()
+    assert (tmp_path / "model-space" / json.loads(made)["original"]).resolve() == shapes.resolve()
+    assert pipeline.publish_space(str(tmp_path / "model")) is None
+    assert (tmp_path / "model-space" / "publication.json").read_text() == made
+
+
+def test_nothing_is_written_into_the_source(shapes: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(shapes, source, ignore=shutil.ignore_patterns("images", "*.jsonl"))
+    for make in (
+        lambda: publish(str(source), str(source / "out")),
+        lambda: pipeline.quantize(str(source), source / "out"),
+    ):
+        with pytest.raises(MopeqError, match="within each other"):
+            make()
+    assert not (source / "out").exists()
+
+
+def test_evaluate_needs_nothing_but_what_the_folder_says(
+    hub: HubServer, alice: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repo("alice/shapes", shapes)
+    repo = pipeline.quantize("alice/shapes", tmp_path / "repo")
+    shutil.rmtree(repo.folder / ".mopeq")
+    monkeypatch.setenv("MOPEQ_HOME", str(tmp_path / "another-machine"))
+    with client_pointed_at(hub, tmp_path / "another-cache"):
+        assert pipeline.evaluate(repo.folder, compare=False)["kl"]["mean"] > 0
