@@ -1,21 +1,27 @@
 """`check`: is a publication what its manifest says, down to every tensor, and does it load?"""
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
-from mopeq_hub.checkpoint import Checkpoint
+from mopeq_hub.bitmap import expert_rules
+from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.families.base import PROJECTIONS
+from mopeq_hub.families.base import PROJECTIONS, matrix_name
 from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.hub import destination_for
+from mopeq_hub.manifest import MANIFEST_NAME
+from mopeq_hub.names import check_name
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.source import FolderSource
+
+_DANGEROUS = (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".safetensors")
+"""Endings of files that a loader could prefer to those that were published."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ def check(to: str, progress: Progress | None = None) -> list[Finding]:
     manifest = manifests.read_manifest(folder)
     checks: list[tuple[str, Callable[[Path, dict[str, Any]], None]]] = [
         ("every file has its hash", _hashes),
+        ("it brings no code and no pickles", _code),
         ("every tensor fits the bit map", _tensors),
         ("the loader's configuration fits the bit map", _configuration),
         ("the recipe has its digest", _recipe),
@@ -56,30 +63,38 @@ def _trouble(look: Callable[[Path, dict[str, Any]], None], folder: Path, manifes
         look(folder, manifest)
     except MopeqError as error:
         return error.what
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        # A publication that was tampered with can be wrong in ways that no check foresees.
+        return f"it cannot be read: {type(error).__name__}: {error}"
     return None
 
 
 def _hashes(folder: Path, manifest: dict[str, Any]) -> None:
     for name, expected in manifest["files"].items():
-        if not (folder / name).is_file():
+        if not (folder / check_name(name, MANIFEST_NAME)).is_file():
             raise MopeqError(f"{name} is missing")
         if manifests.describe_files(folder, [name])[name] != expected:
             raise MopeqError(f"{name} is not the file that was published")
+
+
+def _code(folder: Path, manifest: dict[str, Any]) -> None:
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(names - set(manifest["files"])):
+        if name.endswith(_DANGEROUS):
+            raise MopeqError(f"{name} is not part of the publication")
 
 
 def _tensors(folder: Path, manifest: dict[str, Any]) -> None:
     """From the headers alone: each expert's packed shapes belong to its width, and no packed tensor is left over."""
     tensors = Checkpoint(FolderSource(folder)).tensors
     group_size = manifest["recipe"]["group_size"]
-    packed = {name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")}
+    packed = {name.rpartition(".")[0] for name in tensors if name.endswith((".qweight", ".qzeros"))}
     for entry in manifest["experts"]:
         for index, bits in enumerate(entry["bits"]):
             for projection in PROJECTIONS:
-                name = f"{entry['module']}.{index}.{projection}_proj"
-                if name not in packed:
-                    raise MopeqError(f"{name} is not among the packed tensors")
-                packed.discard(name)
+                name = matrix_name(entry["module"], index, projection)
                 _check_width(name, bits, group_size, tensors)
+                packed.discard(name)
     for name in packed:
         _check_width(name, manifest["rest"]["bits"], group_size, tensors)
     if len(packed) != manifest["rest"]["quantized"]:
@@ -88,26 +103,35 @@ def _tensors(folder: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-def _check_width(name: str, bits: int, group_size: int, tensors: dict[str, Any]) -> None:
+def _check_width(name: str, bits: int, group_size: int, tensors: dict[str, TensorInfo]) -> None:
+    """The three tensors of a packed weight, by the shapes that `mopeq_hub.quantization.packing` documents."""
     try:
-        groups, rows = tensors[f"{name}.scales"].shape
-        found = (tensors[f"{name}.qweight"].shape, tensors[f"{name}.qzeros"].shape)
+        qweight, qzeros, scales = (tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales"))
     except KeyError as error:
         raise MopeqError(f"{error.args[0]} is missing") from None
-    if found != ((groups * group_size * bits // 32, rows), (groups, rows * bits // 32)):
+    groups, rows = scales.shape
+    expected = (("I32", (groups * group_size * bits // 32, rows)), ("I32", (groups, rows * bits // 32)))
+    if ((qweight.dtype, qweight.shape), (qzeros.dtype, qzeros.shape)) != expected or scales.dtype != "F16":
         raise MopeqError(f"{name} does not have the shape of {bits} bits")
 
 
 def _configuration(folder: Path, manifest: dict[str, Any]) -> None:
-    """The first expression that matches a module gives its width, as in auto-round's loader."""
-    config = json.loads((folder / "config.json").read_text("utf-8")).get("quantization_config", {})
-    rules = [(re.compile(pattern), rule.get("bits")) for pattern, rule in config.get("extra_config", {}).items()]
+    """config.json begins with the very expressions that the bit map gives, so that no later one can come before them.
+
+    They are compared, not run: a stranger's expression can take forever.
+    """
+    config = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
+    expected: dict[str, Any] = {}
     for entry in manifest["experts"]:
-        for index, bits in enumerate(entry["bits"]):
-            name = f"{entry['module']}.{index}.gate_proj"
-            found = next((width for pattern, width in rules if pattern.search(name)), config.get("bits"))
-            if found != bits:
-                raise MopeqError(f"config.json gives {name} {found} bits, the bit map {bits}")
+        expected |= expert_rules(entry["module"], entry["bits"])
+    found = list(config["extra_config"].items())[: len(expected)]
+    for (pattern, rule), (found_pattern, found_rule) in zip_longest(expected.items(), found, fillvalue=("nothing", {})):
+        if (pattern, rule) != (found_pattern, found_rule):
+            raise MopeqError(f"config.json says {found_pattern}: {found_rule}, the bit map {pattern}: {rule}")
+    recipe = Recipe.from_dict(manifest["recipe"])
+    for key, value in (("group_size", recipe.group_size), ("sym", recipe.symmetric)):
+        if config[key] != value:
+            raise MopeqError(f"config.json says {key}: {config[key]}, the recipe {value}")
 
 
 def _recipe(folder: Path, manifest: dict[str, Any]) -> None:

@@ -338,13 +338,17 @@ def _print_publication(publication: "Publication", dry_run: bool, as_json: bool)
 
     if as_json:
         _print_json(asdict(publication))
-    elif not publication.changed:
+        return
+    if not publication.changed:
         print(f"{publication.destination} already holds {publication.name}: nothing to do")
         if publication.note:
             print(publication.note)
     else:
         where = f"{publication.destination} (dry run: nothing was pushed)" if dry_run else publication.destination
         _console().print(summary.result_lines(publication.manifest, publication.fidelity, where))
+        if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+            with open(page, "a", encoding="utf-8") as file:
+                file.write(summary.step_summary(publication.manifest, publication.fidelity, where))
 
 
 def _print(document: dict[str, Any], as_json: bool, text: Callable[[], Any]) -> None:

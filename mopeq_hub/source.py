@@ -26,7 +26,7 @@ _COMPANIONS = (
     r"tokenizer(_config)?\.json", r"tokenizer\.model(\.v\d+)?", r"special_tokens_map\.json", r"added_tokens\.json",
     r"vocab\.(json|txt|bpe)", r"merges\.txt", r"(spiece|sentencepiece(\.bpe)?)\.model", r"[\w.-]+\.tiktoken",
     r"chat_template\.(json|jinja)", r"additional_chat_templates/[\w.-]+\.jinja", r"generation_config\.json",
-    r"(?i:(license|licence|notice|copying|use_policy|usage_policy)([-_.][\w-]+)?(\.(md|txt|rst|pdf))?)",
+    r"(?i:(license|licence|notice|copying|use_policy|usage_policy)([-_][\w-]+)?(\.(md|txt|rst|pdf))?)",
 )  # fmt: skip
 _OF_THE_MODEL = re.compile(rf"config\.json|README\.md|.*\.safetensors(\.index\.json)?|{'|'.join(_COMPANIONS)}")
 _FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)

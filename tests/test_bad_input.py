@@ -161,7 +161,7 @@ DAMAGES = {
     dot_dot: ("../elsewhere.safetensors", "outside the repo"),
     more_experts_than_counted: ("counts 20", "config"),
     fewer_experts_than_counted: ("[24, 128]", "[26, 128]", "config.json"),
-    no_config: ("config.json", "damaged"),
+    no_config: ("copied-model has no config.json",),
     broken_config: ("config.json", "not JSON"),
     dense: ("llava over llama", "not a mixture of experts"),
     unsupported_mixture: ("llava over olmoe", "not supported yet", "qwen3_vl_moe"),

@@ -44,6 +44,18 @@ def lost_rule(folder: Path) -> None:
     edit_json(folder / "config.json", lambda config: config["quantization_config"]["extra_config"].clear())
 
 
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def config_of_another_form(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+
+
+def smuggled_code(folder: Path) -> None:
+    (folder / "modeling.py").write_text("print('hello')")
+
+
 def other_recipe(folder: Path) -> None:
     edit_json(folder / "mopeq.json", lambda manifest: manifest["recipe"].update(seed=5))
 
@@ -88,6 +100,23 @@ def empty_card(folder: Path) -> None:
                 "it loads, every weight in its place",
             },
         ),
+        (
+            no_config,
+            {
+                "every file has its hash",
+                "the loader's configuration fits the bit map",
+                "it loads, every weight in its place",
+            },
+        ),
+        (
+            config_of_another_form,
+            {
+                "every file has its hash",
+                "the loader's configuration fits the bit map",
+                "it loads, every weight in its place",
+            },
+        ),
+        (smuggled_code, {"it brings no code and no pickles"}),
         (other_recipe, {"the recipe has its digest"}),
         (no_fidelity, {"fidelity was measured on these files"}),
         (other_fidelity, {"fidelity was measured on these files"}),

@@ -21,8 +21,13 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 
 def test_each_stage_works_alone_from_what_the_one_before_left(
-    shapes: Path, some_questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shapes: Path,
+    some_questions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     folder, target = tmp_path / "repo", tmp_path / "target"
     manifest = json.loads(run(capsys, "quantize", shapes, folder, "--bits", "3,4", "--scope", "layer", "--json"))
     assert {bits for layer in manifest["experts"] for bits in layer["bits"]} == {3, 4}
@@ -37,7 +42,9 @@ def test_each_stage_works_alone_from_what_the_one_before_left(
     assert not (tmp_path / "target-space").exists()
     assert "was updated" in run(capsys, "space", target)
     assert (tmp_path / "target-space" / "app.py").is_file()
-    assert run(capsys, "check", target).count("ok ") == 7
+    assert run(capsys, "check", target).count("ok ") == 8
+    assert "| this publication |" in (tmp_path / "summary.md").read_text()
+    run(capsys, "push", folder, target)
     assert "nothing to do" in run(capsys, "push", folder, target)
 
 

@@ -4,12 +4,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from mopeq_hub import MopeqError, quantize
 from mopeq_hub.bitmap import BitMap, packed_bytes, quantization_config, width_of
+from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.experts import Expert
+from mopeq_hub.families import identify
+from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.model import open_model
+from mopeq_hub.progress import Quiet
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.source import FolderSource
 from tests import tiny
+from tests.conftest import edit_json
 
 
 @pytest.mark.parametrize(
@@ -67,3 +76,75 @@ def test_what_does_not_divide_stays_at_16_bits_outside_the_experts(tmp_path: Pat
 
 def test_packed_bytes_count_codes_scales_and_zero_points() -> None:
     assert packed_bytes((64, 128), 3, 64) == 64 * 128 * 3 // 8 + 64 * 2 * 2 + 64 * 2 * 3 // 8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_sources_of_16_and_32_bits_give_the_same_experts(dtype: str, tmp_path: Path) -> None:
+    """bfloat16 weights fit float32 exactly, so the packed experts are the same; float16 is near."""
+    source = tiny.llava_over_deepseek_v2(tmp_path / "model")
+    _convert(source, dtype)
+    repo = quantize(str(source), tmp_path / "quantized", Recipe(group_size=32, rest_bits=16))
+    stored = {info.dtype for info in open_checkpoint(repo.folder).tensors.values()}
+    assert stored == {"I32", "F16", {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]}
+    assert repo.manifest["sizes"]["experts_bpw"] < 5
+
+
+def test_a_head_tied_to_the_embedding_needs_no_tensor_of_its_own(tmp_path: Path) -> None:
+    source = tiny.qwen3_vl_moe(tmp_path / "model")
+    edit_json(source / "config.json", lambda config: config.update(tie_word_embeddings=True))
+    edit_json(source / "config.json", lambda config: config["text_config"].update(tie_word_embeddings=True))
+    tensors = load_file(source / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    repo = quantize(str(source), tmp_path / "quantized", Recipe(group_size=32))
+    check_loading(load_alone(repo.folder, "AutoModelForImageTextToText"), repo.manifest, 2)
+
+
+def test_tensors_that_the_class_does_not_load_are_left_out_and_said(tmp_path: Path) -> None:
+    source = tiny.qwen3_vl_moe(tmp_path / "model")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.extra.head"] = torch.zeros(3)
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    told: list[str] = []
+
+    class Listener(Quiet):
+        def say(self, text: str) -> None:
+            told.append(text)
+
+    repo = quantize(str(source), tmp_path / "quantized", Recipe(group_size=32), progress=Listener())
+    assert "model.extra.head" in told[0]
+    assert "model.extra.head" not in open_checkpoint(repo.folder).tensors
+
+
+def test_what_is_quantized_already_is_refused(tmp_path: Path) -> None:
+    source = tiny.qwen3_vl_moe(tmp_path / "model")
+    edit_json(source / "config.json", lambda config: config.update(quantization_config={"quant_method": "fp8"}))
+    with pytest.raises(MopeqError, match="quantized already, by fp8"):
+        open_model(str(source))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"model_type": "deepseek_vl_v2", "language_config": {"n_routed_experts": 64}},
+            "not supported yet: deepseek_vl_v2",
+        ),
+        ({"model_type": "bert", "text_config": None}, "not a mixture of experts"),
+        ({"model_type": "llava", "text_config": "odd"}, "not a mixture of experts"),
+        ({}, "no model_type"),
+    ],
+)
+def test_what_was_found_is_said(config: dict, words: str) -> None:
+    with pytest.raises(MopeqError, match=words):
+        identify(config, "this model")
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    return Checkpoint(FolderSource(folder))
+
+
+def _convert(folder: Path, dtype: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    converted = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
+    save_file(converted, folder / "model.safetensors", metadata={"format": "pt"})

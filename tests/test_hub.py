@@ -62,7 +62,7 @@ def test_the_space_is_published_beside_it_and_both_name_each_other(
     assert str(shapes).encode() not in b"".join(space.values()), "no path of this machine is published"
     card = hub.files("alice/shapes-MoPEQ")["README.md"].decode()
     assert "spaces/alice/shapes-MoPEQ" in card
-    assert [finding.trouble for finding in check("alice/shapes-MoPEQ")] == [None] * 7
+    assert [finding.trouble for finding in check("alice/shapes-MoPEQ")] == [None] * 8
 
 
 def test_publishing_the_same_again_changes_nothing_and_says_so(

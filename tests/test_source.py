@@ -85,3 +85,35 @@ def test_companions_are_processor_tokenizer_template_generation_config_and_licen
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert sorted(companions(open_source(str(tmp_path)))) == sorted(taken.split())
+
+
+def test_a_link_to_outside_is_never_published(shapes: Path, tmp_path: Path) -> None:
+    folder, secret = tmp_path / "model", tmp_path / "token"
+    shutil.copytree(shapes, folder)
+    secret.write_text("hf_secret")
+    (folder / "NOTICE").symlink_to(secret)
+    with pytest.raises(MopeqError, match="NOTICE of model is a link"):
+        companions(open_source(str(folder)))
+
+
+def test_a_snapshot_of_the_hubs_cache_is_made_of_links_and_that_is_fine(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "repo" / "blobs", tmp_path / "repo" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "1").write_text("{}")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/1")
+    assert companions(open_source(str(snapshot))) == ["tokenizer.json"]
+
+
+def test_code_and_pickles_are_no_companions(tmp_path: Path) -> None:
+    for name in ("tokenizer_x.py", "vocab.pkl", "tokenizer.bin", "LICENSE.py", "chat_template.py", "vocab.json.py"):
+        (tmp_path / name).touch()
+    assert companions(open_source(str(tmp_path))) == []
+
+
+def test_what_is_not_the_models_own_does_not_change_its_commit(shapes: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shapes, copy)
+    (copy / "notes.txt").write_text("x")
+    shutil.rmtree(copy / "images")
+    assert open_source(str(copy)).commit == open_source(str(shapes)).commit

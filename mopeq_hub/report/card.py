@@ -230,7 +230,7 @@ def _license_in_words(licence: dict[str, Any]) -> Markdown | None:
 
 
 def _title(manifest: dict[str, Any], repo_id: str | None) -> str:
-    return one_line((repo_id or manifest["source"]["name"] + "-mopeq").split("/")[-1])
+    return one_line((repo_id or manifest["source"]["name"] + "-MoPEQ").split("/")[-1])
 
 
 def _source_name(manifest: dict[str, Any]) -> Markdown:
@@ -255,4 +255,6 @@ def _command(manifest: dict[str, Any]) -> str:
     """The command line that makes the same bytes again; on one line, so that no name can end the fence around it."""
     source = manifest["source"]
     model = f"{source['name']}@{source['commit']}" if source["kind"] == "hub" else f"path/to/{source['name']}"
-    return shlex.join(["mopeq-hub", "publish", one_line(model), *recipe_flags(Recipe.from_dict(manifest["recipe"]))])
+    flags = recipe_flags(Recipe.from_dict(manifest["recipe"]))
+    # To a folder: without a destination it would go to the reader's own account.
+    return shlex.join(["mopeq-hub", "publish", one_line(model), "--to", "./rebuilt", *flags])

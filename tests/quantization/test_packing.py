@@ -1,5 +1,10 @@
 """What is packed is what auto-round packs, bit for bit, and what is dequantized is what was searched."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -118,3 +123,36 @@ def test_parts_have_auto_rounds_names(weight: np.ndarray) -> None:
     packed = quantize(weight, 4, GROUP, True, False)
     assert isinstance(packed, Packed)
     assert list(packed.tensors()) == ["qweight", "qzeros", "scales"]
+
+
+PROGRAM = """
+import hashlib, numpy, torch
+from mopeq_hub.quantization.packing import quantize
+from mopeq_hub.sensitivity.hessian import sum_of_squares
+weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(3))
+whole = hashlib.sha256(repr(sum_of_squares(weight)).encode())
+for bits in (2, 3, 4, 8):
+    for symmetric in (True, False):
+        for part in quantize(weight.numpy(), bits, 64, symmetric, True).tensors().values():
+            whole.update(part.tobytes())
+print(whole.hexdigest())
+"""
+
+
+def test_the_bytes_depend_on_neither_the_cpu_nor_the_threads(tmp_path: Path) -> None:
+    machines = [
+        {"NUMBA_NUM_THREADS": "1"},
+        {"NUMBA_NUM_THREADS": "2"},
+        {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_NUM_THREADS": "1"},
+    ]
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env={**os.environ, **machine, "NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for machine in machines
+    }
+    assert len(printed) == 1
