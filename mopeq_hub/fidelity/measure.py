@@ -16,6 +16,7 @@ from mopeq_hub.manifest import SCHEMA_VERSION, weights_digest
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.source import companions
+from mopeq_hub.version import __version__
 
 _LOADING_TROUBLES = {
     "missing_keys": "not in its files",
@@ -165,9 +166,8 @@ def _original(
     model: Model, questions: Questions, questions_path: Path | None, reach: Reach, progress: Progress
 ) -> tuple[Path, dict[str, Any]]:
     """The original's answer logits and results, from the cache where they were computed before."""
-    folder = (
-        workplace.cache("original") / f"{model.source.commit[:16]}-{questions.digest[:16]}-{reach.layers}-{reach.dtype}"
-    )
+    key = f"{model.source.commit[:16]}-{questions.digest[:16]}-{reach.layers}-{reach.dtype}"
+    folder = workplace.cache("original") / f"{key}-{'scored' if questions.scored else 'unscored'}-{__version__}"
     logits, result = folder / "logits.npy", folder / "result.json"
     if not result.is_file():
         for name in [*model.checkpoint.shards, *companions(model.source)]:
