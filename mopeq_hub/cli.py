@@ -11,7 +11,7 @@ from functools import wraps
 from inspect import Parameter, Signature, signature
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -285,11 +285,15 @@ def main(arguments: list[str] | None = None) -> None:
             # A terminal that knows no dashes or blocks gets question marks, not a fault.
             stream.reconfigure(errors="replace")
     try:
-        app(args=arguments, prog_name="mopeq-hub")
+        sys.exit(app(args=arguments, prog_name="mopeq-hub", standalone_mode=False) or 0)
     except UsageError as error:
         _fail(str(error), 2)
     except MopeqError as error:
         _fail(str(error), 1)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; what is still buffered must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         _fail(_system_trouble(error), 1)
     except MemoryError:
@@ -297,12 +301,12 @@ def main(arguments: list[str] | None = None) -> None:
     except _StoppedError:
         _fail("stopped before the end; run the same command again", 130)
     except Exception as error:
+        if hasattr(error, "format_message"):
+            _fail_usage(error.format_message())
         if os.environ.get("MOPEQ_DEBUG"):
             raise
-        _fail(
-            f"a fault in mopeq-hub itself: {type(error).__name__}: {error}; set MOPEQ_DEBUG=1 to see where",
-            1,
-        )
+        fault = f"{type(error).__name__}: {error}"
+        _fail(f"a fault in mopeq-hub itself: {fault}; set MOPEQ_DEBUG=1 to see where", 1)
 
 
 def _whole_number(text: str) -> Any:
@@ -375,7 +379,14 @@ def _system_trouble(error: OSError) -> str:
     return f"{(error.strerror or str(error)).lower()}{where}; check that the place exists and can be written to"
 
 
-def _fail(text: str, status: int) -> None:
+def _fail_usage(message: str) -> NoReturn:
+    """What Typer says of a command line that it does not understand; without a message it has printed the help."""
+    if message:
+        _fail(f"{message.rstrip('.')}; see `mopeq-hub --help`", 2)
+    sys.exit(2)
+
+
+def _fail(text: str, status: int) -> NoReturn:
     from mopeq_hub.redact import redact
 
     print("error: " + redact(" ".join(text.split())), file=sys.stderr)

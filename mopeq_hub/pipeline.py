@@ -3,6 +3,7 @@ left."""
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,6 +165,7 @@ def quantize(
     if folder.exists() and any(folder.iterdir()):
         raise MopeqError(f"{folder} is not empty", "name a new folder, or empty it first")
     _check_apart(folder, opened)
+    _check_usable(opened)
     profile = _checked(profile, opened, recipe) if profile else profile_of(opened, recipe, progress)
     with workplace.scratch(beside=folder.resolve()) as scratch:
         manifest = _fill(opened, recipe, profile, allocate(profile, recipe), scratch / "repo", progress)
@@ -285,6 +287,20 @@ def run_space(to: str, port: int | None = None) -> None:
     with workplace.scratch() as work:
         render_space(work / "space", manifest, str(destination.local_copy().resolve()), original, None)
         run_local(work / "space", port)
+
+
+def _check_usable(model: Model) -> None:
+    """Raises MopeqError where the source lacks what its model cannot be asked anything without."""
+    names = companions(model.source)
+    if not any(re.match(r"(tokenizer|vocab|spiece|sentencepiece)[^_]*\.|.*\.tiktoken", name) for name in names):
+        raise MopeqError(f"{model.source.name} has no tokenizer", "add tokenizer.json or what its tokenizer is made of")
+    if model.layout.task == "image-text-to-text" and not {"processor_config.json", "preprocessor_config.json"} & {
+        *names
+    }:
+        raise MopeqError(
+            f"{model.source.name} has no processor_config.json and no preprocessor_config.json",
+            "add the file that says how pictures are prepared",
+        )
 
 
 def _check_apart(folder: Path | None, model: Model) -> None:

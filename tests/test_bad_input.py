@@ -127,6 +127,14 @@ def no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def no_processor(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+
+
 def broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{", "utf-8")
 
@@ -162,6 +170,8 @@ DAMAGES = {
     more_experts_than_counted: ("counts 20", "config"),
     fewer_experts_than_counted: ("[24, 128]", "[26, 128]", "config.json"),
     no_config: ("copied-model has no config.json",),
+    no_tokenizer: ("copied-model has no tokenizer",),
+    no_processor: ("copied-model has no processor_config.json",),
     broken_config: ("config.json", "not JSON"),
     dense: ("llava over llama", "not a mixture of experts"),
     unsupported_mixture: ("llava over olmoe", "not supported yet", "qwen3_vl_moe"),
@@ -215,11 +225,24 @@ def test_wrong_usage_has_exit_code_2(
     assert all(word in line for word in words), line
 
 
-def test_an_unknown_option_has_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["plan", "x", "--no-such-option"])
-    assert ended.value.code == 2
-    assert "no-such-option" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", "x", "--no-such-option"], "No such option: --no-such-option"),
+        (["plan"], "Missing argument 'MODEL'"),
+        (["bake"], "No such command 'bake'"),
+        (["plan", "x", "--probes", "many"], "--probes"),
+        (["publish", "x", "--to", ""], "the destination is empty"),
+        (["space", "x", "--port", "80"], "--port is for --local"),
+        (["plan", __file__], "is a file"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_one_line_too(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = fails(arguments, capsys, status=2)
+    assert words in line
+    assert "; " in line
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(
