@@ -3,7 +3,6 @@ left."""
 
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from mopeq_hub import manifest as manifests
 from mopeq_hub import workplace
 from mopeq_hub.allocation import allocate
-from mopeq_hub.bitmap import BitMap, quantization_config
+from mopeq_hub.bitmap import BitMap
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.fidelity.measure import Reach, reach_of
 from mopeq_hub.fidelity.measure import measure as measure_fidelity
@@ -21,27 +20,16 @@ from mopeq_hub.hub import Destination, destination_for
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.quantization.shards import plan_shards
-from mopeq_hub.quantization.stream import plan_pieces, write_checkpoint
+from mopeq_hub.quantization.stream import plan_pieces
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.repo import QuantizedRepo, check_usable, fetch, fill, location_of
 from mopeq_hub.report import card as cards
 from mopeq_hub.report import plots
 from mopeq_hub.sensitivity import Profile, measure
-from mopeq_hub.source import companions
 from mopeq_hub.space import render_space, run_local
 
 COMPARED_BYTES = 1_000_000_000
 """Up to this size of the source, uniform widths are measured beside the bit map unless the user says otherwise."""
-
-_LOCAL = Path(".mopeq") / "local.json"
-"""Kept in a quantized folder and never pushed: where on this machine the source is."""
-
-
-@dataclass(frozen=True)
-class QuantizedRepo:
-    """A folder that holds a quantized model and its manifest."""
-
-    folder: Path
-    manifest: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -165,10 +153,10 @@ def quantize(
     if folder.exists() and any(folder.iterdir()):
         raise MopeqError(f"{folder} is not empty", "name a new folder, or empty it first")
     _check_apart(folder, opened)
-    _check_usable(opened)
+    check_usable(opened)
     profile = _checked(profile, opened, recipe) if profile else profile_of(opened, recipe, progress)
     with workplace.scratch(beside=folder.resolve()) as scratch:
-        manifest = _fill(opened, recipe, profile, allocate(profile, recipe), scratch / "repo", progress)
+        manifest = fill(opened, recipe, profile, allocate(profile, recipe), scratch / "repo", progress)
         if folder.exists():
             folder.rmdir()
         (scratch / "repo").rename(folder)
@@ -182,7 +170,7 @@ def profile_of(model: Model, recipe: Recipe, progress: Progress) -> Profile:
         return Profile.read(cached)
     weights = {matrix.source for matrix in model.layout.matrices if matrix.expert is not None}
     total = sum(model.checkpoint.tensors[name].nbytes for name in weights)
-    _fetch(model, progress)
+    fetch(model, progress)
     with progress.stage("measure the experts", total) as advance:
         profile = measure(model.checkpoint, model.layout, recipe, advance)
     profile = Profile(profile.signal, profile.sensitivities, model.source.commit)
@@ -204,7 +192,7 @@ def evaluate(
     """
     progress, folder = progress or Quiet(), Path(folder)
     manifest = manifests.read_manifest(folder)
-    original = original or _location(folder, manifest)
+    original = original or location_of(folder, manifest)
     if original is None:
         raise MopeqError(f"{folder} does not say where its original is", "name it with --original")
     opened = open_model(original)
@@ -255,13 +243,13 @@ def push(
     if not dry_run:
         destination.check_writable(space=space)
     if destination.publication() == name:
-        return _unchanged(destination, name, _location(folder, manifest), space=space, dry_run=dry_run)
+        return _unchanged(destination, name, location_of(folder, manifest), space=space, dry_run=dry_run)
     if dry_run:
         return Publication(name, destination.name, None, None, True, manifest, fidelity)
     _readdress(folder, destination, space)
     commit = destination.commit(folder, name, progress, consume=False)
     with workplace.scratch() as work:
-        space_commit = _publish_space(destination, manifest, _location(folder, manifest), work) if space else None
+        space_commit = _publish_space(destination, manifest, location_of(folder, manifest), work) if space else None
     return Publication(name, destination.name, commit, space_commit, True, manifest, fidelity)
 
 
@@ -289,20 +277,6 @@ def run_space(to: str, port: int | None = None) -> None:
         run_local(work / "space", port)
 
 
-def _check_usable(model: Model) -> None:
-    """Raises MopeqError where the source lacks what its model cannot be asked anything without."""
-    names = companions(model.source)
-    if not any(re.match(r"(tokenizer|vocab|spiece|sentencepiece)[^_]*\.|.*\.tiktoken", name) for name in names):
-        raise MopeqError(f"{model.source.name} has no tokenizer", "add tokenizer.json or what its tokenizer is made of")
-    if model.layout.task == "image-text-to-text" and not {"processor_config.json", "preprocessor_config.json"} & {
-        *names
-    }:
-        raise MopeqError(
-            f"{model.source.name} has no processor_config.json and no preprocessor_config.json",
-            "add the file that says how pictures are prepared",
-        )
-
-
 def _check_apart(folder: Path | None, model: Model) -> None:
     """Raises MopeqError where something would be written into the source, or the source would be replaced."""
     if folder is None or model.source.kind == "hub":
@@ -310,62 +284,6 @@ def _check_apart(folder: Path | None, model: Model) -> None:
     source, target = Path(model.source.location), folder.resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise MopeqError(f"{folder} and the source {source} lie within each other", "choose another folder")
-
-
-def _fill(
-    model: Model, recipe: Recipe, profile: Profile, bitmap: BitMap, folder: Path, progress: Progress
-) -> dict[str, Any]:
-    """Everything a quantized folder holds before it is measured."""
-    folder.mkdir()
-    if model.layout.ignored:
-        left = model.layout.ignored
-        progress.say(f"left out: {len(left)} tensors that {model.layout.auto_class} does not load, such as {left[0]}")
-    _fetch(model, progress)
-    with progress.stage("quantize", model.checkpoint.nbytes) as advance:
-        shards = write_checkpoint(model.checkpoint, model.layout, bitmap, recipe, folder, advance)
-    for name in companions(model.source):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        _take_over(model.source.path(name), folder / name)
-    config = {**_without_code(model.config), "quantization_config": quantization_config(model.layout, bitmap, recipe)}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    manifest = manifests.build(model, recipe, profile, bitmap, shards, manifests.describe_files(folder, names))
-    manifests.write_json(folder / manifests.MANIFEST_NAME, manifest, "mopeq")
-    (folder / _LOCAL).parent.mkdir()
-    (folder / _LOCAL).write_text(json.dumps({"location": model.source.location}), "utf-8")
-    return manifest
-
-
-def _take_over(path: Path, target: Path) -> None:
-    """Copy a companion of the model, less its references to code."""
-    content = _json_object(path) if path.suffix == ".json" else None
-    if content is not None and "auto_map" in content:
-        target.write_text(json.dumps(_without_code(content), indent=2, ensure_ascii=False) + "\n", "utf-8")
-    else:
-        shutil.copyfile(path, target)
-
-
-def _without_code(content: dict[str, Any]) -> dict[str, Any]:
-    """The classes are transformers' own; code that a source brings is not taken over."""
-    return {key: value for key, value in content.items() if key != "auto_map"}
-
-
-def _json_object(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _fetch(model: Model, progress: Progress) -> None:
-    """Have every shard of a Hub model on this machine."""
-    if model.source.kind == "hub":
-        with progress.stage(
-            "download", sum(model.source.files()[shard] for shard in model.checkpoint.shards)
-        ) as advance:
-            for shard in model.checkpoint.shards:
-                model.source.fetch(shard, advance)
 
 
 def _checked(profile: Profile, model: Model, recipe: Recipe) -> Profile:
@@ -466,14 +384,3 @@ def _profile_cache(model: Model, recipe: Recipe) -> Path:
     if recipe.estimator == "hutchinson":
         settings += [str(recipe.probes), str(recipe.seed)]
     return workplace.cache("profiles") / f"{model.source.commit[:16]}-{'-'.join(settings)}.json"
-
-
-def _location(folder: Path, manifest: dict[str, Any]) -> str | None:
-    """What finds the original again: its repo and commit, or the folder it was in when `folder` was quantized here."""
-    source = manifest["source"]
-    if source["kind"] == "hub":
-        return f"{source['name']}@{source['commit']}"
-    try:
-        return str(json.loads((folder / _LOCAL).read_text("utf-8"))["location"])
-    except (OSError, ValueError, KeyError):
-        return None

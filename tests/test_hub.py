@@ -314,7 +314,7 @@ def test_an_interrupted_replacement_leaves_the_old_folder(
         pipeline.push(repo, str(target), space=False)
         assert (target / "tokenizer.json").read_text() != "{}", "an exchange renames nothing and cannot be interrupted"
     else:
-        monkeypatch.setattr("mopeq_hub.hub._exchange", lambda one, other: False)
+        monkeypatch.setattr("mopeq_hub.hub.folder._exchange", lambda one, other: False)
         with pytest.raises(KeyboardInterrupt):
             pipeline.push(repo, str(target), space=False)
         assert (target / "tokenizer.json").read_text() == "{}"

@@ -1,0 +1,170 @@
+"""A Hub repo and its Space as a destination; each changes in one commit."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from mopeq_hub import hub_client, workplace
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.hub.contents import contents, ours, read_object, whole_publication
+from mopeq_hub.manifest import MANIFEST_NAME
+from mopeq_hub.progress import Progress, Quiet
+from mopeq_hub.space import PUBLICATION_NAME
+
+_HUB_OWN_FILES = {".gitattributes", "README.md"}
+"""What a repo may hold without anybody having put something there that must not be lost."""
+_WORTH_A_STEP = 1_000_000
+"""Bytes from which a file is uploaded by itself, before the commit, so that progress can be told."""
+
+
+class HubDestination:
+    """A model repo on the Hub and the Space of the same name."""
+
+    folder = None
+
+    def __init__(self, repo_id: str, *, private: bool = False) -> None:
+        self.name = self.repo_id = repo_id
+        self._private = private
+        # Heads of the model repo and of the Space when they were last looked at: nothing but ours may follow them.
+        self._seen: dict[str, str | None] = {}
+
+    def describe(self) -> str:
+        return f"the Hub repo {self.repo_id}"
+
+    def check_writable(self, *, space: bool) -> None:
+        hub_client.check_write_access(self.repo_id)
+        files = set(self._files("space")) if space else set()
+        if files - _HUB_OWN_FILES and PUBLICATION_NAME not in files:
+            raise MopeqError(f"the Space {self.repo_id} is not a Space of ours", "choose another --to, or --no-space")
+
+    def workplace(self) -> AbstractContextManager[Path]:
+        return workplace.scratch()
+
+    def publication(self) -> str | None:
+        digests = self._files("model")
+        if set(digests) <= _HUB_OWN_FILES:
+            return None
+        if MANIFEST_NAME not in digests:
+            raise MopeqError(
+                f"{self.repo_id} holds something that is not a publication", "choose another repo with --to"
+            )
+        return whole_publication(digests, read_object(self.read_text(MANIFEST_NAME)))
+
+    def read_text(self, name: str) -> str:
+        with hub_client.hub_errors(f"{name} of {self.repo_id}"):
+            return Path(hub_client.api().hf_hub_download(self.repo_id, name)).read_text("utf-8")
+
+    def local_copy(self) -> Path:
+        with hub_client.hub_errors(self.repo_id):
+            return Path(hub_client.api().snapshot_download(self.repo_id))
+
+    def tag(self, publication: str) -> None:
+        self._tag(publication, self._head("model"))
+
+    def _tag(self, publication: str, commit: str | None) -> None:
+        api = hub_client.api()
+        with hub_client.hub_errors(f"the tag {publication} of {self.repo_id}"):
+            tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(self.repo_id).tags}
+            if tags.get(publication) == commit:
+                return
+            if publication in tags:
+                api.delete_tag(self.repo_id, tag=publication)
+            api.create_tag(self.repo_id, tag=publication, revision=commit)
+
+    def commit(self, folder: Path, publication: str, progress: Progress, *, consume: bool) -> str:
+        commit = self._commit("model", folder, publication, progress)
+        self._tag(publication, commit)
+        return commit
+
+    def has_space(self) -> bool:
+        return "app.py" in self._files("space")
+
+    def model_for_space(self) -> str:
+        return self.repo_id
+
+    def path_for_space(self, location: str | None) -> str | None:
+        return None
+
+    def space_folder(self) -> Path | None:
+        return None
+
+    def commit_space(self, folder: Path, publication: str) -> str | None:
+        before = self._head("space")
+        commit = self._commit("space", folder, publication, Quiet())
+        return None if commit == before else commit
+
+    def _head(self, kind: str) -> str | None:
+        """The newest commit of the repo, None where there is no repo."""
+        api = hub_client.api()
+        with hub_client.hub_errors(self.repo_id):
+            exists = api.repo_exists(self.repo_id, repo_type=kind)
+            return api.repo_info(self.repo_id, repo_type=kind).sha if exists else None
+
+    def _files(self, kind: str) -> dict[str, str | None]:
+        """The repo's files at its newest commit, with their SHA-256 where the Hub knows it; none without a repo."""
+        from huggingface_hub.hf_api import RepoFile
+
+        head = self._seen[kind] = self._head(kind)
+        if head is None:
+            return {}
+        with hub_client.hub_errors(self.repo_id):
+            entries = list(hub_client.api().list_repo_tree(self.repo_id, repo_type=kind, revision=head, recursive=True))
+        return {file.path: file.lfs.sha256 if file.lfs else None for file in entries if isinstance(file, RepoFile)}
+
+    def _commit(self, kind: str, folder: Path, publication: str, progress: Progress) -> str:
+        """One commit after which the repo holds the files of `folder`; its id, the old one if nothing changed.
+
+        What an older publication left goes; files that somebody else put there stay. It is refused where the repo has
+        changed since it was looked at. A repo that was made for it is taken away again if it fails.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+
+        api, names = hub_client.api(), sorted(contents(folder))
+        head = self._seen[kind] if kind in self._seen else self._head(kind)
+        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in names]
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [*additions]
+        if head is not None:
+            stale = self._left_by_older(kind) - set(names) - _HUB_OWN_FILES
+            operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
+        with self._made(kind) if head is None else nullcontext(head) as parent, hub_client.hub_errors(self.repo_id):
+            sizes = [(folder / name).stat().st_size for name in names]
+            with progress.stage("upload", sum(sizes)) as advance:
+                for addition, size in zip(additions, sizes, strict=True):
+                    if size >= _WORTH_A_STEP:
+                        api.preupload_lfs_files(self.repo_id, [addition], repo_type=kind)
+                    advance(size)
+            message = f"Publish {publication}"
+            commit = api.create_commit(
+                self.repo_id, operations, commit_message=message, repo_type=kind, parent_commit=parent
+            )
+        self._seen[kind] = commit.oid
+        return commit.oid
+
+    def _left_by_older(self, kind: str) -> set[str]:
+        """The files that an older publication put there."""
+        seen = self._seen.get(kind)
+        present = self._files(kind)
+        if seen is not None:
+            # Looking again must not hide that somebody else was here in between.
+            self._seen[kind] = seen
+        if kind == "space" or MANIFEST_NAME not in present:
+            return set(present)
+        return ours(present, read_object(self.read_text(MANIFEST_NAME)))
+
+    @contextmanager
+    def _made(self, kind: str) -> Iterator[str | None]:
+        """A new repo, which goes again if what follows fails and nobody else has put anything into it."""
+        api = hub_client.api()
+        with hub_client.hub_errors(self.repo_id):
+            sdk = "gradio" if kind == "space" else None
+            api.create_repo(self.repo_id, repo_type=kind, space_sdk=sdk, private=self._private)
+        made = self._head(kind)
+        try:
+            yield made
+        except BaseException:
+            # The trouble that led here is what the user must hear of, whatever becomes of the empty repo.
+            with suppress(MopeqError):
+                if self._head(kind) == made:
+                    with hub_client.hub_errors(self.repo_id):
+                        api.delete_repo(self.repo_id, repo_type=kind, missing_ok=True)
+            raise

@@ -1,0 +1,113 @@
+"""A quantized folder: what it holds before it is measured, and where its original is."""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mopeq_hub import manifest as manifests
+from mopeq_hub.bitmap import BitMap, quantization_config
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.model import Model
+from mopeq_hub.progress import Progress
+from mopeq_hub.quantization.stream import write_checkpoint
+from mopeq_hub.recipe import Recipe
+from mopeq_hub.sensitivity import Profile
+from mopeq_hub.source import companions
+
+_LOCAL = Path(".mopeq") / "local.json"
+"""Kept in a quantized folder and never pushed: where on this machine the source is."""
+_PICTURES = {"processor_config.json", "preprocessor_config.json"}
+"""One of them says how pictures are prepared."""
+
+
+@dataclass(frozen=True)
+class QuantizedRepo:
+    """A folder that holds a quantized model and its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def check_usable(model: Model) -> None:
+    """Raises MopeqError where the source lacks what its model cannot be asked anything without."""
+    names = companions(model.source)
+    if not any(re.match(r"(tokenizer|vocab|spiece|sentencepiece)[^_]*\.|.*\.tiktoken", name) for name in names):
+        raise MopeqError(f"{model.source.name} has no tokenizer", "add tokenizer.json or what its tokenizer is made of")
+    if model.layout.task == "image-text-to-text" and not _PICTURES & {*names}:
+        raise MopeqError(
+            f"{model.source.name} has no processor_config.json and no preprocessor_config.json",
+            "add the file that says how pictures are prepared",
+        )
+
+
+def fill(
+    model: Model, recipe: Recipe, profile: Profile, bitmap: BitMap, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Make `folder` and put into it all that a quantized folder holds before it is measured; returns its manifest.
+
+    Raises MopeqError on what is wrong with the source, and OSError where the folder cannot be written.
+    """
+    folder.mkdir()
+    if model.layout.ignored:
+        left = model.layout.ignored
+        progress.say(f"left out: {len(left)} tensors that {model.layout.auto_class} does not load, such as {left[0]}")
+    fetch(model, progress)
+    with progress.stage("quantize", model.checkpoint.nbytes) as advance:
+        shards = write_checkpoint(model.checkpoint, model.layout, bitmap, recipe, folder, advance)
+    for name in companions(model.source):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        _take_over(model.source.path(name), folder / name)
+    config = {**_without_code(model.config), "quantization_config": quantization_config(model.layout, bitmap, recipe)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    manifest = manifests.build(model, recipe, profile, bitmap, shards, manifests.describe_files(folder, names))
+    manifests.write_json(folder / manifests.MANIFEST_NAME, manifest, "mopeq")
+    (folder / _LOCAL).parent.mkdir()
+    (folder / _LOCAL).write_text(json.dumps({"location": model.source.location}), "utf-8")
+    return manifest
+
+
+def _take_over(path: Path, target: Path) -> None:
+    """Copy a companion of the model, less its references to code."""
+    content = _json_object(path) if path.suffix == ".json" else None
+    if content is not None and "auto_map" in content:
+        target.write_text(json.dumps(_without_code(content), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    else:
+        shutil.copyfile(path, target)
+
+
+def _without_code(content: dict[str, Any]) -> dict[str, Any]:
+    """The classes are transformers' own; code that a source brings is not taken over."""
+    return {key: value for key, value in content.items() if key != "auto_map"}
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def fetch(model: Model, progress: Progress) -> None:
+    """Have every shard of a Hub model on this machine."""
+    if model.source.kind == "hub":
+        with progress.stage(
+            "download", sum(model.source.files()[shard] for shard in model.checkpoint.shards)
+        ) as advance:
+            for shard in model.checkpoint.shards:
+                model.source.fetch(shard, advance)
+
+
+def location_of(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """What finds the original again: its repo and commit, or the folder it was in when `folder` was quantized here."""
+    source = manifest["source"]
+    if source["kind"] == "hub":
+        return f"{source['name']}@{source['commit']}"
+    try:
+        return str(json.loads((folder / _LOCAL).read_text("utf-8"))["location"])
+    except (OSError, ValueError, KeyError):
+        return None
