@@ -15,10 +15,10 @@ from mopeq_hub.families.base import PROJECTIONS, matrix_name
 from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.hub import destination_for
 from mopeq_hub.manifest import MANIFEST_NAME
-from mopeq_hub.names import check_name
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.source import FolderSource
+from mopeq_hub.untrusted import check_name
 
 _DANGEROUS = (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".safetensors")
 """Endings of files that a loader could prefer to those that were published."""

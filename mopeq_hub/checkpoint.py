@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.names import check_name
+from mopeq_hub.untrusted import check_name
 
 if TYPE_CHECKING:
     import torch

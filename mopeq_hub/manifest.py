@@ -95,19 +95,18 @@ def _is_texts(value: Any) -> bool:
 
 def sizes(model: Model, recipe: Recipe, bitmap: BitMap, shards: Iterable[ShardPlan]) -> dict[str, Any]:
     """Bytes and bits per weight of what is published, beside the source's and those with every expert at 4 bits."""
-    layout, group_size = model.layout, recipe.group_size
+    layout = model.layout
     published = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
     ours, four = (_bytes(_experts(layout), each, recipe) for each in (bitmap, BitMap.uniform(layout, 4)))
     weights = _weights(_experts(layout))
     quantized = [matrix for matrix in layout.matrices if width_of(matrix, bitmap, recipe) != 16]
-    packed = sum(packed_bytes(matrix.shape, width_of(matrix, bitmap, recipe), group_size) for matrix in quantized)
     return {
         "source_bytes": model.checkpoint.nbytes,
         "published_bytes": published,
         "uniform_4bit_bytes": published - ours + four,
         "expert_weights": weights,
         "experts_bpw": round(8 * ours / weights, 4),
-        "quantized_bpw": round(8 * packed / _weights(quantized), 4),
+        "quantized_bpw": round(8 * _bytes(quantized, bitmap, recipe) / _weights(quantized), 4),
     }
 
 

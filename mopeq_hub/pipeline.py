@@ -119,16 +119,19 @@ def plan(
         profile = _checked(profile, opened, recipe)
     elif opened.source.kind == "folder" or _profile_cache(opened, recipe).is_file():
         profile = profile_of(opened, recipe, progress)
-    maps = {f"uniform {bits} bits": BitMap.uniform(opened.layout, bits) for bits in recipe.bits}
+    measures = {}
+    for bits in recipe.bits:
+        uniform = BitMap.uniform(opened.layout, bits)
+        measures[f"uniform {bits} bits"] = manifests.sizes(opened, recipe, uniform, _shards(opened, uniform, recipe))
     manifest = None
     if profile is not None:
         bitmap = allocate(profile, recipe)
         manifest = manifests.build(opened, recipe, profile, bitmap, _shards(opened, bitmap, recipe), {})
-        maps["this recipe"] = bitmap
-    choices = []
-    for name, bitmap in maps.items():
-        sizes = manifests.sizes(opened, recipe, bitmap, _shards(opened, bitmap, recipe))
-        choices.append({"name": name, "bytes": sizes["published_bytes"], "experts_bpw": sizes["experts_bpw"]})
+        measures["this recipe"] = manifest["sizes"]
+    choices = [
+        {"name": name, "bytes": sizes["published_bytes"], "experts_bpw": sizes["experts_bpw"]}
+        for name, sizes in measures.items()
+    ]
     original = {"name": "original", "bytes": opened.checkpoint.nbytes, "experts_bpw": None}
     return Plan([original, *choices], manifest, profile)
 
@@ -361,9 +364,9 @@ def _unchanged(destination: Destination, name: str, location: str | None, *, spa
     space_commit = None
     if not dry_run:
         destination.tag(name)
-    if space and not dry_run:
-        with workplace.scratch() as work:
-            space_commit = _publish_space(destination, manifest, location, work)
+        if space:
+            with workplace.scratch() as work:
+                space_commit = _publish_space(destination, manifest, location, work)
     fidelity = json.loads(destination.read_text(manifests.FIDELITY_NAME))
     return Publication(name, destination.name, None, space_commit, space_commit is not None, manifest, fidelity)
 

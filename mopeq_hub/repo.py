@@ -16,6 +16,7 @@ from mopeq_hub.quantization.stream import write_checkpoint
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.source import companions
+from mopeq_hub.untrusted import read_object
 
 _LOCAL = Path(".mopeq") / "local.json"
 """Kept in a quantized folder and never pushed: where on this machine the source is."""
@@ -72,8 +73,8 @@ def fill(
 
 def _take_over(path: Path, target: Path) -> None:
     """Copy a companion of the model, less its references to code."""
-    content = _json_object(path) if path.suffix == ".json" else None
-    if content is not None and "auto_map" in content:
+    content = read_object(path.read_text("utf-8", errors="replace")) if path.suffix == ".json" else {}
+    if "auto_map" in content:
         target.write_text(json.dumps(_without_code(content), indent=2, ensure_ascii=False) + "\n", "utf-8")
     else:
         shutil.copyfile(path, target)
@@ -82,14 +83,6 @@ def _take_over(path: Path, target: Path) -> None:
 def _without_code(content: dict[str, Any]) -> dict[str, Any]:
     """The classes are transformers' own; code that a source brings is not taken over."""
     return {key: value for key, value in content.items() if key != "auto_map"}
-
-
-def _json_object(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def fetch(model: Model, progress: Progress) -> None:

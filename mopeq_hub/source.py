@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from mopeq_hub import hub_client
 from mopeq_hub.checkpoint import Files
 from mopeq_hub.errors import MopeqError, UsageError
-from mopeq_hub.names import check_name
 from mopeq_hub.progress import Advance
+from mopeq_hub.untrusted import check_name
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[^@\s]+)?$")
 _MAX_JSON_BYTES = 10_000_000

@@ -63,8 +63,6 @@ class Destination(Protocol):
         consume: `folder` is not needed afterwards and may be moved. Returns the commit.
         """
 
-    def has_space(self) -> bool: ...
-
     def model_for_space(self) -> str:
         """How the Space names the model."""
 

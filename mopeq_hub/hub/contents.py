@@ -1,22 +1,11 @@
 """What a destination holds: which files are a publication's own, and whether it is whole."""
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mopeq_hub.manifest import FIDELITY_NAME, MANIFEST_NAME
-
-
-def read_object(text: str) -> dict[str, Any]:
-    """A JSON object that a stranger may have written; an empty one where it is something else."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+from mopeq_hub.manifest import FIDELITY_NAME, MANIFEST_NAME, describe_files
 
 
 def ours(present: Iterable[str], manifest: dict[str, Any]) -> set[str]:
@@ -37,12 +26,13 @@ def whole_publication(digests: Mapping[str, str | None], manifest: dict[str, Any
     return str(manifest.get("publication"))
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """The digests of a folder's files by name, without those that start with a dot."""
-    found = {}
-    for path in folder.rglob("*") if folder.is_dir() else ():
-        relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in relative.parts):
-            with open(path, "rb") as file:
-                found[relative.as_posix()] = hashlib.file_digest(file, "sha256").digest()
-    return found
+def file_names(folder: Path) -> list[str]:
+    """A folder's files, in order, without those that start with a dot and what running an app leaves."""
+    relative = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    shown = [path for path in relative if not any(part.startswith(".") or part == "__pycache__" for part in path.parts)]
+    return sorted(path.as_posix() for path in shown)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The SHA-256, in hex, of those files by name."""
+    return {name: described["sha256"] for name, described in describe_files(folder, file_names(folder)).items()}

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.hub.contents import contents, ours, read_object, whole_publication
+from mopeq_hub.hub.contents import contents, ours, whole_publication
 from mopeq_hub.manifest import MANIFEST_NAME
 from mopeq_hub.progress import Progress
 from mopeq_hub.space import PUBLICATION_NAME
+from mopeq_hub.untrusted import read_object
 
 
 class FolderDestination:
@@ -55,7 +56,7 @@ class FolderDestination:
                 f"{self.name} holds something that is not a publication", "choose another folder with --to"
             )
         manifest = read_object((self._folder / MANIFEST_NAME).read_text("utf-8"))
-        digests = {name: digest.hex() for name, digest in contents(self._folder).items()}
+        digests = contents(self._folder)
         hidden = [path.name for path in self._folder.glob(".*")]
         foreign = sorted(set(digests) - ours(digests, manifest)) + hidden
         if foreign:
@@ -83,9 +84,6 @@ class FolderDestination:
         _replace(self._folder, folder, consume)
         return publication
 
-    def has_space(self) -> bool:
-        return (self._space / "app.py").is_file()
-
     def model_for_space(self) -> str:
         # Relative, so that the two folders can be moved together.
         return f"../{self._folder.name}"
@@ -93,13 +91,13 @@ class FolderDestination:
     def path_for_space(self, location: str | None) -> str | None:
         if location:
             return os.path.relpath(location, self._space)
-        if not self.has_space():
+        if self.space_folder() is None:
             return None
         original = read_object((self._space / PUBLICATION_NAME).read_text("utf-8")).get("original")
         return original if isinstance(original, str) else None
 
     def space_folder(self) -> Path | None:
-        return self._space if self.has_space() else None
+        return self._space if (self._space / "app.py").is_file() else None
 
     def commit_space(self, folder: Path, publication: str) -> str | None:
         if contents(folder) == contents(self._space):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from mopeq_hub import hub_client, workplace
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.hub.contents import contents, ours, read_object, whole_publication
+from mopeq_hub.hub.contents import file_names, ours, whole_publication
 from mopeq_hub.manifest import MANIFEST_NAME
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.space import PUBLICATION_NAME
+from mopeq_hub.untrusted import read_object
 
 _HUB_OWN_FILES = {".gitattributes", "README.md"}
 """What a repo may hold without anybody having put something there that must not be lost."""
@@ -76,9 +77,6 @@ class HubDestination:
         self._tag(publication, commit)
         return commit
 
-    def has_space(self) -> bool:
-        return "app.py" in self._files("space")
-
     def model_for_space(self) -> str:
         return self.repo_id
 
@@ -119,7 +117,7 @@ class HubDestination:
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
-        api, names = hub_client.api(), sorted(contents(folder))
+        api, names = hub_client.api(), file_names(folder)
         head = self._seen[kind] if kind in self._seen else self._head(kind)
         additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in names]
         operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [*additions]

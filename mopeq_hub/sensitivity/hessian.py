@@ -35,10 +35,11 @@ def measure(checkpoint: Checkpoint, layout: Layout, recipe: Recipe, advance: Adv
         if matrix.expert is None:
             continue
         weight = matrix.read(checkpoint)
-        if not math.isfinite(sum_of_squares(weight)):
+        squares = sum_of_squares(weight)
+        if not math.isfinite(squares):
             raise MopeqError(f"{matrix.source} holds NaN or infinite values", "the source is damaged; use another")
         if recipe.estimator == "exact":
-            sensitivities[matrix.expert] += exact_trace(weight)
+            sensitivities[matrix.expert] += _trace(weight.numel(), squares)
         else:
             sensitivities[matrix.expert] += hutchinson_trace(weight, recipe.probes, generator)
         advance(weight.numel() * weight.element_size())
@@ -51,8 +52,12 @@ def exact_trace(weight: "torch.Tensor") -> float:
 
     A matrix of zeros has no Hessian there; its trace is taken as 0, since nothing is lost by quantizing it.
     """
-    norm = math.sqrt(sum_of_squares(weight))
-    return (weight.numel() - 1) / norm if norm != 0 else 0.0
+    return _trace(weight.numel(), sum_of_squares(weight))
+
+
+def _trace(count: int, squares: float) -> float:
+    """(n - 1) / ||W||_F of n weights whose squares have this sum."""
+    return (count - 1) / math.sqrt(squares) if squares != 0 else 0.0
 
 
 def sum_of_squares(weight: "torch.Tensor") -> float:
