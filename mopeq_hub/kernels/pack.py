@@ -42,7 +42,7 @@ def _packer(bits: int) -> Any:
         stored_scales.store(place * 2, scale)
         stored_zeros.store(place, zero.to(I8))
 
-        inverse = code.of(F32, 1.0) / decoded(code, scale, types.float16)
+        inverse = code.of(F32, 1.0) / decoded(code, scale, types.int16)
         offset = zero.to(F32)
         low, high = -offset, -offset + float((1 << bits) - 1)
         with code.loop(group // 32) as chunk:

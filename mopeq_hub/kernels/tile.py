@@ -12,7 +12,7 @@ _INFINITY = 0x7F800000
 
 
 def decoded(code: Code, raw: Lanes, kind: Any) -> Lanes:
-    """float32 of stored numbers: uint16 stands for bfloat16, uint8 for float8 e4m3, float16 and float32 for themselves.
+    """float32 of stored numbers: uint16 stands for bfloat16, int16 for float16, uint8 for float8 e4m3.
 
     What is not finite in the file is not finite here. 16- and 8-bit floats are widened by integers, which needs no
     instruction that a CPU may lack.
@@ -23,7 +23,7 @@ def decoded(code: Code, raw: Lanes, kind: Any) -> Lanes:
     if kind == types.uint16:
         return (bits << 16).bits_as(F32)
     # float16 ends with infinity and NaN, e4m3 with NaN alone.
-    width, mantissa, bias, last = (16, 10, 15, 0x7C00) if kind == types.float16 else (8, 3, 7, 0x7F)
+    width, mantissa, bias, last = (16, 10, 15, 0x7C00) if kind == types.int16 else (8, 3, 7, 0x7F)
     magnitude = bits & ((1 << (width - 1)) - 1)
     # A power of two moves the exponent's bias to float32's, and makes subnormal numbers right too.
     value = (magnitude << (23 - mantissa)).bits_as(F32) * 2.0 ** (127 - bias)
