@@ -4,7 +4,6 @@ Files come from strangers, so a header is believed only after everything it clai
 """
 
 import json
-import math
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
@@ -124,6 +123,18 @@ class Checkpoint:
         """Tensors shard by shard, each shard from its beginning: the order in which reading costs least."""
         order = {shard: position for position, shard in enumerate(self.shards)}
         return iter(sorted(self.tensors.values(), key=lambda info: (order[info.file], info.start)))
+
+    def let_go(self, name: str) -> None:
+        """Give the memory that holds the tensor's pages back; they are read again where they are asked for again."""
+        info = self.tensors[name]
+        if info.file in self._maps and info.nbytes:
+            mapped, data_start = self._maps[info.file]
+            start = (data_start + info.start) // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_DONTNEED, start, data_start + info.end - start)
+
+    def close(self, shard: str) -> None:
+        """Unmap a file. Arrays of it that are still in use keep it until they are gone."""
+        self._maps.pop(shard, None)
 
     def _mapped(self, shard: str) -> tuple[mmap.mmap, int]:
         if shard not in self._maps:

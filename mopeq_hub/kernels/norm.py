@@ -63,9 +63,7 @@ def sum_of_squares(weight: Weight) -> float:
     if (columns if weight.by_rows else rows) % ROWS:
         whole = np.pad(weight.float32(), ((0, 0), (0, -columns % ROWS)))
         weight = Weight(whole)
-    return float(
-        _sum_of_squares(weight.first, weight.stride, int(weight.by_rows), weight.shape, weight.factors)
-    )
+    return float(_sum_of_squares(weight.first, weight.stride, int(weight.by_rows), weight.shape, weight.factors))
 
 
 def all_finite(values: np.ndarray, dtype: str) -> bool:

@@ -31,8 +31,8 @@ def _packer(bits: int) -> Any:
         stored_zeros: Memory,
         largest: Memory,
     ) -> None:
-        """Put the tile's codes, b bits each, to words[column * b / 32, row] and on, and its scales, as float16, and zero
-        points to [column / group, row]. `rows` are those of the whole weight; largest [16], float32, remembers the
+        """Put the tile's codes, b bits each, to words[column * b / 32, row] and on, and its scales, as float16, and
+        zero points to [column / group, row]. `rows` are those of the whole weight; largest [16], float32, remembers the
         largest scale seen.
         """
         exact = scales.load(0, F32)

@@ -96,10 +96,10 @@ quantize = _compiled(sources_digest())
 Quantizes and packs a weight [out, in], both multiples of 32, `in` of the group size too.
 
 raw: one element, the weight's first, in the dtype it is stored as: uint16 (bfloat16), int16 (float16), float32 or uint8
-(float8 e4m3). stride: bytes from one output row to the next where by_rows, else from one input column to the next; along the
-other axis elements are neighbours. factors [out / 16, in / 16], float32: what float8 is multiplied by. importance [in],
-float32: of each input channel in the squared error; empty where all count alike. starts, float32: 1 / r of each scale to
-try; empty for round-to-nearest. Filled are words [in * bits / 32, out] int32, scales [in / group, out] uint16 (float16's
+(float8 e4m3). stride: bytes from one output row to the next where by_rows, else from one input column to the next; the
+other axis has neighbours. factors [out / 16, in / 16], float32: what float8 is multiplied by. importance [in], float32:
+of each input channel in the squared error; empty where all count alike. starts, float32: 1 / r of each scale to try;
+empty for round-to-nearest. Filled are words [in * bits / 32, out] int32, scales [in / group, out] uint16 (float16's
 bits) and zeros [in / group, out] uint8. Returns the largest magnitude among the weights, infinite where one is not
 finite, and among the scales.
 """

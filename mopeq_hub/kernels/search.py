@@ -22,8 +22,9 @@ STARTS = {
     4: (0.95, 1.01, 0.90, 1.10, 0.86, 0.98, 0.93, 1.04, 1.00),
     8: (1.00, 0.995, 1.003, 0.99, 0.985, 0.98, 0.96, 0.997),
 }
-"""Scales to start from, relative to round-to-nearest's, by bits, of the symmetric grid. Chosen greedily: each lowers the
-error of Gaussian, heavy-tailed and trained weights most beside those before it; round-to-nearest's own is among them."""
+"""Scales to start from, relative to round-to-nearest's, by bits, of the symmetric grid. Chosen greedily: each lowers
+the error of Gaussian, heavy-tailed and trained weights most beside those before it; round-to-nearest's own is among
+them."""
 ASYMMETRIC_STARTS = {
     2: (0.64, 0.54, 0.74, 0.60, 0.68, 0.50, 0.82, 0.58, 1.00),
     3: (0.86, 0.80, 0.92, 0.76, 0.98, 0.84, 0.88, 0.72, 1.00),

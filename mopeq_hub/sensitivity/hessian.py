@@ -7,41 +7,33 @@ pass over the weights; `hutchinson` keeps the paper's estimator, to compare with
 """
 
 import math
-from typing import TYPE_CHECKING
+import zlib
+from typing import TYPE_CHECKING, Any
 
-from mopeq_hub.checkpoint import Checkpoint
-from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Expert, Layout
+from mopeq_hub.experts import Matrix
 from mopeq_hub.kernels.norm import sum_of_squares
 from mopeq_hub.kernels.weight import Weight
-from mopeq_hub.progress import Advance
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.sensitivity.profile import Profile
 
 if TYPE_CHECKING:
     import torch
 
-def measure(checkpoint: Checkpoint, layout: Layout, recipe: Recipe, advance: Advance) -> Profile:
-    """One pass over the experts' weights. Raises MopeqError on NaN or infinite weights, naming the tensor."""
+
+def trace(weight: Weight, matrix: Matrix, recipe: Recipe) -> float:
+    """The trace at one projection's weight, by the recipe's estimator."""
+    if recipe.estimator == "exact":
+        return exact_trace(weight)
     import torch
 
-    generator = torch.Generator().manual_seed(recipe.seed)
-    sensitivities: dict[Expert, float] = dict.fromkeys(layout.experts, 0.0)
-    for matrix in layout.matrices:
-        if matrix.expert is None:
-            continue
-        weight = matrix.read(checkpoint)
-        count = weight.values.size
-        squares = sum_of_squares(weight)
-        if not math.isfinite(squares):
-            raise MopeqError(f"{matrix.source} holds NaN or infinite values", "the source is damaged; use another")
-        if recipe.estimator == "exact":
-            sensitivities[matrix.expert] += _trace(count, squares)
-        else:
-            sensitivities[matrix.expert] += hutchinson_trace(weight, recipe.probes, generator)
-        advance(weight.nbytes)
-    settings = {"probes": recipe.probes, "seed": recipe.seed} if recipe.estimator == "hutchinson" else {}
-    return Profile({"name": "hessian", "estimator": recipe.estimator, **settings}, sensitivities)
+    # A seed of its own for each projection, so that the order in which they are measured changes nothing.
+    seed = zlib.crc32(f"{recipe.seed} {matrix.name}".encode())
+    return hutchinson_trace(weight, recipe.probes, torch.Generator().manual_seed(seed))
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """What a profile says of how it was measured."""
+    probes = {"probes": recipe.probes, "seed": recipe.seed} if recipe.estimator == "hutchinson" else {}
+    return {"name": "hessian", "estimator": recipe.estimator, **probes}
 
 
 def exact_trace(weight: Weight) -> float:
@@ -49,12 +41,10 @@ def exact_trace(weight: Weight) -> float:
 
     A matrix of zeros has no Hessian there; its trace is taken as 0, since nothing is lost by quantizing it.
     """
-    return _trace(weight.values.size, sum_of_squares(weight))
-
-
-def _trace(count: int, squares: float) -> float:
-    """(n - 1) / ||W||_F of n weights whose squares have this sum."""
-    return (count - 1) / math.sqrt(squares) if squares != 0 else 0.0
+    squares = sum_of_squares(weight)
+    if not math.isfinite(squares):
+        return math.nan
+    return (weight.values.size - 1) / math.sqrt(squares) if squares != 0 else 0.0
 
 
 def hutchinson_trace(weight: Weight, probes: int, generator: "torch.Generator") -> float:

@@ -31,7 +31,9 @@ def test_a_transposed_float8_weight_meets_its_own_factors() -> None:
     assert sum_of_squares(weight) == pytest.approx(float((weight.float32().astype(np.float64) ** 2).sum()), rel=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "torch_dtype"), [("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32)])
+@pytest.mark.parametrize(
+    ("dtype", "torch_dtype"), [("BF16", torch.bfloat16), ("F16", torch.float16), ("F32", torch.float32)]
+)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_damage_is_told(dtype: str, torch_dtype: torch.dtype, bad: float) -> None:
     tensor = gaussian(3, 50)

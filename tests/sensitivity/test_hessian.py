@@ -10,8 +10,10 @@ from mopeq_hub import MopeqError, Recipe
 from mopeq_hub.experts import Expert
 from mopeq_hub.kernels.weight import Weight
 from mopeq_hub.model import open_model
-from mopeq_hub.sensitivity import Profile, measure
+from mopeq_hub.progress import Quiet
+from mopeq_hub.sensitivity import Profile, measure_matrices
 from mopeq_hub.sensitivity.hessian import exact_trace, hutchinson_trace
+from mopeq_hub.sensitivity.run import measure
 
 
 def trace_by_autograd(weight: torch.Tensor) -> float:
@@ -40,9 +42,9 @@ def test_zeros_lose_nothing_when_quantized() -> None:
     assert hutchinson_trace(zeros, 2, torch.Generator()) == 0.0
 
 
-def test_an_expert_is_the_sum_of_its_projections(shapes: Path) -> None:
+def test_an_expert_is_the_sum_of_its_projections(shapes: Path, tmp_path: Path) -> None:
     model = open_model(str(shapes))
-    profile = measure(model.checkpoint, model.layout, Recipe(), lambda amount: None)
+    profile = measure(model, Recipe(), tmp_path / "notes", Quiet())
     assert len(profile.sensitivities) == 96
     expert = Expert(2, 5)
     matrices = model.layout.experts[expert]
@@ -54,7 +56,8 @@ def test_an_expert_is_the_sum_of_its_projections(shapes: Path) -> None:
 def test_progress_counts_every_byte_of_the_experts(shapes: Path) -> None:
     model = open_model(str(shapes))
     read: list[int] = []
-    measure(model.checkpoint, model.layout, Recipe(), read.append)
+    experts = [matrix for matrix in model.layout.matrices if matrix.expert]
+    measure_matrices(model.checkpoint, experts, Recipe(), read.append)
     assert sum(read) == 96 * 3 * 64 * 128 * 2
 
 
