@@ -20,6 +20,7 @@ from mopeq_hub.hub import Destination, destination_for
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.quantization.shards import plan_shards
+from mopeq_hub.quantization.signround import calibrated, check_memory
 from mopeq_hub.quantization.stream import plan_pieces
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.repo import QuantizedRepo, check_usable, fetch, fill, location_of
@@ -62,6 +63,7 @@ def publish(
     recipe: Recipe | None = None,
     *,
     questions: str | Path | None = None,
+    calibration: str | Path | None = None,
     compare: bool | None = None,
     space: bool = True,
     private: bool = False,
@@ -72,11 +74,12 @@ def publish(
 
     model: a folder, or owner/name[@revision] on the Hub. to: a Hub repo owner/name or a folder; None chooses
     {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. questions: a file that fidelity is
-    measured on; None takes the bundled set. compare: measure uniform widths too; None does so for small models.
-    dry_run: do everything but push. Raises MopeqError in one line on whatever goes wrong; the destination then holds
-    what it held before.
+    measured on; None takes the bundled set. calibration: the same for what the recipe tunes on, where it does.
+    compare: measure uniform widths too; None does so for small models. dry_run: do everything but push. Raises
+    MopeqError in one line on whatever goes wrong; the destination then holds what it held before.
     """
-    recipe, progress = recipe or Recipe(), progress or Quiet()
+    calibration_path = Path(calibration) if calibration else None
+    recipe, progress = calibrated(recipe or Recipe(), calibration_path), progress or Quiet()
     destination = destination_for(to, model, private=private)
     progress.say(f"publishing {model} to {destination.describe()}")
     if not dry_run:
@@ -94,7 +97,7 @@ def publish(
             return replace(same, note=note)
         return same
     with destination.workplace() as work:
-        repo = quantize(opened, work / "repo", recipe, progress=progress)
+        repo = quantize(opened, work / "repo", recipe, progress=progress, calibration=calibration_path)
         fidelity = _evaluate(opened, repo, questions_path, compare, progress)
         card(repo.folder, destination, space=space)
         if dry_run:
@@ -105,7 +108,11 @@ def publish(
 
 
 def plan(
-    model: str, recipe: Recipe | None = None, profile: Profile | None = None, progress: Progress | None = None
+    model: str,
+    recipe: Recipe | None = None,
+    profile: Profile | None = None,
+    progress: Progress | None = None,
+    calibration: str | Path | None = None,
 ) -> Plan:
     """What `quantize` would do. A folder's experts are measured; a Hub model's only if `profile` is not given but
     cached.
@@ -113,7 +120,7 @@ def plan(
     Without a profile there is no bit map, only the sizes that uniform widths would give; nothing but headers is fetched
     then.
     """
-    recipe, progress = recipe or Recipe(), progress or Quiet()
+    recipe, progress = calibrated(recipe or Recipe(), Path(calibration) if calibration else None), progress or Quiet()
     opened = open_model(model)
     if profile is not None:
         profile = _checked(profile, opened, recipe)
@@ -142,14 +149,18 @@ def quantize(
     recipe: Recipe | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
+    calibration: str | Path | None = None,
 ) -> QuantizedRepo:
     """Quantize a model into `folder`, which must be empty or not exist.
 
     model: a folder, owner/name[@revision], or an opened Model. profile: sensitivities of these very weights by the
-    recipe's signal, measured before; None measures them.
+    recipe's signal, measured before; None measures them. calibration: questions that the recipe tunes on; None for the
+    bundled ones.
     Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
     """
-    recipe, progress, folder = recipe or Recipe(), progress or Quiet(), Path(folder)
+    progress, folder = progress or Quiet(), Path(folder)
+    calibration = Path(calibration) if calibration else None
+    recipe = calibrated(recipe or Recipe(), calibration)
     opened = open_model(model) if isinstance(model, str) else model
     if folder.is_file() or os.path.ismount(folder):
         raise MopeqError(f"{folder} is {'a file' if folder.is_file() else 'a mount point'}", "name a new folder")
@@ -157,9 +168,10 @@ def quantize(
         raise MopeqError(f"{folder} is not empty", "name a new folder, or empty it first")
     _check_apart(folder, opened)
     check_usable(opened)
+    check_memory(opened, recipe)
     profile = _checked(profile, opened, recipe) if profile else profile_of(opened, recipe, progress)
     with workplace.scratch(beside=folder.resolve()) as scratch:
-        manifest = fill(opened, recipe, profile, allocate(profile, recipe), scratch / "repo", progress)
+        manifest = fill(opened, recipe, profile, allocate(profile, recipe), scratch / "repo", progress, calibration)
         if folder.exists():
             folder.rmdir()
         (scratch / "repo").rename(folder)
@@ -317,18 +329,24 @@ def _evaluate(
 def _comparisons(
     model: Model, manifest: dict[str, Any], questions: Path | None, reach: Reach, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Uniform widths of the same recipe, quantized and measured in the same way."""
+    """Uniform widths of the same recipe, quantized and measured in the same way, but for tuning: where the recipe
+    tunes, they are searched, as is its own bit map beside them."""
     recipe = Recipe.from_dict(manifest["recipe"])
+    tunes = recipe.quantizer == "signround"
+    plain = replace(recipe, quantizer="search") if tunes else recipe
+    others = {"the same widths, not tuned": plain} if tunes else {}
+    if len(recipe.bits) > 1:
+        others |= {f"uniform {bits} bits": replace(plain, bits=(bits,)) for bits in recipe.bits}
     found = []
-    for bits in recipe.bits if len(recipe.bits) > 1 else ():
+    for name, other in others.items():
         with workplace.scratch() as work:
-            uniform = quantize(model, work / "repo", replace(recipe, bits=(bits,)), progress=progress)
-            fidelity = measure_fidelity(model, uniform.folder, uniform.manifest, questions, reach, progress)
+            repo = quantize(model, work / "repo", other, progress=progress)
+            fidelity = measure_fidelity(model, repo.folder, repo.manifest, questions, reach, progress)
         found.append(
             {
-                "name": f"uniform {bits} bits",
-                "bytes": uniform.manifest["sizes"]["published_bytes"],
-                "experts_bpw": uniform.manifest["sizes"]["experts_bpw"],
+                "name": name,
+                "bytes": repo.manifest["sizes"]["published_bytes"],
+                "experts_bpw": repo.manifest["sizes"]["experts_bpw"],
                 "kl": fidelity["kl"],
                 "top1_agreement": fidelity["top1_agreement"],
                 "perplexity_ratio": fidelity["perplexity"]["ratio"],

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -18,10 +19,13 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "estimator": ("exact", "hutchinson"),
     "allocator": ("kmeans",),
     "scope": ("model", "layer"),
-    "quantizer": ("search", "rtn"),
+    "quantizer": ("search", "rtn", "signround"),
     "group_size": GROUP_SIZES,
     "rest_bits": (2, 3, 4, 8, 16),
 }
+
+_TUNING = ("iterations", "calibration")
+"""Choices that only `signround` knows. Other recipes do not name them, so that their digests are what they were."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,10 @@ class Recipe:
     bits: the widths experts may get, in bits per weight; a single width is the uniform baseline.
     signal, estimator, probes: how sensitivity is measured; `probes` counts only for `hutchinson`.
     allocator, scope: how sensitivities become widths; `model` lets experts of all layers compete.
-    quantizer: `search` looks for the scale with the least squared error in each group, `rtn` rounds to nearest.
+    quantizer: `search` looks for the scale with the least squared error in each group, `rtn` rounds to nearest,
+    `signround` tunes scales and roundings on calibration data (arXiv 2309.05516).
+    iterations, calibration: how often `signround` adjusts each decoder layer, and the digest of the questions that it
+    tunes on, which the pipeline fills in; both count only for `signround`, and stay at their defaults otherwise.
     group_size: consecutive input weights that share a scale.
     symmetric: True centres the grid on zero; False stores a zero point for each group.
     rest_bits: width of every other linear layer of the text model; 16 leaves them as they are.
@@ -45,7 +52,9 @@ class Recipe:
     probes: int = 32
     allocator: str = "kmeans"
     scope: Literal["model", "layer"] = "model"
-    quantizer: Literal["search", "rtn"] = "search"
+    quantizer: Literal["search", "rtn", "signround"] = "search"
+    iterations: int = 50
+    calibration: str = ""
     group_size: int = 64
     symmetric: bool = True
     rest_bits: int = 4
@@ -67,7 +76,12 @@ class Recipe:
             if getattr(self, name) not in allowed:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} {getattr(self, name)!r} does not exist", f"choose from {_listed(allowed)}")
-        for name in ("probes", "shard_size"):
+        if self.quantizer != "signround":
+            for name in _TUNING:
+                object.__setattr__(self, name, getattr(type(self), name))
+        if not re.fullmatch("([0-9a-f]{64})?", self.calibration):
+            raise UsageError(f"calibration {self.calibration!r} is not a digest", "name the file with --calibration")
+        for name in ("probes", "iterations", "shard_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is not positive", "give 1 or more")
         if not 0 <= self.seed < 1 << 32:
@@ -86,8 +100,11 @@ class Recipe:
         return "auto_round:auto_gptq" if self.symmetric else "auto_round"
 
     def to_dict(self) -> dict[str, Any]:
-        """The choices as JSON types."""
-        return {**asdict(self), "bits": list(self.bits)}
+        """The choices as JSON types, without those that count only for another quantizer."""
+        left_out = () if self.quantizer == "signround" else _TUNING
+        return {
+            name: value for name, value in {**asdict(self), "bits": list(self.bits)}.items() if name not in left_out
+        }
 
     @classmethod
     def from_dict(cls, choices: dict[str, Any]) -> "Recipe":

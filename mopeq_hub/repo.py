@@ -12,6 +12,7 @@ from mopeq_hub.bitmap import BitMap, quantization_config
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
+from mopeq_hub.quantization.signround import tuning
 from mopeq_hub.quantization.stream import write_checkpoint
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.sensitivity import Profile
@@ -45,26 +46,37 @@ def check_usable(model: Model) -> None:
 
 
 def fill(
-    model: Model, recipe: Recipe, profile: Profile, bitmap: BitMap, folder: Path, progress: Progress
+    model: Model,
+    recipe: Recipe,
+    profile: Profile,
+    bitmap: BitMap,
+    folder: Path,
+    progress: Progress,
+    calibration: Path | None = None,
 ) -> dict[str, Any]:
     """Make `folder` and put into it all that a quantized folder holds before it is measured; returns its manifest.
 
-    Raises MopeqError on what is wrong with the source, and OSError where the folder cannot be written.
+    calibration: the questions that the recipe tunes on; None for the bundled ones. Raises MopeqError on what is wrong
+    with the source, and OSError where the folder cannot be written.
     """
     folder.mkdir()
     if model.layout.ignored:
         left = model.layout.ignored
         progress.say(f"left out: {len(left)} tensors that {model.layout.auto_class} does not load, such as {left[0]}")
     fetch(model, progress)
-    with progress.stage("quantize", model.checkpoint.nbytes) as advance:
-        shards = write_checkpoint(model.checkpoint, model.layout, bitmap, recipe, folder, advance)
+    with (
+        tuning(model, bitmap, recipe, calibration, progress) as tuned,
+        progress.stage("quantize", model.checkpoint.nbytes) as advance,
+    ):
+        shards = write_checkpoint(model.checkpoint, model.layout, bitmap, recipe, folder, advance, tuned.weights)
     for name in companions(model.source):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         _take_over(model.source.path(name), folder / name)
     config = {**_without_code(model.config), "quantization_config": quantization_config(model.layout, bitmap, recipe)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    manifest = manifests.build(model, recipe, profile, bitmap, shards, manifests.describe_files(folder, names))
+    files = manifests.describe_files(folder, names)
+    manifest = manifests.build(model, recipe, profile, bitmap, shards, files, tuned.calibration)
     manifests.write_json(folder / manifests.MANIFEST_NAME, manifest, "mopeq")
     (folder / _LOCAL).parent.mkdir()
     (folder / _LOCAL).write_text(json.dumps({"location": model.source.location}), "utf-8")

@@ -1,8 +1,10 @@
 """The stream: every tensor of a checkpoint read once, in the order of its files, quantized or kept, and written to its
 place."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +14,7 @@ from mopeq_hub.checkpoint import Checkpoint, check_finite
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.progress import Advance
-from mopeq_hub.quantization.packing import quantize
+from mopeq_hub.quantization.packing import Packed, quantize
 from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, plan_shards, write_index
 from mopeq_hub.recipe import GROUP_SIZES, Recipe
 
@@ -58,11 +60,18 @@ def plan_pieces(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: 
 
 
 def write_checkpoint(
-    checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: Recipe, folder: Path, advance: Advance
+    checkpoint: Checkpoint,
+    layout: Layout,
+    bitmap: BitMap,
+    recipe: Recipe,
+    folder: Path,
+    advance: Advance,
+    tuned: Mapping[str, Packed] = MappingProxyType({}),
 ) -> list[ShardPlan]:
     """Quantize the checkpoint into safetensors shards and an index in `folder`; `advance` is told the source bytes
     done.
 
+    tuned: packed weights by the name of their matrix, taken as they are instead of quantizing it here.
     Raises MopeqError on NaN or infinite weights, naming the tensor.
     """
     pieces = plan_pieces(checkpoint, layout, bitmap, recipe)
@@ -74,13 +83,17 @@ def write_checkpoint(
             if piece.bits == 16:
                 writer.write(piece.tensors[0].name, _raw(tensor))
             else:
-                weight = np.ascontiguousarray(tensor.float().numpy())
-                packed = quantize(weight, piece.bits, recipe.group_size, recipe.symmetric, recipe.quantizer == "search")
+                packed = tuned[piece.name] if piece.name in tuned else _quantized(tensor, piece.bits, recipe)
                 for part, data in packed.tensors().items():
                     writer.write(f"{piece.name}.{part}", data)
             advance(tensor.numel() * tensor.element_size())
     write_index(folder, shards)
     return shards
+
+
+def _quantized(tensor: "torch.Tensor", bits: int, recipe: Recipe) -> Packed:
+    weight = np.ascontiguousarray(tensor.float().numpy())
+    return quantize(weight, bits, recipe.group_size, recipe.symmetric, search=recipe.quantizer != "rtn")
 
 
 def _raw(tensor: "torch.Tensor") -> np.ndarray:
