@@ -1,173 +1,145 @@
-"""SignRound: scales and roundings tuned on calibration data (arXiv 2309.05516), for models that fit memory.
+"""SignRound in a process of its own: `python -m mopeq_hub.quantization.signround JOB.json`.
 
-auto-round tunes, in a process of its own (`signround_worker`); this project packs what it found and writes the files.
+auto-round goes from one decoder layer to the next and adjusts scales and roundings of its linear layers by the signs of
+their gradients, so that the decoder layer's output changes least (arXiv 2309.05516). It leaves each linear layer with
+its rounded weight, scale and zero point, from which the codes are read. Progress goes to standard output, one number of
+finished adjustments a line.
 """
 
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from mopeq_hub import workplace
-from mopeq_hub.bitmap import BitMap, width_of
-from mopeq_hub.errors import MopeqError, UsageError
-from mopeq_hub.fidelity.questions import Questions, read_questions
-from mopeq_hub.model import Model
-from mopeq_hub.processes import KILLED, run_module
-from mopeq_hub.progress import Progress
-from mopeq_hub.quantization.packing import Packed
-from mopeq_hub.recipe import Recipe
-from mopeq_hub.source import companions
+import numpy as np
+import torch
 
-_PROCESS_BYTES = 2_000_000_000
-"""What torch, transformers and auto-round take beside the weights."""
-_TUNING_BYTES = 24
-"""For each weight of the decoder layer that is tuned: the float32 rounding, its gradient, the best one so far, and what
-rounding the weight leaves for the way back."""
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.fidelity.inputs import Encoder
+from mopeq_hub.quantization.calibration import (
+    Inputs,
+    calibration_inputs,
+    chosen_experts,
+    finish,
+    load,
+    read_job,
+    save,
+)
+from mopeq_hub.quantization.packing import Packed, dequantize, pack
 
-
-@dataclass(frozen=True)
-class Tuned:
-    """What tuning gave: packed weights by the name of their matrix, and what the manifest says of their calibration."""
-
-    weights: Mapping[str, Packed]
-    calibration: dict[str, Any] | None
+BATCHES = 4
+"""That one adjustment looks at."""
 
 
-UNTUNED = Tuned(MappingProxyType({}), None)
-
-
-def calibrated(recipe: Recipe, calibration: Path | None) -> Recipe:
-    """The recipe with the digest of its calibration questions, the bundled ones where no file is named.
-
-    Raises UsageError where a file is named for a quantizer that uses none, MopeqError where it holds no questions.
-    """
-    if recipe.quantizer == "signround":
-        return replace(recipe, calibration=read_questions(calibration).digest)
-    if calibration:
-        raise UsageError(f"--quantizer {recipe.quantizer} uses no calibration data", "leave --calibration out")
-    return recipe
-
-
-def check_memory(model: Model, recipe: Recipe) -> None:
-    """Raises MopeqError where the recipe tunes and this machine's memory does not hold the model and what tuning
-    takes."""
-    if recipe.quantizer != "signround":
-        return
-    needed, free = memory_needed(model, _has_gpu()), workplace.free_memory()
-    if needed > free:
-        raise MopeqError(
-            f"{free / 1e9:.1f} GB of free memory do not hold {model.source.name} while it is tuned",
-            f"use a machine with {math.ceil(needed / 1e9)} GB free, or --quantizer search",
-        )
-
-
-def memory_needed(model: Model, on_gpu: bool) -> int:
-    """Bytes of this machine's memory that tuning takes; what it takes of a GPU's is not in it."""
-    weights = {name: math.prod(info.shape) for name, info in model.checkpoint.tensors.items()}
-    if on_gpu:
-        return model.checkpoint.nbytes + _PROCESS_BYTES
-    layers: dict[int, int] = {}
-    for name, layer in model.layout.layer_of.items():
-        layers[layer] = layers.get(layer, 0) + weights[name]
-    return 4 * sum(weights.values()) + _TUNING_BYTES * max(layers.values()) + _PROCESS_BYTES
-
-
-@contextmanager
-def tuning(
-    model: Model, bitmap: BitMap, recipe: Recipe, calibration: Path | None, progress: Progress
-) -> Iterator[Tuned]:
-    """What the recipe has tuned, readable until the context ends; nothing where it tunes nothing.
-
-    Experts that no calibration token reached are left out. Raises MopeqError with the last words of what failed.
-    """
-    if recipe.quantizer != "signround":
-        yield UNTUNED
-        return
-    questions = read_questions(calibration)
-    for name in [*model.checkpoint.shards, *companions(model.source)]:
-        model.source.path(name)
-    layers = _widths(model, bitmap, recipe)
-    with workplace.scratch() as target:
-        job = {
-            "folder": model.source.path("config.json").parent,
-            "target": target,
-            "calibration": calibration,
-            "auto_class": model.layout.auto_class,
-            "blocks": model.layout.blocks,
-            "experts": {str(layer): module for layer, module in model.layout.experts_modules.items()},
-            "layers": layers,
-            "group_size": recipe.group_size,
-            "symmetric": recipe.symmetric,
-            "iterations": recipe.iterations,
-            "seed": recipe.seed,
+def main(job_path: Path) -> None:
+    job = read_job(job_path)
+    model, encoder = load(job), Encoder(Path(job["folder"]))
+    inputs = calibration_inputs(job, encoder)
+    watch = Watch(model, job["blocks"], job["experts"], min(BATCHES, len(inputs)))
+    linears = tune(model, encoder, inputs, job)
+    for layer, widths in job["layers"].items():
+        packed = {
+            name: packed_linear(linears[name], name, bits, job["symmetric"])
+            for name, bits in widths.items()
+            if bits < 16
         }
-        with progress.stage("tune", recipe.iterations * len(layers), "steps") as advance:
-            result = run_module("mopeq_hub.quantization.signround_worker", job, advance, _failed)
-        unreached = [
-            expert for expert in model.layout.experts if expert.index not in result["reached"][str(expert.layer)]
-        ]
-        untuned = {matrix.name for expert in unreached for matrix in model.layout.experts[expert]}
-        weights = _PackedFiles(sorted(target.glob("*.safetensors")), untuned)
-        yield Tuned(weights, _described(questions, result["tokens"], len(unreached)))
+        save(job, layer, packed)
+    finish(job, inputs, watch.reached())
 
 
-def _widths(model: Model, bitmap: BitMap, recipe: Recipe) -> list[dict[str, int]]:
-    """Width by matrix name, for each decoder layer that has any."""
-    layers: dict[int, dict[str, int]] = {}
-    for matrix in model.layout.matrices:
-        layer = model.layout.layer_of[matrix.source]
-        layers.setdefault(layer, {})[matrix.name] = width_of(matrix, bitmap, recipe)
-    return [layers[layer] for layer in sorted(layers)]
+def tune(model: Any, encoder: Encoder, inputs: list[Inputs], job: dict[str, Any]) -> dict[str, Any]:
+    """The model's linear layers by name after tuning: `weight` rounded, `scale` and `zp` set where it was.
+
+    To auto-round a batch of rows is one sample, so that samples of different lengths never meet in one tensor.
+    """
+    from auto_round import AutoRound
+
+    on_gpu = torch.cuda.is_available()
+    rounder = AutoRound(
+        model,
+        tokenizer=encoder.tokenizer,
+        # Only a model with a processor is given its inputs as they are, and they are made by now.
+        processor=encoder.tokenizer,
+        scheme="W4A16",
+        group_size=job["group_size"],
+        sym=job["symmetric"],
+        scale_dtype="fp16",
+        layer_config={name: _asked(bits) for widths in job["layers"].values() for name, bits in widths.items()},
+        to_quant_block_names=job["blocks"],
+        dataset=inputs,
+        nsamples=len(inputs),
+        batch_size=1,
+        gradient_accumulate_steps=min(BATCHES, len(inputs)),
+        iters=job["iterations"],
+        # Batches differ, so the least loss seen tells of an easy batch; the last step is the best where steps shrink.
+        not_use_best_mse=True,
+        seed=job["seed"],
+        amp=on_gpu,
+        device_map=0 if on_gpu else "cpu",
+        low_cpu_mem_usage=False,
+        enable_torch_compile=False,
+        enable_deterministic_algorithms=on_gpu,
+    )
+    tuned, _ = rounder.quantize()
+    return {name: module for name, module in tuned.named_modules() if isinstance(module, torch.nn.Linear)}
 
 
-def _described(questions: Questions, tokens: int, unreached: int) -> dict[str, Any]:
-    return {
-        "bundled": questions.name == "bundled",
-        "sha256": questions.digest,
-        "questions": len(questions.items),
-        "with_picture": questions.with_picture,
-        "tokens": tokens,
-        "unreached_experts": unreached,
-    }
+def _asked(bits: int) -> dict[str, Any]:
+    return {"bits": bits} if bits < 16 else {"bits": bits, "data_type": "float"}
 
 
-class _PackedFiles(Mapping[str, Packed]):
-    """The packed weights in the worker's files, read when asked for."""
+class Watch:
+    """Tells each adjustment of each decoder layer, and remembers which experts were given a token while tuned."""
 
-    def __init__(self, paths: list[Path], left_out: set[str]) -> None:
-        from safetensors import safe_open
+    def __init__(self, model: Any, blocks: str, experts: Mapping[str, str], batches: int) -> None:
+        """experts: name of the experts module by layer. batches: how many one adjustment looks at."""
+        self._batches, self._passes = batches, 0
+        self._reached: dict[int, set[int]] = {int(layer): set() for layer in experts}
+        for block in model.get_submodule(blocks):
+            block.register_forward_hook(self._passed)
+        for layer, name in experts.items():
+            model.get_submodule(name).register_forward_pre_hook(self._routed(int(layer)), with_kwargs=True)
 
-        self._home: dict[str, Any] = {}
-        for path in paths:
-            file = safe_open(path, framework="numpy")
-            names = {tensor.rpartition(".")[0] for tensor in file.keys()}  # noqa: SIM118
-            self._home |= dict.fromkeys(names - left_out, file)
+    def reached(self) -> dict[int, set[int]]:
+        """The experts of each layer that were given a token. Raises MopeqError where the routing was not seen."""
+        if not all(self._reached.values()):
+            raise MopeqError("auto-round replaced the experts of this model, so that their tokens cannot be counted")
+        return self._reached
 
-    def __getitem__(self, name: str) -> Packed:
-        file = self._home[name]
-        return Packed(*(file.get_tensor(f"{name}.{part}") for part in ("qweight", "qzeros", "scales")))
+    def _passed(self, *_: Any) -> None:
+        # Passes without gradients only collect inputs and outputs.
+        if torch.is_grad_enabled():
+            self._passes += 1
+            if self._passes % self._batches == 0:
+                print(1, flush=True)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._home)
+    def _routed(self, layer: int) -> Callable[..., None]:
+        def note(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if torch.is_grad_enabled():
+                self._reached[layer].update(chosen_experts(args, named).unique().tolist())
 
-    def __len__(self) -> int:
-        return len(self._home)
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+        return note
 
 
-def _failed(status: int, words: str) -> MopeqError:
-    if status == KILLED:
-        return MopeqError(
-            "the process that tuned the model was ended, most likely for want of memory",
-            "use a machine with more, or --quantizer search",
-        )
-    return MopeqError(f"auto-round could not tune the model: {words}", "use --quantizer search")
+def packed_linear(linear: Any, name: str, bits: int, symmetric: bool) -> Packed:
+    """The packed form of a tuned linear layer.
+
+    Raises MopeqError where it does not stand for the very weight that was tuned.
+    """
+    weight = linear.weight.detach().cpu()
+    rows, columns = weight.shape
+    scales = linear.scale.detach().cpu().reshape(rows, -1).to(torch.float16)
+    groups = scales.shape[1]
+    zeros = torch.as_tensor(linear.zp, device="cpu").detach().float()
+    zeros = zeros.expand(rows, groups) if zeros.numel() == 1 else zeros.reshape(rows, groups)
+    grouped = weight.float().reshape(rows, groups, -1) / scales.float()[..., None]
+    codes = (grouped.round() + zeros[..., None]).clamp(0, 2**bits - 1).reshape(rows, columns)
+    stored = zeros - 1 if symmetric else zeros
+    packed = pack(codes.byte().numpy(), scales.numpy(), np.ascontiguousarray(stored.byte().numpy()), bits)
+    if not torch.equal(torch.from_numpy(dequantize(packed, bits, symmetric)).to(weight.dtype), weight):
+        raise MopeqError(f"auto-round left {name} with a weight that its scales and {bits} bits do not give")
+    return packed
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
