@@ -19,8 +19,8 @@ from mopeq_hub.fidelity.questions import read_questions
 from mopeq_hub.hub import Destination, destination_for
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.progress import Progress, Quiet
+from mopeq_hub.quantization.calibrated import calibrated, check_memory
 from mopeq_hub.quantization.shards import plan_shards
-from mopeq_hub.quantization.signround import calibrated, check_memory
 from mopeq_hub.quantization.stream import plan_pieces
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.repo import QuantizedRepo, check_usable, fetch, fill, location_of

@@ -12,7 +12,7 @@ from mopeq_hub.bitmap import BitMap, quantization_config
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
-from mopeq_hub.quantization.signround import tuning
+from mopeq_hub.quantization.calibrated import tuning
 from mopeq_hub.quantization.stream import write_checkpoint
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.sensitivity import Profile

@@ -1,6 +1,7 @@
-"""SignRound: scales and roundings tuned on calibration data (arXiv 2309.05516), for models that fit memory.
+"""Quantizers that look at what the model computes: their part in the process that publishes.
 
-auto-round tunes, in a process of its own (`signround_worker`); this project packs what it found and writes the files.
+Each works in a process of its own, where it loads the original and runs it on the calibration questions; it leaves
+packed weights, which this project's writer puts into place like those that it quantizes itself.
 """
 
 import math
@@ -14,24 +15,26 @@ from typing import Any
 from mopeq_hub import workplace
 from mopeq_hub.bitmap import BitMap, width_of
 from mopeq_hub.errors import MopeqError, UsageError
+from mopeq_hub.experts import Expert, Layout, Matrix
 from mopeq_hub.fidelity.questions import Questions, read_questions
 from mopeq_hub.model import Model
 from mopeq_hub.processes import KILLED, run_module
 from mopeq_hub.progress import Progress
 from mopeq_hub.quantization.packing import Packed
-from mopeq_hub.recipe import Recipe
+from mopeq_hub.recipe import CALIBRATED, Recipe
 from mopeq_hub.source import companions
 
+_MODULES = {"signround": "mopeq_hub.quantization.signround", "gptq": "mopeq_hub.quantization.gptq"}
 _PROCESS_BYTES = 2_000_000_000
 """What torch, transformers and auto-round take beside the weights."""
 _TUNING_BYTES = 24
-"""For each weight of the decoder layer that is tuned: the float32 rounding, its gradient, the best one so far, and what
-rounding the weight leaves for the way back."""
+"""For each weight of the decoder layer that SignRound tunes: its rounding in float32, the gradient of it, the best one so
+far, and what rounding the weight leaves for the way back."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning gave: packed weights by the name of their matrix, and what the manifest says of their calibration."""
+    """Packed weights by the name of their matrix, and what the manifest says of their calibration."""
 
     weights: Mapping[str, Packed]
     calibration: dict[str, Any] | None
@@ -45,7 +48,7 @@ def calibrated(recipe: Recipe, calibration: Path | None) -> Recipe:
 
     Raises UsageError where a file is named for a quantizer that uses none, MopeqError where it holds no questions.
     """
-    if recipe.quantizer == "signround":
+    if recipe.quantizer in CALIBRATED:
         return replace(recipe, calibration=read_questions(calibration).digest)
     if calibration:
         raise UsageError(f"--quantizer {recipe.quantizer} uses no calibration data", "leave --calibration out")
@@ -53,44 +56,43 @@ def calibrated(recipe: Recipe, calibration: Path | None) -> Recipe:
 
 
 def check_memory(model: Model, recipe: Recipe) -> None:
-    """Raises MopeqError where the recipe tunes and this machine's memory does not hold the model and what tuning
-    takes."""
-    if recipe.quantizer != "signround":
+    """Raises MopeqError where the recipe runs the model and this machine's memory does not hold it."""
+    if recipe.quantizer not in CALIBRATED:
         return
-    needed, free = memory_needed(model, _has_gpu()), workplace.free_memory()
+    needed, free = memory_needed(model, recipe, _has_gpu()), workplace.free_memory()
     if needed > free:
         raise MopeqError(
-            f"{free / 1e9:.1f} GB of free memory do not hold {model.source.name} while it is tuned",
+            f"{free / 1e9:.1f} GB of free memory do not hold {model.source.name} for --quantizer {recipe.quantizer}",
             f"use a machine with {math.ceil(needed / 1e9)} GB free, or --quantizer search",
         )
 
 
-def memory_needed(model: Model, on_gpu: bool) -> int:
-    """Bytes of this machine's memory that tuning takes; what it takes of a GPU's is not in it."""
-    weights = {name: math.prod(info.shape) for name, info in model.checkpoint.tensors.items()}
-    if on_gpu:
-        return model.checkpoint.nbytes + _PROCESS_BYTES
-    layers: dict[int, int] = {}
-    for name, layer in model.layout.layer_of.items():
-        layers[layer] = layers.get(layer, 0) + weights[name]
-    return 4 * sum(weights.values()) + _TUNING_BYTES * max(layers.values()) + _PROCESS_BYTES
+def memory_needed(model: Model, recipe: Recipe, on_gpu: bool) -> int:
+    """Bytes of this machine's memory that the quantizer takes; what it takes of a GPU's is not in it."""
+    layers = by_layer(model.layout)
+    weights = sum(math.prod(info.shape) for info in model.checkpoint.tensors.values())
+    whole = _PROCESS_BYTES + (model.checkpoint.nbytes if on_gpu else 4 * weights)
+    if recipe.quantizer == "gptq":
+        return whole + max(hessian_bytes(matrices) for matrices in layers.values())
+    tuned = max(sum(math.prod(matrix.shape) for matrix in matrices) for matrices in layers.values())
+    return whole if on_gpu else whole + _TUNING_BYTES * tuned
 
 
 @contextmanager
 def tuning(
     model: Model, bitmap: BitMap, recipe: Recipe, calibration: Path | None, progress: Progress
 ) -> Iterator[Tuned]:
-    """What the recipe has tuned, readable until the context ends; nothing where it tunes nothing.
+    """What the recipe's quantizer finds by calibration, readable until the context ends; nothing where it uses none.
 
     Experts that no calibration token reached are left out. Raises MopeqError with the last words of what failed.
     """
-    if recipe.quantizer != "signround":
+    if recipe.quantizer not in CALIBRATED:
         yield UNTUNED
         return
     questions = read_questions(calibration)
     for name in [*model.checkpoint.shards, *companions(model.source)]:
         model.source.path(name)
-    layers = _widths(model, bitmap, recipe)
+    layers = by_layer(model.layout)
     with workplace.scratch() as target:
         job = {
             "folder": model.source.path("config.json").parent,
@@ -99,29 +101,41 @@ def tuning(
             "auto_class": model.layout.auto_class,
             "blocks": model.layout.blocks,
             "experts": {str(layer): module for layer, module in model.layout.experts_modules.items()},
-            "layers": layers,
+            "layers": {
+                str(layer): {matrix.name: width_of(matrix, bitmap, recipe) for matrix in matrices}
+                for layer, matrices in layers.items()
+            },
             "group_size": recipe.group_size,
             "symmetric": recipe.symmetric,
             "iterations": recipe.iterations,
             "seed": recipe.seed,
         }
-        with progress.stage("tune", recipe.iterations * len(layers), "steps") as advance:
-            result = run_module("mopeq_hub.quantization.signround_worker", job, advance, _failed)
-        unreached = [
-            expert for expert in model.layout.experts if expert.index not in result["reached"][str(expert.layer)]
-        ]
+        steps = len(layers) * (recipe.iterations if recipe.quantizer == "signround" else 1)
+        with progress.stage("tune", steps, "steps") as advance:
+            result = run_module(_MODULES[recipe.quantizer], job, advance, _failed)
+        reached = {Expert(int(layer), index) for layer, seen in result["reached"].items() for index in seen}
+        unreached = [expert for expert in model.layout.experts if expert not in reached]
         untuned = {matrix.name for expert in unreached for matrix in model.layout.experts[expert]}
         weights = _PackedFiles(sorted(target.glob("*.safetensors")), untuned)
         yield Tuned(weights, _described(questions, result["tokens"], len(unreached)))
 
 
-def _widths(model: Model, bitmap: BitMap, recipe: Recipe) -> list[dict[str, int]]:
-    """Width by matrix name, for each decoder layer that has any."""
-    layers: dict[int, dict[str, int]] = {}
-    for matrix in model.layout.matrices:
-        layer = model.layout.layer_of[matrix.source]
-        layers.setdefault(layer, {})[matrix.name] = width_of(matrix, bitmap, recipe)
-    return [layers[layer] for layer in sorted(layers)]
+def by_layer(layout: Layout) -> dict[int, list[Matrix]]:
+    """The matrices of each decoder layer that has any, in order."""
+    layers: dict[int, list[Matrix]] = {}
+    for matrix in layout.matrices:
+        layers.setdefault(layout.layer_of[matrix.source], []).append(matrix)
+    return dict(sorted(layers.items()))
+
+
+def input_of(matrix: Matrix) -> str:
+    """A name for what goes into a matrix; gate and up of an expert are given the same."""
+    return matrix.name.removesuffix("up_proj") + "gate_proj" if matrix.projection == "up" else matrix.name
+
+
+def hessian_bytes(matrices: list[Matrix]) -> int:
+    """Bytes of X X^T [in, in], float32, of all that goes into these matrices."""
+    return sum(4 * columns**2 for columns in {input_of(matrix): matrix.shape[1] for matrix in matrices}.values())
 
 
 def _described(questions: Questions, tokens: int, unreached: int) -> dict[str, Any]:
@@ -136,7 +150,7 @@ def _described(questions: Questions, tokens: int, unreached: int) -> dict[str, A
 
 
 class _PackedFiles(Mapping[str, Packed]):
-    """The packed weights in the worker's files, read when asked for."""
+    """The packed weights in the other process's files, read when asked for."""
 
     def __init__(self, paths: list[Path], left_out: set[str]) -> None:
         from safetensors import safe_open
@@ -167,7 +181,7 @@ def _has_gpu() -> bool:
 def _failed(status: int, words: str) -> MopeqError:
     if status == KILLED:
         return MopeqError(
-            "the process that tuned the model was ended, most likely for want of memory",
+            "the process that ran the model for calibration was ended, most likely for want of memory",
             "use a machine with more, or --quantizer search",
         )
-    return MopeqError(f"auto-round could not tune the model: {words}", "use --quantizer search")
+    return MopeqError(f"the model could not be calibrated: {words}", "use --quantizer search")

@@ -1,5 +1,5 @@
-"""What a calibrated quantizer's process works with: its job, the original model, inputs made of questions, and the files
-that it leaves."""
+"""What a calibrated quantizer's process works with: its job, the original, inputs made of questions, and what it
+leaves."""
 
 import json
 from collections.abc import Mapping
@@ -50,7 +50,9 @@ def batches(rows: list[Row]) -> list[Inputs]:
         count = max(1, MAX_TOKENS // same[0].length)
         for start in range(0, len(same), count):
             part = [row.inputs for row in same[start : start + count]]
-            made.append({**{name: torch.cat([inputs[name] for inputs in part]) for name in part[0]}, "use_cache": False})
+            made.append(
+                {**{name: torch.cat([inputs[name] for inputs in part]) for name in part[0]}, "use_cache": False}
+            )
     return made
 
 

@@ -1,25 +1,25 @@
 """The stream: every tensor of a checkpoint read once, in the order of its files, quantized or kept, and written to its
 place."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mopeq_hub.bitmap import BitMap, divides, packed_bytes, width_of
-from mopeq_hub.checkpoint import Checkpoint, check_finite
+from mopeq_hub.checkpoint import ITEM_BYTES, Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
+from mopeq_hub.kernels.norm import all_finite
 from mopeq_hub.progress import Advance
 from mopeq_hub.quantization.packing import Packed, quantize
 from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, plan_shards, write_index
 from mopeq_hub.recipe import GROUP_SIZES, Recipe
 
-if TYPE_CHECKING:
-    import torch
+_NOTHING: Mapping[str, Packed] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Piece:
     matrix: Matrix | None
     bits: int
     tensors: tuple[TensorPlan, ...]
+    nbytes: int
+    """Of the source."""
 
 
 def plan_pieces(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: Recipe) -> list[Piece]:
@@ -45,17 +47,17 @@ def plan_pieces(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: 
     for info in checkpoint.in_file_order():
         for matrix in matrices.get(info.name, []):
             bits = width_of(matrix, bitmap, recipe)
+            nbytes = math.prod(matrix.shape) * ITEM_BYTES[info.dtype]
             if bits == 16:
                 whole = TensorPlan(f"{matrix.name}.weight", info.dtype, matrix.shape)
-                pieces.append(Piece(info.name, matrix.name, matrix, bits, (whole,)))
+                pieces.append(Piece(info.name, matrix.name, matrix, bits, (whole,), nbytes))
             else:
                 check_divides(matrix, recipe.group_size)
-                pieces.append(
-                    Piece(info.name, matrix.name, matrix, bits, _packed_plan(matrix, bits, recipe.group_size))
-                )
+                packed = _packed_plan(matrix, bits, recipe.group_size)
+                pieces.append(Piece(info.name, matrix.name, matrix, bits, packed, nbytes))
         if info.name in layout.kept:
             name = layout.kept[info.name]
-            pieces.append(Piece(info.name, name, None, 16, (TensorPlan(name, info.dtype, info.shape),)))
+            pieces.append(Piece(info.name, name, None, 16, (TensorPlan(name, info.dtype, info.shape),), info.nbytes))
     return pieces
 
 
@@ -66,41 +68,49 @@ def write_checkpoint(
     recipe: Recipe,
     folder: Path,
     advance: Advance,
-    tuned: Mapping[str, Packed] = MappingProxyType({}),
+    tuned: Mapping[str, Packed] = _NOTHING,
 ) -> list[ShardPlan]:
     """Quantize the checkpoint into safetensors shards and an index in `folder`; `advance` is told the source bytes
     done.
 
-    tuned: packed weights by the name of their matrix, taken as they are instead of quantizing it here.
+    tuned: packed weights by the name of their matrix, taken as they are instead of being quantized here.
     Raises MopeqError on NaN or infinite weights, naming the tensor.
     """
     pieces = plan_pieces(checkpoint, layout, bitmap, recipe)
     shards = plan_shards([tensor for piece in pieces for tensor in piece.tensors], recipe.shard_size)
     with ShardWriter(folder, shards) as writer:
         for piece in pieces:
-            tensor = piece.matrix.read(checkpoint) if piece.matrix else checkpoint.tensor(piece.source)
-            check_finite(tensor, piece.source)
-            if piece.bits == 16:
-                writer.write(piece.tensors[0].name, _raw(tensor))
-            else:
-                packed = tuned[piece.name] if piece.name in tuned else _quantized(tensor, piece.bits, recipe)
-                for part, data in packed.tensors().items():
-                    writer.write(f"{piece.name}.{part}", data)
-            advance(tensor.numel() * tensor.element_size())
+            for name, data in produce(checkpoint, piece, recipe, tuned).items():
+                writer.write(name, data)
+            advance(piece.nbytes)
     write_index(folder, shards)
     return shards
 
 
-def _quantized(tensor: "torch.Tensor", bits: int, recipe: Recipe) -> Packed:
-    weight = np.ascontiguousarray(tensor.float().numpy())
-    return quantize(weight, bits, recipe.group_size, recipe.symmetric, search=recipe.quantizer != "rtn")
+def produce(
+    checkpoint: Checkpoint, piece: Piece, recipe: Recipe, tuned: Mapping[str, Packed] = _NOTHING
+) -> dict[str, np.ndarray]:
+    """What is written of one piece, by tensor name; `tuned` as in `write_checkpoint`. Raises MopeqError on NaN or
+    infinite weights, naming the tensor."""
+    if piece.bits == 16:
+        values = piece.matrix.read(checkpoint).values if piece.matrix else checkpoint.array(piece.source)
+        if not all_finite(values, piece.tensors[0].dtype):
+            raise MopeqError(
+                f"{piece.source} holds NaN or infinite values",
+                "the source is damaged or was trained to nowhere; use another",
+            )
+        return {piece.tensors[0].name: values}
+    packed = tuned[piece.name] if piece.name in tuned else _quantized(checkpoint, piece, recipe)
+    return {f"{piece.name}.{part}": data for part, data in packed.tensors().items()}
 
 
-def _raw(tensor: "torch.Tensor") -> np.ndarray:
-    """The tensor's bytes, C order; NumPy knows no bfloat16."""
-    import torch
-
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, dtype=np.uint8)
+def _quantized(checkpoint: Checkpoint, piece: Piece, recipe: Recipe) -> Packed:
+    assert piece.matrix is not None
+    weight = piece.matrix.read(checkpoint)
+    try:
+        return quantize(weight, piece.bits, recipe.group_size, recipe.symmetric, search=recipe.quantizer != "rtn")
+    except MopeqError as error:
+        raise MopeqError(f"{piece.source} holds {error.what}", error.hint) from None
 
 
 def _packed_plan(matrix: Matrix, bits: int, group_size: int) -> tuple[TensorPlan, ...]:
