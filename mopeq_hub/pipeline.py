@@ -22,7 +22,7 @@ from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.quantization.calibrated import calibrated, check_memory
 from mopeq_hub.quantization.shards import plan_shards
 from mopeq_hub.quantization.stream import plan_pieces
-from mopeq_hub.recipe import Recipe
+from mopeq_hub.recipe import CALIBRATED, Recipe
 from mopeq_hub.repo import QuantizedRepo, check_usable, fetch, fill, location_of
 from mopeq_hub.report import card as cards
 from mopeq_hub.report import plots
@@ -329,14 +329,15 @@ def _evaluate(
 def _comparisons(
     model: Model, manifest: dict[str, Any], questions: Path | None, reach: Reach, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Uniform widths of the same recipe, quantized and measured in the same way, but for tuning: where the recipe
-    tunes, they are searched, as is its own bit map beside them."""
+    """Uniform widths of the same recipe, quantized and measured in the same way; without the calibration data, which
+    a quantized folder does not keep: then they are searched, and so is the recipe's own bit map beside them."""
     recipe = Recipe.from_dict(manifest["recipe"])
-    tunes = recipe.quantizer == "signround"
-    plain = replace(recipe, quantizer="search") if tunes else recipe
-    others = {"the same widths, not tuned": plain} if tunes else {}
+    others: dict[str, Recipe] = {}
+    if recipe.quantizer in CALIBRATED:
+        recipe = replace(recipe, quantizer="search")
+        others["these widths, not calibrated"] = recipe
     if len(recipe.bits) > 1:
-        others |= {f"uniform {bits} bits": replace(plain, bits=(bits,)) for bits in recipe.bits}
+        others |= {f"uniform {bits} bits": replace(recipe, bits=(bits,)) for bits in recipe.bits}
     found = []
     for name, other in others.items():
         with workplace.scratch() as work:

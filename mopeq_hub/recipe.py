@@ -54,7 +54,7 @@ class Recipe:
     allocator: str = "kmeans"
     scope: Literal["model", "layer"] = "model"
     quantizer: Literal["search", "rtn", "signround", "gptq"] = "search"
-    iterations: int = 50
+    iterations: int = 100
     calibration: str = ""
     group_size: int = 64
     symmetric: bool = True

@@ -28,7 +28,6 @@ class Inverse:
     def __init__(self, hessian: torch.Tensor) -> None:
         """hessian: [in, in], symmetric, positive semidefinite."""
         matrix = hessian.double()
-        self.importance = np.ascontiguousarray(hessian.diagonal().float().numpy())
         # The diagonal is 0 for inputs that are always zero; their weights decide nothing.
         diagonal = torch.where(matrix.diagonal() == 0, 1.0, matrix.diagonal())
         matrix = matrix.diagonal_scatter(diagonal + DAMPING * diagonal.mean())
