@@ -70,7 +70,7 @@ _RECIPE_HELP = {
     "probes": "Random vectors of the hutchinson estimator.",
     "allocator": "How sensitivities become widths.",
     "scope": "Who competes for bits: all experts of the `model`, or those of one `layer`.",
-    "quantizer": "`search` for the best scale of each group, `rtn`, round to nearest, or, calibrated, `gptq`, `signround`.",
+    "quantizer": "`search` for the best scale of a group, `rtn`, round to nearest, or calibrated: `gptq`, `signround`.",
     "iterations": "How often `signround` adjusts each decoder layer.",
     "group_size": "Consecutive weights that share a scale: 32, 64, 128 or 256.",
     "symmetric": "Whether the grid is centred on zero.",
