@@ -24,7 +24,9 @@ def to_float8(folder: Path, exact: Path) -> None:
     """Store the text model's matrices as float8 in two files, factors apart from what they belong to, and in `exact`
     what they stand for as float32."""
     tensors = load_file(folder / "model.safetensors")
-    first, second, plain = {}, {}, {}
+    first: dict[str, torch.Tensor] = {}
+    second: dict[str, torch.Tensor] = {}
+    plain: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if tensor.dim() < 2 or not (".layers." in name and ("_proj" in name)) or "vision" in name or "visual" in name:
             first[name] = plain[name] = tensor
@@ -37,7 +39,7 @@ def to_float8(folder: Path, exact: Path) -> None:
         first[name], second[f"{name}_scale_inv"] = stored, factors
         plain[name] = stored.float() * spread
     (folder / "model.safetensors").unlink()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate((first, second), start=1):
         file = f"model-{number:05d}-of-00002.safetensors"
         save_file(part, folder / file, {"format": "pt"})
@@ -58,7 +60,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

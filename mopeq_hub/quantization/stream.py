@@ -5,9 +5,10 @@ can be done in any order, by any machine, and again.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.kernels.norm import all_finite
 from mopeq_hub.progress import Advance
-from mopeq_hub.quantization.packing import quantize
+from mopeq_hub.quantization.packing import Packed, quantize
 from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, fill_shards, named
 from mopeq_hub.recipe import GROUP_SIZES, Recipe
 
@@ -26,6 +27,8 @@ _KEPT_AS = {"F8_E4M3": "BF16"}
 published form knows the factors of float8."""
 Watcher = Callable[["Piece", dict[str, np.ndarray]], None]
 """Told what was made of each piece, while the source is still mapped."""
+
+_NOTHING: Mapping[str, Packed] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,22 @@ def output_shards(units: list[Unit]) -> list[ShardPlan]:
 
 
 def quantize_unit(
-    checkpoint: Checkpoint, unit: Unit, recipe: Recipe, folder: Path, advance: Advance, watch: Watcher | None = None
+    checkpoint: Checkpoint,
+    unit: Unit,
+    recipe: Recipe,
+    folder: Path,
+    advance: Advance,
+    tuned: Mapping[str, Packed] = _NOTHING,
+    watch: Watcher | None = None,
 ) -> None:
     """Write the unit's files into `folder`; `advance` is told the source bytes done.
 
+    tuned: packed weights by the name of their matrix, taken as they are instead of being quantized here.
     Raises MopeqError on NaN or infinite weights, naming the tensor.
     """
     with ShardWriter(folder, unit.outputs) as writer:
         for position, piece in enumerate(unit.pieces):
-            made = produce(checkpoint, piece, recipe)
+            made = produce(checkpoint, piece, recipe, tuned)
             for name, data in made.items():
                 writer.write(name, data)
             if watch:
@@ -111,8 +121,11 @@ def quantize_unit(
             advance(piece.nbytes)
 
 
-def produce(checkpoint: Checkpoint, piece: Piece, recipe: Recipe) -> dict[str, np.ndarray]:
-    """What is written of one piece, by tensor name. Raises MopeqError on NaN or infinite weights, naming the tensor."""
+def produce(
+    checkpoint: Checkpoint, piece: Piece, recipe: Recipe, tuned: Mapping[str, Packed] = _NOTHING
+) -> dict[str, np.ndarray]:
+    """What is written of one piece, by tensor name; `tuned` as in `write_checkpoint`. Raises MopeqError on NaN or
+    infinite weights, naming the tensor."""
     if piece.bits == 16:
         plan = piece.tensors[0]
         values = _kept(checkpoint, piece)
@@ -122,13 +135,17 @@ def produce(checkpoint: Checkpoint, piece: Piece, recipe: Recipe) -> dict[str, n
                 "the source is damaged or was trained to nowhere; use another",
             )
         return {plan.name: values}
+    packed = tuned[piece.name] if piece.name in tuned else _quantized(checkpoint, piece, recipe)
+    return {f"{piece.name}.{part}": data for part, data in packed.tensors().items()}
+
+
+def _quantized(checkpoint: Checkpoint, piece: Piece, recipe: Recipe) -> Packed:
     assert piece.matrix is not None
     weight = piece.matrix.read(checkpoint)
     try:
-        packed = quantize(weight, piece.bits, recipe.group_size, recipe.symmetric, recipe.quantizer == "search")
+        return quantize(weight, piece.bits, recipe.group_size, recipe.symmetric, search=recipe.quantizer != "rtn")
     except MopeqError as error:
         raise MopeqError(f"{piece.source} holds {error.what}", error.hint) from None
-    return {f"{piece.name}.{part}": data for part, data in packed.tensors().items()}
 
 
 def _kept(checkpoint: Checkpoint, piece: Piece) -> np.ndarray:
