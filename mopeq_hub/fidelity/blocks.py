@@ -5,7 +5,7 @@ of the model is complete it runs on every batch of rows, first the original's an
 forgotten. At the end the figures are those of the two whole models.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,9 +48,11 @@ class BlockPass:
         where = model.source.path("config.json")
         live = LiveModel.build(where, model.layout.family, model.source.name, dtype)
         self._staged = StagedModel(live.model, model.layout.blocks)
-        self._advance, self.rows = advance, rows
+        self._advance, self.dtype = advance, dtype
         self._of = {"source": model.source.commit, "dtype": dtype, "rows": saved.digest(rows)}
-        self._batches = [Batch(part, inputs, {}) for part, inputs in batches(rows)]
+        # Pictures are needed once, at the beginning, and are larger than all that is kept of them.
+        self.rows = [replace(row, inputs={"input_ids": row.inputs["input_ids"]}) for row in rows]
+        self._batches = [Batch([self.rows[row.number] for row in part], inputs, {}) for part, inputs in batches(rows)]
         self._figures: dict[str, float] | None = None
         self.stages = stages_of(model.layout, self._staged)
         self.held = [Gathering(stage, self._staged.empty) for stage in self.stages]
@@ -140,7 +142,6 @@ class BlockPass:
         with self._staged.weights(gathering.original):
             for batch in self._batches:
                 batch.given = self._staged.begin(cast(batch.inputs, self._staged.dtype))
-                # Pictures are in what was given by now.
                 batch.inputs = {"input_ids": batch.inputs["input_ids"]}
 
     def _go_through(self, layer: int, gathering: Gathering) -> None:

@@ -37,11 +37,11 @@ def measure_by_blocks(
     dtype: that both compute in, by its name in torch.
     Raises MopeqError where a published tensor that was to stay as it is does not.
     """
-    rows = Encoder(folder).rows(questions.items, with_answer=True, limit=questions.limit)
     published = _Published(folder, manifest)
     kept = {live: source for source, live in model.layout.kept.items()}
     with progress.stage("measure by blocks", model.layout.layer_count + 2, "blocks") as advance:
-        blocks = BlockPass(model, rows, dtype, advance)
+        encoder = Encoder(folder)
+        blocks = BlockPass(model, encoder.rows(questions.items, True, questions.limit), dtype, advance)
         for stage in blocks.stages:
             for item in filter(blocks.wants, stage.items):
                 original = model.checkpoint.tensor(kept[item]) if isinstance(item, str) else item.read(model.checkpoint)

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.fidelity.questions import Questions
 from mopeq_hub.manifest import SCHEMA_VERSION, weights_digest
+
+if TYPE_CHECKING:
+    from mopeq_hub.fidelity.blocks import BlockPass
 
 
 @dataclass(frozen=True)
@@ -14,20 +17,25 @@ class Outcome:
     """What a measurement found.
 
     method: `whole` where each model was loaded as a user loads it, `blocks` where both went through memory block by
-    block. figures: `Comparison.result`. questions: how many, from the first, their limit allowed. check: whether the
-    published form was `loaded` or only `prepared` for loading. loading: what the loader said, `check_loading` passed.
-    dtypes: of the original's and the published form's arithmetic. accuracy: of both, None where answers do not count or
-    none were generated. errors: relative L2 distance of the hidden states after each decoder layer.
+    block. figures: `Comparison.result`. questions: how many, from the first, their limit allowed. loading: what the
+    loader said of the published form. dtypes: of the original's and the published form's arithmetic. accuracy: of both,
+    None where answers do not count or none were generated. errors: relative L2 distance of the hidden states after each
+    decoder layer.
     """
 
     method: Literal["whole", "blocks"]
     figures: dict[str, float]
     questions: int
-    check: Literal["loaded", "prepared"]
     loading: dict[str, Any]
     dtypes: tuple[str, str]
     accuracy: tuple[float, float] | None = None
     errors: list[float] | None = None
+
+    @classmethod
+    def of_blocks(cls, blocks: "BlockPass", loading: dict[str, Any]) -> "Outcome":
+        """What a block pass found that has run to its end."""
+        dtypes = (blocks.dtype, blocks.dtype)
+        return cls("blocks", blocks.result(), len(blocks.rows), loading, dtypes, errors=blocks.errors)
 
 
 def document(outcome: Outcome, questions: Questions, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +71,7 @@ def document(outcome: Outcome, questions: Questions, manifest: dict[str, Any]) -
         "accuracy": outcome.accuracy
         and {"original": outcome.accuracy[0], "published": outcome.accuracy[1], "questions": outcome.questions},
         "loading": {
-            "check": outcome.check,
+            "check": outcome.loading["check"],
             "quantized_modules": len(outcome.loading["widths"]),
             "original_dtype": outcome.dtypes[0],
             "published_dtype": outcome.dtypes[1],

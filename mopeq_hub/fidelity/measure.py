@@ -80,7 +80,6 @@ def _whole(
         method="whole",
         figures=published,
         questions=published["questions"],
-        check="loaded",
         loading=published["loading"],
         dtypes=(original["loading"]["dtype"], published["loading"]["dtype"]),
         accuracy=(original["accuracy"], published["accuracy"]) if questions.scored else None,
@@ -98,20 +97,8 @@ def _by_blocks(
     from mopeq_hub.fidelity.by_blocks import measure_by_blocks
 
     _check_memory(model, questions)
-    fits = manifest["sizes"]["published_bytes"] + _PROCESS_BYTES <= workplace.free_memory()
-    job = Job("load" if fits else "prepare", folder, manifest["model"]["auto_class"])
-    loading = run(job, 0, progress)["loading"]
-    check_loading(loading, manifest)
-    blocks = measure_by_blocks(model, folder, manifest, questions, way.dtype, progress)
-    return Outcome(
-        method="blocks",
-        figures=blocks.result(),
-        questions=len(blocks.rows),
-        check="loaded" if fits else "prepared",
-        loading=loading,
-        dtypes=(way.dtype, way.dtype),
-        errors=blocks.errors,
-    )
+    loading = check_published(folder, manifest, progress)
+    return Outcome.of_blocks(measure_by_blocks(model, folder, manifest, questions, way.dtype, progress), loading)
 
 
 def _check_memory(model: Model, questions: Questions) -> None:
@@ -122,6 +109,18 @@ def _check_memory(model: Model, questions: Questions) -> None:
             f"{available / 1e9:.1f} GB of free memory do not hold a block of {model.source.name} and its hidden states",
             f"use a machine with {needed / 1e9:.0f} GB free, or fewer --fidelity-tokens",
         )
+
+
+def check_published(folder: Path, manifest: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """What the loader says of the published form, loaded where memory allows it, else prepared from its headers.
+
+    Raises MopeqError where a weight is not in its place and width.
+    """
+    fits = manifest["sizes"]["published_bytes"] + _PROCESS_BYTES <= workplace.free_memory()
+    job = Job("load" if fits else "prepare", folder, manifest["model"]["auto_class"])
+    loading = dict(run(job, 0, progress)["loading"])
+    check_loading(loading, manifest)
+    return loading
 
 
 def check_loading(loading: dict[str, Any], manifest: dict[str, Any]) -> None:

@@ -73,8 +73,10 @@ class StagedModel:
     def empty(self, name: str) -> torch.Tensor:
         """A tensor like the parameter or buffer of that name, in the dtype in which transformers would load it."""
         meta = self._meta[name]
-        strict = set(getattr(self._model, "_keep_in_fp32_modules_strict", None) or ())
-        stays = meta.is_floating_point() and not strict.isdisjoint(name.split("."))
+        precise = set(self._model._keep_in_fp32_modules_strict or ())
+        if self.dtype == torch.float16:
+            precise |= set(self._model._keep_in_fp32_modules or ())
+        stays = meta.is_floating_point() and not precise.isdisjoint(name.split("."))
         return torch.empty_like(meta, device="cpu", dtype=torch.float32 if stays else meta.dtype, requires_grad=False)
 
     @contextmanager

@@ -42,20 +42,27 @@ def stages_of(layout: Layout, model: StagedModel) -> list[Stage]:
     for name, original in model.tied.items():
         if name not in kept:
             copies.setdefault(original, []).append(name)
-    parts = {"before": model.before, **{f"layer {n}": part for n, part in enumerate(model.layers)}}
-    stages = []
-    for name, part in {**parts, "after": model.after}.items():
-        own = set(part)
-        found: dict[Item, tuple[Place, ...]] = {
-            **{matrix: (place_of(matrix, layout),) for matrix in layout.matrices},
-            **{live: tuple(Place(parameter) for parameter in (live, *copies.get(live, ()))) for live in kept},
-        }
-        inside = {item: tuple(place for place in places if place.parameter in own) for item, places in found.items()}
-        inside = {item: places for item, places in inside.items() if places}
-        sources = (kept[item] if isinstance(item, str) else item.source for item in inside)
-        places = {key_of(item): places for item, places in inside.items()}
-        stages.append(Stage(name, tuple(inside), frozenset(sources), places))
-    return stages
+    places: dict[Item, list[Place]] = {matrix: [place_of(matrix, layout)] for matrix in layout.matrices}
+    places |= {live: [Place(name) for name in (live, *copies.get(live, ()))] for live in kept}
+    parts = {
+        "before": model.before,
+        **{f"layer {n}": part for n, part in enumerate(model.layers)},
+        "after": model.after,
+    }
+    part_of = {name: part for part, names in parts.items() for name in names}
+    inside: dict[str, dict[Item, list[Place]]] = {part: {} for part in parts}
+    for item, found in places.items():
+        for place in found:
+            inside[part_of[place.parameter]].setdefault(item, []).append(place)
+    return [
+        Stage(
+            part,
+            items=tuple(found),
+            sources=frozenset(kept[item] if isinstance(item, str) else item.source for item in found),
+            places={key_of(item): tuple(where) for item, where in found.items()},
+        )
+        for part, found in inside.items()
+    ]
 
 
 def place_of(matrix: Matrix, layout: Layout) -> Place:

@@ -65,7 +65,12 @@ def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     model.eval()
     # Quantized modules keep their tensors in buffers, which the loader's own accounts may not cover.
     info_lists = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    return model, {**info_lists, "widths": _widths(model), "dtype": str(model.dtype).removeprefix("torch.")}
+    return model, {
+        "check": "loaded",
+        **info_lists,
+        "widths": _widths(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
 
 
 def prepare(folder: Path, auto_class: str) -> dict[str, Any]:
@@ -84,6 +89,7 @@ def prepare(folder: Path, auto_class: str) -> dict[str, Any]:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: info.shape for name, info in Checkpoint(FolderSource(folder)).tensors.items()}
     return {
+        "check": "prepared",
         "missing_keys": sorted(set(expected) - set(found) - set(model.all_tied_weights_keys)),
         "unexpected_keys": sorted(set(found) - set(expected)),
         "mismatched_keys": sorted(name for name in set(found) & set(expected) if found[name] != expected[name]),
