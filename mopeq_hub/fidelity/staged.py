@@ -10,7 +10,6 @@ text model's inputs.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,10 +92,7 @@ class StagedModel:
     def begin(self, inputs: dict[str, torch.Tensor]) -> Given:
         """What the text model is given for these inputs; needs the weights of `before`."""
         with torch.inference_mode():
-            given = self._until(lambda: self._model(**inputs, use_cache=False))
-            if given.get("inputs_embeds") is None:
-                given["inputs_embeds"] = self._model.get_input_embeddings()(given.pop("input_ids"))
-        return dict(given)
+            return dict(self._until(lambda: self._model(**inputs, use_cache=False)))
 
     def layer(self, number: int, given: Given, hidden: torch.Tensor | None) -> torch.Tensor:
         """Hidden states after decoder layer `number`, from those after the one before, None for the first."""
@@ -143,11 +139,11 @@ class StagedModel:
             return self._hidden if number == self._layer - 1 else self._earlier
         raise _ReachedError(forward(*arguments, **named))
 
-    def _take_inputs(self, *arguments: Any, **named: Any) -> Any:
+    def _take_inputs(self, **given: Any) -> Any:
         """Stands for the text model's forward: keeps what it is given, or goes through it with what was kept."""
         if self._given is not None:
             return self._enter(**self._given)
-        raise _ReachedError({**dict(zip(signature(self._enter).parameters, arguments, strict=False)), **named})
+        raise _ReachedError(given)
 
     @staticmethod
     def _until(call: Callable[[], Any]) -> Any:
