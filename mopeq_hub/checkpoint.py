@@ -4,20 +4,17 @@ Files come from strangers, so a header is believed only after everything it clai
 """
 
 import json
-import math
 import mmap
 import struct
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.untrusted import check_name
-
-if TYPE_CHECKING:
-    import torch
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -32,11 +29,11 @@ ITEM_BYTES = {
     "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-_TORCH_NAMES = {
-    "F64": "float64", "I64": "int64", "U64": "uint64",
-    "F32": "float32", "I32": "int32", "U32": "uint32",
-    "F16": "float16", "BF16": "bfloat16", "I16": "int16", "U16": "uint16",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+ARRAY_DTYPES: dict[str, Any] = {
+    "F64": np.float64, "I64": np.int64, "U64": np.uint64,
+    "F32": np.float32, "I32": np.int32, "U32": np.uint32,
+    "F16": np.float16, "BF16": np.uint16, "I16": np.int16, "U16": np.uint16,
+    "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 
 
@@ -109,26 +106,35 @@ class Checkpoint:
         """Bytes of all tensors together."""
         return sum(info.nbytes for info in self.tensors.values())
 
-    def tensor(self, name: str) -> "torch.Tensor":
-        """The tensor as it lies in the mapped file: no copy, pages are read when touched. It must not be written to."""
-        import torch
+    def array(self, name: str) -> np.ndarray:
+        """The tensor as it lies in the mapped file: no copy, pages are read when touched. It cannot be written to.
 
+        bfloat16 comes as uint16, float8 as uint8, since NumPy has neither.
+        """
         info = self.tensors[name]
-        dtype = getattr(torch, _TORCH_NAMES[info.dtype])
         if info.nbytes == 0:
-            return torch.empty(info.shape, dtype=dtype)
+            return np.empty(info.shape, ARRAY_DTYPES[info.dtype])
         mapped, data_start = self._mapped(info.file)
         count = info.nbytes // ITEM_BYTES[info.dtype]
-        with warnings.catch_warnings():
-            # torch warns that the file cannot be written to: that is what is wanted, and nothing here tries.
-            warnings.filterwarnings("ignore", "The given buffer is not writable")
-            flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=data_start + info.start)
+        flat = np.frombuffer(mapped, ARRAY_DTYPES[info.dtype], count, data_start + info.start)
         return flat.reshape(info.shape)
 
     def in_file_order(self) -> Iterator[TensorInfo]:
         """Tensors shard by shard, each shard from its beginning: the order in which reading costs least."""
         order = {shard: position for position, shard in enumerate(self.shards)}
         return iter(sorted(self.tensors.values(), key=lambda info: (order[info.file], info.start)))
+
+    def let_go(self, name: str) -> None:
+        """Give the memory that holds the tensor's pages back; they are read again where they are asked for again."""
+        info = self.tensors[name]
+        if info.file in self._maps and info.nbytes:
+            mapped, data_start = self._maps[info.file]
+            start = (data_start + info.start) // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_DONTNEED, start, data_start + info.end - start)
+
+    def close(self, shard: str) -> None:
+        """Unmap a file. Arrays of it that are still in use keep it until they are gone."""
+        self._maps.pop(shard, None)
 
     def _mapped(self, shard: str) -> tuple[mmap.mmap, int]:
         if shard not in self._maps:
@@ -139,17 +145,6 @@ class Checkpoint:
                 (header_bytes,) = struct.unpack("<Q", file.read(8))
                 self._maps[shard] = (mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), 8 + header_bytes)
         return self._maps[shard]
-
-
-def check_finite(tensor: "torch.Tensor", name: str) -> None:
-    """Raises MopeqError if the tensor holds NaN or infinity; `name` is what the file calls it."""
-    import torch
-
-    # Least and most are NaN if any element is, and need no mask the size of the tensor.
-    if tensor.is_floating_point() and tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
-        raise MopeqError(
-            f"{name} holds NaN or infinite values", "the source is damaged or was trained to nowhere; use another"
-        )
 
 
 def read_header(files: Files, shard: str) -> list[TensorInfo]:

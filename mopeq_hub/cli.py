@@ -328,7 +328,7 @@ def main(arguments: list[str] | None = None) -> None:
     except MemoryError:
         _fail("this machine has too little memory; use one with more", 1)
     except _StoppedError:
-        _fail("stopped before the end; run the same command again", 130)
+        _fail("stopped before the end; the same command goes on from there", 130)
     except Exception as error:
         if hasattr(error, "format_message"):
             _fail_usage(error.format_message())

@@ -5,15 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import Family, matrix_name
 from mopeq_hub.families.live import LiveModel
-
-if TYPE_CHECKING:
-    import torch
+from mopeq_hub.kernels.weight import Weight
 
 PACK_MULTIPLE = 32
 """Rows and columns come in multiples of this in auto-round's layout: 32 values fill whole 32-bit words at every
@@ -51,9 +50,11 @@ class Matrix:
     expert: Expert | None = None
     projection: str | None = None
 
-    def read(self, checkpoint: Checkpoint) -> "torch.Tensor":
-        """The weight [out, in] as a view of the mapped file, in the file's dtype."""
-        tensor = checkpoint.tensor(self.source)
+    def read(self, checkpoint: Checkpoint) -> Weight:
+        """The weight [out, in] as a view of the mapped file."""
+        return Weight(self._slice(checkpoint.array(self.source)))
+
+    def _slice(self, tensor: np.ndarray) -> np.ndarray:
         if self.index is not None:
             tensor = tensor[self.index]
         if self.transposed:

@@ -132,6 +132,12 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     return described
 
 
+def holds_its_files(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether every file the manifest describes is in the folder, as it is described."""
+    present = [name for name in manifest["files"] if (folder / name).is_file()]
+    return describe_files(folder, present) == manifest["files"]
+
+
 def weights_digest(manifest: dict[str, Any]) -> str:
     """SHA-256 over the manifest's file digests: what a measurement was made on."""
     return hashlib.sha256(json.dumps(manifest["files"], sort_keys=True).encode()).hexdigest()

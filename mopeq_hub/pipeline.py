@@ -19,15 +19,18 @@ from mopeq_hub.fidelity.measure import measure as measure_fidelity
 from mopeq_hub.fidelity.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.hub import Destination, destination_for
 from mopeq_hub.model import Model, open_model
+from mopeq_hub.needs import Needs, check_fits, needs_of
 from mopeq_hub.progress import Progress, Quiet
-from mopeq_hub.quantization.shards import plan_shards
-from mopeq_hub.quantization.stream import plan_pieces
+from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.repo import QuantizedRepo, check_usable, fetch, fill, location_of
+from mopeq_hub.repo import QuantizedRepo, check_usable, fill, location_of
 from mopeq_hub.report import card as cards
 from mopeq_hub.report import plots
-from mopeq_hub.sensitivity import Profile, measure
+from mopeq_hub.sensitivity import Profile
+from mopeq_hub.sensitivity.run import measure
+from mopeq_hub.source import HubSource
 from mopeq_hub.space import render_space, run_local
+from mopeq_hub.version import __version__
 
 COMPARED_BYTES = 1_000_000_000
 """Up to this size of the source, uniform widths are measured beside the bit map unless the user says otherwise."""
@@ -70,6 +73,7 @@ def publish(
     space: bool = True,
     private: bool = False,
     dry_run: bool = False,
+    stream: bool | None = None,
     progress: Progress | None = None,
 ) -> Publication:
     """Quantize a model expert by expert, prove the result, and publish it with its card and its Space.
@@ -78,8 +82,9 @@ def publish(
     {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. questions: a file that fidelity is
     measured on; None takes the bundled set. fidelity_tokens: how many of its tokens, from the first question; 0 for
     all. compare: measure uniform widths too; None does so for small models.
-    dry_run: do everything but push. Raises MopeqError in one line on whatever goes wrong; the destination then holds
-    what it held before.
+    dry_run: do everything but push. stream: let go of every shard of a Hub model once it is quantized and sent; None
+    does so where the disk cannot hold it. What a run that was stopped had finished is not done again.
+    Raises MopeqError in one line on whatever goes wrong; the destination then holds what it held before.
     """
     recipe, progress = recipe or Recipe(), progress or Quiet()
     destination = destination_for(to, model, private=private)
@@ -97,8 +102,10 @@ def publish(
             note = f"its fidelity was measured on {measured.get('name')}; to measure on others, use evaluate and push"
             return replace(same, note=note)
         return same
-    with destination.workplace() as work:
-        repo = quantize(opened, work / "repo", recipe, progress=progress)
+    place = destination.folder or workplace.home()
+    needs = _check_needs(opened, recipe, place, to_hub=destination.repo_id is not None, stream=stream)
+    with destination.workplace(name) as work:
+        repo = _build(opened, recipe, None, work, progress, needs)
         fidelity = _evaluate(opened, repo, asked, compare, progress)
         card(repo.folder, destination, space=space)
         if dry_run:
@@ -164,17 +171,28 @@ def quantize(
     opened = open_model(model) if isinstance(model, str) else model
     if folder.is_file() or os.path.ismount(folder):
         raise MopeqError(f"{folder} is {'a file' if folder.is_file() else 'a mount point'}", "name a new folder")
-    if folder.exists() and any(folder.iterdir()):
-        raise MopeqError(f"{folder} is not empty", "name a new folder, or empty it first")
     _check_apart(folder, opened)
-    check_usable(opened)
-    profile = _checked(profile, opened, recipe) if profile else profile_of(opened, recipe, progress)
-    with workplace.scratch(beside=folder.resolve()) as scratch:
-        manifest = fill(opened, recipe, profile, allocate(profile, recipe), scratch / "repo", progress)
+    name = manifests.publication_name(recipe, opened.source.commit)
+    needs = _check_needs(opened, recipe, folder, to_hub=False, stream=False)
+    with workplace.kept(f"{folder.resolve()} {name} {__version__}", beside=folder.resolve()) as work:
+        if folder.exists() and any(folder.iterdir()):
+            return _quantized_before(folder, name)
+        repo = _build(opened, recipe, profile, work, progress, needs)
         if folder.exists():
             folder.rmdir()
-        (scratch / "repo").rename(folder)
-    return QuantizedRepo(folder, manifest)
+        repo.folder.rename(folder)
+    return QuantizedRepo(folder, repo.manifest)
+
+
+def _quantized_before(folder: Path, name: str) -> QuantizedRepo:
+    """What is in the folder, if it is just this publication, as it was quantized: a run that ended before it could say
+    so leaves that."""
+    repo = (
+        QuantizedRepo(folder, manifests.read_manifest(folder)) if (folder / manifests.MANIFEST_NAME).is_file() else None
+    )
+    if repo is None or repo.manifest["publication"] != name or not manifests.holds_its_files(folder, repo.manifest):
+        raise MopeqError(f"{folder} is not empty", "name a new folder, or empty it first")
+    return repo
 
 
 def profile_of(model: Model, recipe: Recipe, progress: Progress) -> Profile:
@@ -182,12 +200,7 @@ def profile_of(model: Model, recipe: Recipe, progress: Progress) -> Profile:
     cached = _profile_cache(model, recipe)
     if cached.is_file():
         return Profile.read(cached)
-    weights = {matrix.source for matrix in model.layout.matrices if matrix.expert is not None}
-    total = sum(model.checkpoint.tensors[name].nbytes for name in weights)
-    fetch(model, progress)
-    with progress.stage("measure the experts", total) as advance:
-        profile = measure(model.checkpoint, model.layout, recipe, advance)
-    profile = Profile(profile.signal, profile.sensitivities, model.source.commit)
+    profile = measure(model, recipe, cached.with_suffix(".partial"), progress)
     profile.write(cached)
     return profile
 
@@ -244,8 +257,7 @@ def push(
     missing."""
     progress, folder = progress or Quiet(), Path(folder)
     manifest, fidelity = manifests.read_manifest(folder), manifests.read_fidelity(folder)
-    present = [name for name in manifest["files"] if (folder / name).is_file()]
-    if manifests.describe_files(folder, present) != manifest["files"]:
+    if not manifests.holds_its_files(folder, manifest):
         raise MopeqError(f"the files in {folder} are not those its mopeq.json describes", "quantize again")
     if fidelity is None or fidelity["weights_digest"] != manifests.weights_digest(manifest):
         raise MopeqError(f"{folder} was not measured as it is now", "run `mopeq-hub evaluate` on it first")
@@ -290,6 +302,28 @@ def run_space(to: str, port: int | None = None) -> None:
     with workplace.scratch() as work:
         render_space(work / "space", manifest, str(destination.local_copy().resolve()), original, None)
         run_local(work / "space", port)
+
+
+def _check_needs(model: Model, recipe: Recipe, place: Path, *, to_hub: bool, stream: bool | None) -> Needs:
+    """What the run will need. Raises MopeqError where the machine has less."""
+    widest = BitMap.uniform(model.layout, max(recipe.bits))
+    units = plan_units(model.checkpoint, model.layout, widest, recipe)
+    profiled = _profile_cache(model, recipe).is_file()
+    needs = needs_of(model, units, place, to_hub=to_hub, profiled=profiled, passing=stream)
+    check_fits(needs, place)
+    return needs
+
+
+def _build(
+    model: Model, recipe: Recipe, profile: Profile | None, work: Path, progress: Progress, needs: Needs
+) -> QuantizedRepo:
+    """The quantized folder `work`/repo, made or gone on with."""
+    if needs.passing and isinstance(model.source, HubSource):
+        model.source.pass_through(work / "source")
+    check_usable(model)
+    profile = _checked(profile, model, recipe) if profile else profile_of(model, recipe, progress)
+    manifest = fill(model, recipe, profile, allocate(profile, recipe), work, progress)
+    return QuantizedRepo(work / "repo", manifest)
 
 
 def _check_apart(folder: Path | None, model: Model) -> None:
@@ -390,8 +424,7 @@ def _published_manifest(destination: Destination) -> dict[str, Any]:
 
 
 def _shards(model: Model, bitmap: BitMap, recipe: Recipe) -> list[Any]:
-    pieces = plan_pieces(model.checkpoint, model.layout, bitmap, recipe)
-    return plan_shards([tensor for piece in pieces for tensor in piece.tensors], recipe.shard_size)
+    return output_shards(plan_units(model.checkpoint, model.layout, bitmap, recipe))
 
 
 def _profile_cache(model: Model, recipe: Recipe) -> Path:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mopeq_hub.errors import UsageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of what is written: raised whenever the same recipe would give other bytes."""
 
 WIDTHS = (2, 3, 4, 8)

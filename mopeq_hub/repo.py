@@ -12,7 +12,9 @@ from mopeq_hub.bitmap import BitMap, quantization_config
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
-from mopeq_hub.quantization.stream import write_checkpoint
+from mopeq_hub.quantization.run import Send, quantize_units
+from mopeq_hub.quantization.shards import write_index
+from mopeq_hub.quantization.stream import Watcher, output_shards, plan_units
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.source import companions
@@ -45,30 +47,50 @@ def check_usable(model: Model) -> None:
 
 
 def fill(
-    model: Model, recipe: Recipe, profile: Profile, bitmap: BitMap, folder: Path, progress: Progress
+    model: Model,
+    recipe: Recipe,
+    profile: Profile,
+    bitmap: BitMap,
+    work: Path,
+    progress: Progress,
+    send: Send | None = None,
+    watch: Watcher | None = None,
 ) -> dict[str, Any]:
-    """Make `folder` and put into it all that a quantized folder holds before it is measured; returns its manifest.
+    """Put all that a quantized folder holds before it is measured into `work`/repo; returns its manifest.
 
-    Raises MopeqError on what is wrong with the source, and OSError where the folder cannot be written.
+    Goes on from what the journal in `work` says. With `send` the weights are sent and not kept. Raises MopeqError on
+    what is wrong with the source, and OSError where the folder cannot be written.
     """
-    folder.mkdir()
+    folder = work / "repo"
+    units = plan_units(model.checkpoint, model.layout, bitmap, recipe)
+    shards = output_shards(units)
+    _clear(folder, {shard.file for shard in shards})
     if model.layout.ignored:
         left = model.layout.ignored
         progress.say(f"left out: {len(left)} tensors that {model.layout.auto_class} does not load, such as {left[0]}")
-    fetch(model, progress)
-    with progress.stage("quantize", model.checkpoint.nbytes) as advance:
-        shards = write_checkpoint(model.checkpoint, model.layout, bitmap, recipe, folder, advance)
+    weights = quantize_units(model, units, recipe, work, folder, progress, send, watch)
+    write_index(folder, shards)
     for name in companions(model.source):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         _take_over(model.source.path(name), folder / name)
     config = {**_without_code(model.config), "quantization_config": quantization_config(model.layout, bitmap, recipe)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    manifest = manifests.build(model, recipe, profile, bitmap, shards, manifests.describe_files(folder, names))
+    described = {file.file: {"sha256": file.sha256, "bytes": file.nbytes} for file in weights}
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - set(described)
+    files = dict(sorted({**described, **manifests.describe_files(folder, names)}.items()))
+    manifest = manifests.build(model, recipe, profile, bitmap, shards, files)
     manifests.write_json(folder / manifests.MANIFEST_NAME, manifest, "mopeq")
     (folder / _LOCAL).parent.mkdir()
     (folder / _LOCAL).write_text(json.dumps({"location": model.source.location}), "utf-8")
     return manifest
+
+
+def _clear(folder: Path, kept: set[str]) -> None:
+    """Make the folder, or take from it all that an earlier try left but these files."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _take_over(path: Path, target: Path) -> None:
@@ -83,16 +105,6 @@ def _take_over(path: Path, target: Path) -> None:
 def _without_code(content: dict[str, Any]) -> dict[str, Any]:
     """The classes are transformers' own; code that a source brings is not taken over."""
     return {key: value for key, value in content.items() if key != "auto_map"}
-
-
-def fetch(model: Model, progress: Progress) -> None:
-    """Have every shard of a Hub model on this machine."""
-    if model.source.kind == "hub":
-        with progress.stage(
-            "download", sum(model.source.files()[shard] for shard in model.checkpoint.shards)
-        ) as advance:
-            for shard in model.checkpoint.shards:
-                model.source.fetch(shard, advance)
 
 
 def location_of(folder: Path, manifest: dict[str, Any]) -> str | None:

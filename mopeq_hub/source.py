@@ -53,6 +53,9 @@ class Source(Files, Protocol):
     def fetch(self, name: str, advance: Advance) -> None:
         """Have the file on this machine; `advance` is told its bytes as they arrive, or at once where it was here."""
 
+    def let_go(self, name: str) -> None:
+        """The file is not needed any more: where files only pass through, it goes from the disk."""
+
     def strays(self, name: str) -> bool:
         """Whether the file is a link to somewhere outside the source, from where nothing may be published."""
 
@@ -97,6 +100,9 @@ class FolderSource:
     def fetch(self, name: str, advance: Advance) -> None:
         advance(self._files[name])
 
+    def let_go(self, name: str) -> None:
+        pass
+
     def strays(self, name: str) -> bool:
         homes = [self._folder]
         if self._folder.parent.name == "snapshots":
@@ -126,6 +132,22 @@ class HubSource:
         self.location = f"{repo_id}@{self.commit}"
         self._files = {check_name(file.rfilename, where): file.size or 0 for file in info.siblings}
         self._heads: dict[str, bytes] = {}
+        self._passing: Path | None = None
+
+    def pass_through(self, folder: Path) -> None:
+        """From now on weights that are not in the client's cache are downloaded to `folder`, and stay until they are
+        let go."""
+        self._passing = folder
+
+    def cached(self, name: str) -> bool:
+        """Whether the client's cache holds the file."""
+        from huggingface_hub import try_to_load_from_cache
+
+        return isinstance(try_to_load_from_cache(self.name, name, revision=self.commit), str)
+
+    def let_go(self, name: str) -> None:
+        if self._passing:
+            (self._passing / name).unlink(missing_ok=True)
 
     def files(self) -> Mapping[str, int]:
         return self._files
@@ -154,10 +176,15 @@ class HubSource:
         advance(max(0, self._files[name] - told))
 
     def _download(self, name: str, bar: type[tqdm] | None = None) -> Path:
+        passing = name.endswith(".safetensors") and not self.cached(name)
         with hub_client.hub_errors(f"{name} of {self.location}"):
             return Path(
                 hub_client.api().hf_hub_download(
-                    self.name, check_name(name, self.name), revision=self.commit, tqdm_class=bar
+                    self.name,
+                    check_name(name, self.name),
+                    revision=self.commit,
+                    local_dir=self._passing if passing else None,
+                    tqdm_class=bar,
                 )
             )
 

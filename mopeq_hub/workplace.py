@@ -1,11 +1,27 @@
-"""What a run finds on its machine: where things are kept (one folder, `MOPEQ_HOME`) and how much memory is free."""
+"""What a run finds on its machine: where things are kept (one folder, `MOPEQ_HOME`), and how much memory and
+disk is free."""
 
+import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+from mopeq_hub.errors import MopeqError
+
+JOURNAL = "journal.jsonl"
+"""In a kept folder: what is finished there."""
+_KEPT = ".mopeq-kept-"
+_LOCK = ".lock"
+_KEPT_SECONDS = 14 * 24 * 3600
+"""How long the work of a run that was stopped waits to be taken up again."""
+_YOUNG_SECONDS = 60
+"""A folder as young as this may be another run's that has not locked it yet."""
 
 
 def home() -> Path:
@@ -24,14 +40,88 @@ def cache(name: str) -> Path:
 
 @contextmanager
 def scratch(beside: Path | None = None) -> Iterator[Path]:
-    """A new folder that is gone at the end, however the end comes; `beside` puts it on the same disk as that path."""
+    """A new folder that is gone at the end, however the end comes; `beside` puts it on the same disk as that path.
+
+    What a killed run left where this one goes is taken away.
+    """
     parent = beside.parent if beside else cache("work")
     parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix=".mopeq-", dir=parent))
     try:
-        yield folder
+        with _locked(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def kept(key: str, beside: Path | None = None) -> Iterator[Path]:
+    """The folder of a piece of work with this key: gone when the work is done; if that fails, kept for the next try
+    where its journal says that there is something to go on from.
+
+    Raises MopeqError where another run has it.
+    """
+    parent = beside.parent if beside else cache("work")
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
+    folder = parent / f"{_KEPT}{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder.mkdir(exist_ok=True)
+    with _locked(folder):
+        try:
+            yield folder
+        except BaseException:
+            if not (folder / JOURNAL).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder is this run's as long as this lasts; the system takes the lock from a run that dies."""
+    with open(folder / _LOCK, "w") as lock:
+        if not _lock(lock):
+            raise MopeqError("the same work is being done by another run", "wait for it to end, or stop it")
+        yield
+
+
+def _lock(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sweep(parent: Path) -> None:
+    """Take away what dead runs left: scratch folders at once, kept ones when nobody came back for long."""
+    for folder in parent.glob(".mopeq-*"):
+        lock = folder / _LOCK
+        try:
+            patience = _KEPT_SECONDS if folder.name.startswith(_KEPT) else _YOUNG_SECONDS
+            if time.time() - lock.stat().st_mtime < patience:
+                continue
+            with open(lock, "r+") as held:
+                if _lock(held):
+                    shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            # Another run's, just made or just gone.
+            continue
+
+
+def free_disk(path: Path) -> int:
+    """Bytes that may still be written below `path`, which need not exist yet."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def device(path: Path) -> int:
+    """Which disk `path` is on, or will be."""
+    return _existing(path).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
 
 
 def free_memory() -> int:

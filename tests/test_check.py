@@ -11,7 +11,7 @@ from mopeq_hub import MopeqError
 from mopeq_hub.check import check
 from tests.conftest import edit_json
 
-SHARD = "model-00001-of-00001.safetensors"
+SHARD = "model-00001-of-00003.safetensors"
 
 
 def troubles(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A run that is stopped leaves nothing behind: no folder, no hidden leftovers, no process."""
+"""A run that is stopped leaves no process and nothing half done behind, only what the same command goes on from."""
 
 import signal
 import subprocess
@@ -22,7 +22,8 @@ def test_a_stopped_run_cleans_up(number: signal.Signals, moment: str, shapes: Pa
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.splitlines()[-1] == "error: stopped before the end; run the same command again"
+    assert said.splitlines()[-1] == "error: stopped before the end; the same command goes on from there"
     assert "Traceback" not in said
-    assert list(tmp_path.glob("out/*")) == list(tmp_path.glob("out/.*")) == []
+    assert list(tmp_path.glob("out/*")) == []
+    assert all(path.name.startswith(".mopeq-kept-") for path in tmp_path.glob("out/.*"))
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)

@@ -5,9 +5,10 @@ A publication appears in one commit or not at all. A folder is laid out as the r
 """
 
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mopeq_hub import hub_client
 from mopeq_hub.errors import UsageError
@@ -39,8 +40,8 @@ class Destination(Protocol):
     def check_writable(self, *, space: bool) -> None:
         """Raises MopeqError where a publication or its Space could not be written, as far as can be known before."""
 
-    def workplace(self) -> AbstractContextManager[Path]:
-        """A folder to build in, on the disk where it matters."""
+    def workplace(self, publication: str) -> AbstractContextManager[Path]:
+        """A folder to build a publication in, on the disk where it matters; kept for the next try if it fails."""
 
     def publication(self) -> str | None:
         """Name of the publication that is there now, whole; None where there is none, or a damaged one.
@@ -57,10 +58,17 @@ class Destination(Protocol):
     def tag(self, publication: str) -> None:
         """Give the commit that is there the publication's name."""
 
-    def commit(self, folder: Path, publication: str, progress: Progress, *, consume: bool) -> str:
-        """Make the model repo hold just the files of `folder`, in one commit tagged with the publication's name.
+    def send(self, path: Path) -> None:
+        """Upload a file of the commit to come; nobody sees it before. Only where `repo_id` is set."""
 
-        consume: `folder` is not needed afterwards and may be moved. Returns the commit.
+    def commit(
+        self, folder: Path, publication: str, progress: Progress, *, consume: bool, sent: Mapping[str, Any] = ...
+    ) -> str:
+        """Make the model repo hold just the files of `folder` and those sent before, in one commit tagged with the
+        publication's name.
+
+        consume: `folder` is not needed afterwards and may be moved. sent: `describe_files` of what `send` uploaded.
+        Returns the commit.
         """
 
     def model_for_space(self) -> str:

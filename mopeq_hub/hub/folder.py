@@ -3,9 +3,10 @@
 import ctypes
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
@@ -14,6 +15,7 @@ from mopeq_hub.manifest import MANIFEST_NAME
 from mopeq_hub.progress import Progress
 from mopeq_hub.space import PUBLICATION_NAME
 from mopeq_hub.untrusted import read_object
+from mopeq_hub.version import __version__
 
 
 class FolderDestination:
@@ -43,10 +45,8 @@ class FolderDestination:
                 f"{self.name}-space holds something that is not a Space of ours", "choose another --to, or --no-space"
             )
 
-    @contextmanager
-    def workplace(self) -> Iterator[Path]:
-        with workplace.scratch(beside=self._folder) as folder:
-            yield folder
+    def workplace(self, publication: str) -> AbstractContextManager[Path]:
+        return workplace.kept(f"{self._folder} {publication} {__version__}", beside=self._folder)
 
     def publication(self) -> str | None:
         if not self._folder.exists() or (self._folder.is_dir() and not any(self._folder.iterdir())):
@@ -80,7 +80,18 @@ class FolderDestination:
     def tag(self, publication: str) -> None:
         """A folder needs none: its manifest has the name."""
 
-    def commit(self, folder: Path, publication: str, progress: Progress, *, consume: bool) -> str:
+    def send(self, path: Path) -> None:
+        raise NotImplementedError("files of a folder need no sending")
+
+    def commit(
+        self,
+        folder: Path,
+        publication: str,
+        progress: Progress,
+        *,
+        consume: bool,
+        sent: Mapping[str, Any] | None = None,
+    ) -> str:
         _replace(self._folder, folder, consume)
         return publication
 

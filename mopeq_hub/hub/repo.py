@@ -1,8 +1,13 @@
 """A Hub repo and its Space as a destination; each changes in one commit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
+from huggingface_hub.lfs import UploadInfo
 
 from mopeq_hub import hub_client, workplace
 from mopeq_hub.errors import MopeqError
@@ -11,9 +16,11 @@ from mopeq_hub.manifest import MANIFEST_NAME
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.space import PUBLICATION_NAME
 from mopeq_hub.untrusted import read_object
+from mopeq_hub.version import __version__
 
 _HUB_OWN_FILES = {".gitattributes", "README.md"}
 """What a repo may hold without anybody having put something there that must not be lost."""
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _WORTH_A_STEP = 1_000_000
 """Bytes from which a file is uploaded by itself, before the commit, so that progress can be told."""
 
@@ -38,8 +45,8 @@ class HubDestination:
         if files - _HUB_OWN_FILES and PUBLICATION_NAME not in files:
             raise MopeqError(f"the Space {self.repo_id} is not a Space of ours", "choose another --to, or --no-space")
 
-    def workplace(self) -> AbstractContextManager[Path]:
-        return workplace.scratch()
+    def workplace(self, publication: str) -> AbstractContextManager[Path]:
+        return workplace.kept(f"{self.repo_id} {publication} {__version__}")
 
     def publication(self) -> str | None:
         digests = self._files("model")
@@ -72,8 +79,19 @@ class HubDestination:
                 api.delete_tag(self.repo_id, tag=publication)
             api.create_tag(self.repo_id, tag=publication, revision=commit)
 
-    def commit(self, folder: Path, publication: str, progress: Progress, *, consume: bool) -> str:
-        commit = self._commit("model", folder, publication, progress)
+    def send(self, path: Path) -> None:
+        api = hub_client.api()
+        with hub_client.hub_errors(self.repo_id):
+            if not api.repo_exists(self.repo_id):
+                api.create_repo(self.repo_id, private=self._private)
+                self._seen["model"] = self._head("model")
+            addition = CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path))
+            api.preupload_lfs_files(self.repo_id, [addition])
+
+    def commit(
+        self, folder: Path, publication: str, progress: Progress, *, consume: bool, sent: Mapping[str, Any] = _NOTHING
+    ) -> str:
+        commit = self._commit("model", folder, publication, progress, sent)
         self._tag(publication, commit)
         return commit
 
@@ -109,20 +127,21 @@ class HubDestination:
             entries = list(hub_client.api().list_repo_tree(self.repo_id, repo_type=kind, revision=head, recursive=True))
         return {file.path: file.lfs.sha256 if file.lfs else None for file in entries if isinstance(file, RepoFile)}
 
-    def _commit(self, kind: str, folder: Path, publication: str, progress: Progress) -> str:
+    def _commit(
+        self, kind: str, folder: Path, publication: str, progress: Progress, sent: Mapping[str, Any] = _NOTHING
+    ) -> str:
         """One commit after which the repo holds the files of `folder`; its id, the old one if nothing changed.
 
         What an older publication left goes; files that somebody else put there stay. It is refused where the repo has
         changed since it was looked at. A repo that was made for it is taken away again if it fails.
         """
-        from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
-
         api, names = hub_client.api(), file_names(folder)
         head = self._seen[kind] if kind in self._seen else self._head(kind)
         additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=str(folder / name)) for name in names]
-        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [*additions]
+        uploaded = [_uploaded(name, described) for name, described in sent.items()]
+        operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [*additions, *uploaded]
         if head is not None:
-            stale = self._left_by_older(kind) - set(names) - _HUB_OWN_FILES
+            stale = self._left_by_older(kind) - set(names) - set(sent) - _HUB_OWN_FILES
             operations += [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
         with self._made(kind) if head is None else nullcontext(head) as parent, hub_client.hub_errors(self.repo_id):
             sizes = [(folder / name).stat().st_size for name in names]
@@ -166,3 +185,15 @@ class HubDestination:
                     with hub_client.hub_errors(self.repo_id):
                         api.delete_repo(self.repo_id, repo_type=kind, missing_ok=True)
             raise
+
+
+def _uploaded(name: str, described: dict[str, Any]) -> CommitOperationAdd:
+    """The addition of a file that was sent before, by this run or by one that was stopped.
+
+    The client makes one from the file alone, which is gone by now; it remembers uploads on the object, for which it has
+    no public way of making one again.
+    """
+    addition = CommitOperationAdd(path_in_repo=name, path_or_fileobj=b"")
+    addition.upload_info = UploadInfo(described["bytes"], b"", bytes.fromhex(described["sha256"]))
+    addition._upload_mode, addition._should_ignore, addition._is_uploaded = "lfs", False, True
+    return addition

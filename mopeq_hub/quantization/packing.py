@@ -13,9 +13,13 @@ import numpy as np
 from numba import njit, prange
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.quantization import kernels
+from mopeq_hub.kernels.quantize import quantize as quantize_on_cpu
+from mopeq_hub.kernels.search import ASYMMETRIC_STARTS, STARTS
+from mopeq_hub.kernels.weight import Weight
 
 _OPTIONS: Any = {"cache": True, "nogil": True}
+_FLOAT16_END = 65520.0
+"""From here on the nearest float16 is infinite."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +35,42 @@ class Packed:
         return {"qweight": self.qweight, "qzeros": self.qzeros, "scales": self.scales}
 
 
-def quantize(weight: np.ndarray, bits: int, group_size: int, symmetric: bool, search: bool) -> Packed:
-    """Quantize and pack a weight [out, in], float32, C order.
+def quantize(
+    weight: Weight, bits: int, group_size: int, symmetric: bool, search: bool, importance: np.ndarray | None = None
+) -> Packed:
+    """Quantize and pack a weight [out, in].
 
-    Raises MopeqError where a scale does not fit float16, which no trained weight needs.
+    importance [in], float32, not negative: of each input channel in the squared error that the search makes least.
+    Raises MopeqError where a weight is not finite, or a scale does not fit float16, which no trained weight needs.
     """
+    rows, columns = weight.shape
+    groups = columns // group_size
+    starts = (STARTS if symmetric else ASYMMETRIC_STARTS)[bits] if search else ()
+    words = np.empty((columns * bits // 32, rows), np.int32)
+    scales = np.empty((groups, rows), np.uint16)
+    zeros = np.empty((groups, rows), np.uint8)
+    largest, largest_scale = quantize_on_cpu(
+        weight.first,
+        weight.stride,
+        int(weight.by_rows),
+        weight.shape,
+        weight.factors,
+        np.empty(0, np.float32) if importance is None else np.ascontiguousarray(importance, np.float32),
+        np.float32(1) / np.array(starts, np.float32),
+        group_size,
+        bits,
+        int(symmetric),
+        words,
+        scales,
+        zeros,
+    )
+    if not np.isfinite(largest):
+        raise MopeqError("NaN or infinite values", "the source is damaged or was trained to nowhere; use another")
+    if largest_scale >= _FLOAT16_END:
+        raise MopeqError("weights too large for a float16 scale", "the source is damaged; use another")
     if symmetric:
-        scales = _stored(kernels.scales_symmetric(weight, group_size, bits, search))
-        codes = kernels.codes_symmetric(weight, scales.astype(np.float32), group_size, bits)
-        zeros = np.full(scales.shape, (1 << (bits - 1)) - 1, dtype=np.uint8)
-    else:
-        raw, zeros = kernels.scales_asymmetric(weight, group_size, bits, search)
-        scales = _stored(raw)
-        codes = kernels.codes_asymmetric(weight, scales.astype(np.float32), zeros, group_size, bits)
-    return pack(codes, scales, zeros, bits)
+        zeros -= 1
+    return Packed(words, _pack_rows(zeros, bits), scales.view(np.float16))
 
 
 def pack(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, bits: int) -> Packed:
@@ -64,14 +90,6 @@ def dequantize(packed: Packed, bits: int, symmetric: bool) -> np.ndarray:
     zeros = _unpack_rows(packed.qzeros, bits).T.astype(np.float32) + (1.0 if symmetric else 0.0)
     grouped = codes.reshape(rows, groups, columns // groups).astype(np.float32) - zeros[..., None]
     return (grouped * packed.scales.T.astype(np.float32)[..., None]).reshape(rows, columns)
-
-
-def _stored(scales: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        stored = scales.astype(np.float16)
-    if not np.isfinite(stored).all():
-        raise MopeqError("a group of weights is too large for a float16 scale", "the source is damaged; use another")
-    return stored
 
 
 @njit(parallel=True, **_OPTIONS)

@@ -55,7 +55,7 @@ class ShardPlan:
         return struct.pack("<Q", len(text)) + text, {name: 8 + len(text) + offset for name, offset in offsets.items()}
 
 
-def plan_shards(tensors: Sequence[TensorPlan], shard_size: int) -> list[ShardPlan]:
+def fill_shards(tensors: Sequence[TensorPlan], shard_size: int) -> list[list[TensorPlan]]:
     """Fill shards in the given order; a new one is begun where the next tensor would pass `shard_size` bytes."""
     groups: list[list[TensorPlan]] = [[]]
     filled = 0
@@ -65,8 +65,17 @@ def plan_shards(tensors: Sequence[TensorPlan], shard_size: int) -> list[ShardPla
             filled = 0
         groups[-1].append(tensor)
         filled += tensor.nbytes
-    names = (f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1))
-    return [ShardPlan(name, tuple(group)) for name, group in zip(names, groups, strict=True)]
+    return groups
+
+
+def named(parts: Sequence[Sequence[Sequence[TensorPlan]]]) -> list[list[ShardPlan]]:
+    """The same shards, part by part, with the names that `from_pretrained` expects, numbered through all parts."""
+    total = sum(len(part) for part in parts)
+    numbers = iter(range(1, total + 1))
+    return [
+        [ShardPlan(f"model-{next(numbers):05d}-of-{total:05d}.safetensors", tuple(shard)) for shard in part]
+        for part in parts
+    ]
 
 
 class ShardWriter:

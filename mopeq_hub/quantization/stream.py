@@ -1,105 +1,130 @@
-"""The stream: every tensor of a checkpoint read once, in the order of its files, quantized or kept, and written to its
-place."""
+"""The stream: a checkpoint becomes packed files shard by shard, every tensor read once, in the order of the files.
 
+A unit is one file of the source and the output files that come of it. Units know nothing of each other, so that they
+can be done in any order, by any machine, and again.
+"""
+
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mopeq_hub.bitmap import BitMap, divides, packed_bytes, width_of
-from mopeq_hub.checkpoint import Checkpoint, check_finite
+from mopeq_hub.checkpoint import ITEM_BYTES, Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
+from mopeq_hub.kernels.norm import all_finite
 from mopeq_hub.progress import Advance
 from mopeq_hub.quantization.packing import quantize
-from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, plan_shards, write_index
+from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, fill_shards, named
 from mopeq_hub.recipe import GROUP_SIZES, Recipe
 
-if TYPE_CHECKING:
-    import torch
+Watcher = Callable[["Piece", dict[str, np.ndarray]], None]
+"""Told what was made of each piece, while the source is still mapped."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What becomes of (a slice of) one source tensor: a packed matrix, or the tensor as it is under its live name."""
+    """What becomes of (a slice of) one source tensor: a packed matrix, or the tensor as it is under its live name.
+
+    nbytes: of the source.
+    """
 
     source: str
     name: str
     matrix: Matrix | None
     bits: int
     tensors: tuple[TensorPlan, ...]
+    nbytes: int
 
 
-def plan_pieces(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: Recipe) -> list[Piece]:
-    """Everything that will be written, in the order in which the source is read.
+@dataclass(frozen=True)
+class Unit:
+    """One file of the source, what is made of it in the order of its data, and the files that this fills."""
+
+    shard: str
+    pieces: tuple[Piece, ...]
+    outputs: tuple[ShardPlan, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the source tensors that are used."""
+        return sum(piece.nbytes for piece in self.pieces)
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(tensor.nbytes for output in self.outputs for tensor in output.tensors)
+
+
+def plan_units(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: Recipe) -> list[Unit]:
+    """Everything that will be written, shard by shard.
 
     Raises MopeqError where an expert's shape does not divide into groups and words.
     """
+    pieces: dict[str, list[Piece]] = {shard: [] for shard in checkpoint.shards}
     matrices: dict[str, list[Matrix]] = {}
     for matrix in layout.matrices:
         matrices.setdefault(matrix.source, []).append(matrix)
-    pieces: list[Piece] = []
     for info in checkpoint.in_file_order():
         for matrix in matrices.get(info.name, []):
-            bits = width_of(matrix, bitmap, recipe)
-            if bits == 16:
-                whole = TensorPlan(f"{matrix.name}.weight", info.dtype, matrix.shape)
-                pieces.append(Piece(info.name, matrix.name, matrix, bits, (whole,)))
-            else:
-                check_divides(matrix, recipe.group_size)
-                pieces.append(
-                    Piece(info.name, matrix.name, matrix, bits, _packed_plan(matrix, bits, recipe.group_size))
-                )
+            pieces[info.file].append(_planned(matrix, info.dtype, width_of(matrix, bitmap, recipe), recipe.group_size))
         if info.name in layout.kept:
             name = layout.kept[info.name]
-            pieces.append(Piece(info.name, name, None, 16, (TensorPlan(name, info.dtype, info.shape),)))
-    return pieces
+            kept = (TensorPlan(name, info.dtype, info.shape),)
+            pieces[info.file].append(Piece(info.name, name, None, 16, kept, info.nbytes))
+    used = {shard: made for shard, made in pieces.items() if made}
+    filled = [
+        fill_shards([tensor for piece in made for tensor in piece.tensors], recipe.shard_size) for made in used.values()
+    ]
+    return [
+        Unit(shard, tuple(made), tuple(outputs))
+        for (shard, made), outputs in zip(used.items(), named(filled), strict=True)
+    ]
 
 
-def write_checkpoint(
-    checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: Recipe, folder: Path, advance: Advance
-) -> list[ShardPlan]:
-    """Quantize the checkpoint into safetensors shards and an index in `folder`; `advance` is told the source bytes
-    done.
+def output_shards(units: list[Unit]) -> list[ShardPlan]:
+    """Every file that the units fill, in order."""
+    return [output for unit in units for output in unit.outputs]
+
+
+def quantize_unit(
+    checkpoint: Checkpoint, unit: Unit, recipe: Recipe, folder: Path, advance: Advance, watch: Watcher | None = None
+) -> None:
+    """Write the unit's files into `folder`; `advance` is told the source bytes done.
 
     Raises MopeqError on NaN or infinite weights, naming the tensor.
     """
-    pieces = plan_pieces(checkpoint, layout, bitmap, recipe)
-    shards = plan_shards([tensor for piece in pieces for tensor in piece.tensors], recipe.shard_size)
-    with ShardWriter(folder, shards) as writer:
-        for piece in pieces:
-            tensor = piece.matrix.read(checkpoint) if piece.matrix else checkpoint.tensor(piece.source)
-            check_finite(tensor, piece.source)
-            if piece.bits == 16:
-                writer.write(piece.tensors[0].name, _raw(tensor))
-            else:
-                weight = np.ascontiguousarray(tensor.float().numpy())
-                packed = quantize(weight, piece.bits, recipe.group_size, recipe.symmetric, recipe.quantizer == "search")
-                for part, data in packed.tensors().items():
-                    writer.write(f"{piece.name}.{part}", data)
-            advance(tensor.numel() * tensor.element_size())
-    write_index(folder, shards)
-    return shards
+    with ShardWriter(folder, unit.outputs) as writer:
+        for position, piece in enumerate(unit.pieces):
+            made = produce(checkpoint, piece, recipe)
+            for name, data in made.items():
+                writer.write(name, data)
+            if watch:
+                watch(piece, made)
+            if position + 1 == len(unit.pieces) or unit.pieces[position + 1].source != piece.source:
+                checkpoint.let_go(piece.source)
+            advance(piece.nbytes)
 
 
-def _raw(tensor: "torch.Tensor") -> np.ndarray:
-    """The tensor's bytes, C order; NumPy knows no bfloat16."""
-    import torch
-
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else np.empty(0, dtype=np.uint8)
-
-
-def _packed_plan(matrix: Matrix, bits: int, group_size: int) -> tuple[TensorPlan, ...]:
-    rows, columns = matrix.shape
-    groups = columns // group_size
-    plans = (
-        TensorPlan(f"{matrix.name}.qweight", "I32", (columns * bits // 32, rows)),
-        TensorPlan(f"{matrix.name}.qzeros", "I32", (groups, rows * bits // 32)),
-        TensorPlan(f"{matrix.name}.scales", "F16", (groups, rows)),
-    )
-    assert sum(plan.nbytes for plan in plans) == packed_bytes(matrix.shape, bits, group_size)
-    return plans
+def produce(checkpoint: Checkpoint, piece: Piece, recipe: Recipe) -> dict[str, np.ndarray]:
+    """What is written of one piece, by tensor name. Raises MopeqError on NaN or infinite weights, naming the tensor."""
+    if piece.bits == 16:
+        values = piece.matrix.read(checkpoint).values if piece.matrix else checkpoint.array(piece.source)
+        if not all_finite(values, piece.tensors[0].dtype):
+            raise MopeqError(
+                f"{piece.source} holds NaN or infinite values",
+                "the source is damaged or was trained to nowhere; use another",
+            )
+        return {piece.tensors[0].name: values}
+    assert piece.matrix is not None
+    weight = piece.matrix.read(checkpoint)
+    try:
+        packed = quantize(weight, piece.bits, recipe.group_size, recipe.symmetric, recipe.quantizer == "search")
+    except MopeqError as error:
+        raise MopeqError(f"{piece.source} holds {error.what}", error.hint) from None
+    return {f"{piece.name}.{part}": data for part, data in packed.tensors().items()}
 
 
 def check_divides(matrix: Matrix, group_size: int) -> None:
@@ -112,3 +137,20 @@ def check_divides(matrix: Matrix, group_size: int) -> None:
         f"{matrix.source} of shape [{rows}, {columns}] does not divide into groups of {group_size}",
         f"use --group-size {fitting[-1]}" if fitting else "auto-round's layout needs multiples of 32 both ways",
     )
+
+
+def _planned(matrix: Matrix, dtype: str, bits: int, group_size: int) -> Piece:
+    nbytes = math.prod(matrix.shape) * ITEM_BYTES[dtype]
+    if bits == 16:
+        whole = TensorPlan(f"{matrix.name}.weight", dtype, matrix.shape)
+        return Piece(matrix.source, matrix.name, matrix, bits, (whole,), nbytes)
+    check_divides(matrix, group_size)
+    rows, columns = matrix.shape
+    groups = columns // group_size
+    packed = (
+        TensorPlan(f"{matrix.name}.qweight", "I32", (columns * bits // 32, rows)),
+        TensorPlan(f"{matrix.name}.qzeros", "I32", (groups, rows * bits // 32)),
+        TensorPlan(f"{matrix.name}.scales", "F16", (groups, rows)),
+    )
+    assert sum(plan.nbytes for plan in packed) == packed_bytes(matrix.shape, bits, group_size)
+    return Piece(matrix.source, matrix.name, matrix, bits, packed, nbytes)

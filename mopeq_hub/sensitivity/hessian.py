@@ -7,96 +7,55 @@ pass over the weights; `hutchinson` keeps the paper's estimator, to compare with
 """
 
 import math
-from typing import TYPE_CHECKING
+import zlib
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numba import njit, prange
-
-from mopeq_hub.checkpoint import Checkpoint
-from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Expert, Layout
-from mopeq_hub.progress import Advance
+from mopeq_hub.experts import Matrix
+from mopeq_hub.kernels.norm import sum_of_squares
+from mopeq_hub.kernels.weight import Weight
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.sensitivity.profile import Profile
 
 if TYPE_CHECKING:
     import torch
 
-_LANES = 16
 
-
-def measure(checkpoint: Checkpoint, layout: Layout, recipe: Recipe, advance: Advance) -> Profile:
-    """One pass over the experts' weights. Raises MopeqError on NaN or infinite weights, naming the tensor."""
+def trace(weight: Weight, matrix: Matrix, recipe: Recipe) -> float:
+    """The trace at one projection's weight, by the recipe's estimator."""
+    if recipe.estimator == "exact":
+        return exact_trace(weight)
     import torch
 
-    generator = torch.Generator().manual_seed(recipe.seed)
-    sensitivities: dict[Expert, float] = dict.fromkeys(layout.experts, 0.0)
-    for matrix in layout.matrices:
-        if matrix.expert is None:
-            continue
-        weight = matrix.read(checkpoint)
-        squares = sum_of_squares(weight)
-        if not math.isfinite(squares):
-            raise MopeqError(f"{matrix.source} holds NaN or infinite values", "the source is damaged; use another")
-        if recipe.estimator == "exact":
-            sensitivities[matrix.expert] += _trace(weight.numel(), squares)
-        else:
-            sensitivities[matrix.expert] += hutchinson_trace(weight, recipe.probes, generator)
-        advance(weight.numel() * weight.element_size())
-    settings = {"probes": recipe.probes, "seed": recipe.seed} if recipe.estimator == "hutchinson" else {}
-    return Profile({"name": "hessian", "estimator": recipe.estimator, **settings}, sensitivities)
+    # A seed of its own for each projection, so that the order in which they are measured changes nothing.
+    seed = zlib.crc32(f"{recipe.seed} {matrix.name}".encode())
+    return hutchinson_trace(weight, recipe.probes, torch.Generator().manual_seed(seed))
 
 
-def exact_trace(weight: "torch.Tensor") -> float:
-    """Trace of the Hessian of ||W||_F at `weight` [out, in], any float dtype: (n - 1) / ||W||_F.
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """What a profile says of how it was measured."""
+    probes = {"probes": recipe.probes, "seed": recipe.seed} if recipe.estimator == "hutchinson" else {}
+    return {"name": "hessian", "estimator": recipe.estimator, **probes}
+
+
+def exact_trace(weight: Weight) -> float:
+    """Trace of the Hessian of ||W||_F at `weight` [out, in]: (n - 1) / ||W||_F.
 
     A matrix of zeros has no Hessian there; its trace is taken as 0, since nothing is lost by quantizing it.
     """
-    return _trace(weight.numel(), sum_of_squares(weight))
+    squares = sum_of_squares(weight)
+    if not math.isfinite(squares):
+        return math.nan
+    return (weight.values.size - 1) / math.sqrt(squares) if squares != 0 else 0.0
 
 
-def _trace(count: int, squares: float) -> float:
-    """(n - 1) / ||W||_F of n weights whose squares have this sum."""
-    return (count - 1) / math.sqrt(squares) if squares != 0 else 0.0
-
-
-def sum_of_squares(weight: "torch.Tensor") -> float:
-    """Of a matrix of any float dtype, in float64; the same number on every CPU and with any number of threads."""
-    return float(_sum_of_squares(np.ascontiguousarray(weight.float().numpy())))
-
-
-@njit(parallel=True, cache=True, nogil=True)
-def _sum_of_squares(weight: np.ndarray) -> float:
-    rows, columns = weight.shape
-    sums = np.zeros(rows, dtype=np.float64)
-    for row in prange(rows):
-        # A fixed number of lanes, so that the loop vectorizes without its order depending on the CPU.
-        lanes = np.zeros(_LANES, dtype=np.float64)
-        whole = columns // _LANES * _LANES
-        for start in range(0, whole, _LANES):
-            for lane in range(_LANES):
-                value = np.float64(weight[row, start + lane])
-                lanes[lane] += value * value
-        for column in range(whole, columns):
-            value = np.float64(weight[row, column])
-            lanes[0] += value * value
-        for lane in range(_LANES):
-            sums[row] += lanes[lane]
-    total = 0.0
-    for row in range(rows):
-        total += sums[row]
-    return total
-
-
-def hutchinson_trace(weight: "torch.Tensor", probes: int, generator: "torch.Generator") -> float:
+def hutchinson_trace(weight: Weight, probes: int, generator: "torch.Generator") -> float:
     """Hutchinson's estimate of the same trace: mean over `probes` Rademacher vectors v of v . Hv, Hv by double
     backward.
 
-    MoPEQ (arXiv 2509.02512), Algorithm 1. `weight` [out, in], any float dtype; the arithmetic is float32.
+    MoPEQ (arXiv 2509.02512), Algorithm 1. `weight` [out, in]; the arithmetic is float32.
     """
     import torch
 
-    point = weight.float().clone().requires_grad_(True)
+    point = torch.from_numpy(weight.float32()).requires_grad_(True)
     loss = torch.linalg.vector_norm(point)
     if loss.item() == 0:
         return 0.0

@@ -13,6 +13,7 @@ from mopeq_hub import MopeqError
 from mopeq_hub.experts import Matrix
 from mopeq_hub.fidelity import worker
 from mopeq_hub.fidelity.blocks import BlockPass
+from mopeq_hub.fidelity.by_blocks import original_of
 from mopeq_hub.fidelity.inputs import Encoder, Row
 from mopeq_hub.fidelity.metrics import Comparison
 from mopeq_hub.fidelity.questions import Question
@@ -63,10 +64,10 @@ def coarse(weight: torch.Tensor) -> torch.Tensor:
 def offers(model: Model) -> Iterator[Offer]:
     """Every tensor as a stream would offer it, in the order of the files."""
     for matrix in model.layout.matrices:
-        weight = matrix.read(model.checkpoint)
+        weight = original_of(model.checkpoint, matrix, matrix.source)
         yield matrix, weight, coarse(weight)
     for source, live in model.layout.kept.items():
-        yield live, model.checkpoint.tensor(source), None
+        yield live, original_of(model.checkpoint, live, source), None
 
 
 def in_order(blocks: BlockPass, model: Model) -> list[Offer]:

@@ -1,5 +1,6 @@
 """From the files of both models: the figures of the whole ones, and no file taken on trust."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,17 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from mopeq_hub import MopeqError, pipeline, workplace
-from mopeq_hub.fidelity.by_blocks import measure_by_blocks
+from mopeq_hub.fidelity.blocks import BlockPass
+from mopeq_hub.fidelity.by_blocks import bitmap_of, measure_by_blocks, riding
+from mopeq_hub.fidelity.inputs import Encoder
 from mopeq_hub.fidelity.measure import Way, check_loading, measure
 from mopeq_hub.fidelity.questions import read_questions
 from mopeq_hub.fidelity.runner import Job, run
 from mopeq_hub.manifest import read_fidelity, read_manifest
 from mopeq_hub.model import open_model
 from mopeq_hub.progress import Quiet
+from mopeq_hub.quantization.stream import plan_units, quantize_unit
+from mopeq_hub.recipe import Recipe
 from tests.conftest import edit_json
 
 AUTO_CLASS = "AutoModelForImageTextToText"
@@ -40,6 +45,17 @@ def test_it_is_so_in_the_dtype_that_plain_loading_gives(published: Path, shapes:
     assert fidelity["loading"]["published_dtype"] == "bfloat16"
     assert fidelity["kl"]["mean"] > 0.1, "questions that this model was not trained for"
     assert result["kl_mean"] == pytest.approx(fidelity["kl"]["mean"], abs=1e-5)
+
+
+def test_a_quantize_pass_measures_as_it_goes(published: Path, shapes: Path, tmp_path: Path) -> None:
+    model, manifest, questions = open_model(str(shapes)), read_manifest(published), read_questions(None)
+    recipe = Recipe.from_dict(manifest["recipe"])
+    blocks = BlockPass(model, Encoder(shapes).rows(questions.items, with_answer=True), "float32")
+    for unit in reversed(plan_units(model.checkpoint, model.layout, bitmap_of(manifest), recipe)):
+        watch = riding(blocks, model.checkpoint, recipe)
+        quantize_unit(model.checkpoint, unit, recipe, tmp_path, lambda amount: None, watch)
+    from_files = measure_by_blocks(model, published, manifest, questions, "float32", Quiet())
+    assert (blocks.result(), blocks.errors) == (from_files.result(), from_files.errors)
 
 
 def test_a_model_too_large_for_the_memory_is_measured_whole_all_the_same(
@@ -77,7 +93,8 @@ def test_the_loaders_own_modules_are_compared_with_the_headers(publication: Path
 
 
 def test_a_tensor_that_was_to_stay_must_have_stayed(publication: Path, shapes: Path) -> None:
-    path = next(publication.glob("*.safetensors"))
+    index = json.loads((publication / "model.safetensors.index.json").read_text("utf-8"))
+    path = publication / index["weight_map"]["lm_head.weight"]
     tensors = load_file(path)
     tensors["lm_head.weight"][0, 0] += 1
     save_file(tensors, path, metadata={"format": "pt"})

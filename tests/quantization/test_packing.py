@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mopeq_hub import MopeqError
+from mopeq_hub.kernels.weight import Weight
 from mopeq_hub.quantization.packing import Packed, _unpack_rows, dequantize, quantize
 
 ROWS, COLUMNS, GROUP = 96, 256, 64
@@ -34,7 +35,7 @@ def weight() -> np.ndarray:
 def test_the_same_codes_are_packed_as_auto_round_packs_them(bits: int, symmetric: bool, weight: np.ndarray) -> None:
     from auto_round_extension.torch import qlinear_torch, qlinear_torch_zp
 
-    packed = quantize(weight, bits, GROUP, symmetric, search=True)
+    packed = quantize(Weight(weight), bits, GROUP, symmetric, search=True)
     linear = torch.nn.Linear(COLUMNS, ROWS, bias=False)
     linear.weight.data = torch.from_numpy(dequantize(packed, bits, symmetric))
     rival = (qlinear_torch_zp if symmetric else qlinear_torch).QuantLinear(bits, GROUP, COLUMNS, ROWS, False)
@@ -53,7 +54,7 @@ def test_the_same_codes_are_packed_as_auto_round_packs_them(bits: int, symmetric
 def test_auto_rounds_layer_computes_with_the_dequantized_weight(bits: int, symmetric: bool, weight: np.ndarray) -> None:
     from auto_round_extension.torch import qlinear_torch, qlinear_torch_zp
 
-    packed = quantize(weight, bits, GROUP, symmetric, search=True)
+    packed = quantize(Weight(weight), bits, GROUP, symmetric, search=True)
     layer = (qlinear_torch_zp if symmetric else qlinear_torch).QuantLinear(bits, GROUP, COLUMNS, ROWS, False)
     for name, value in packed.tensors().items():
         setattr(layer, name, torch.from_numpy(value))
@@ -67,7 +68,7 @@ def test_the_search_loses_less_than_rounding_to_nearest(bits: int, symmetric: bo
     weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(1)).numpy()
 
     def error(search: bool) -> float:
-        back = dequantize(quantize(weight, bits, GROUP, symmetric, search), bits, symmetric)
+        back = dequantize(quantize(Weight(weight), bits, GROUP, symmetric, search), bits, symmetric)
         return float(np.linalg.norm(back - weight) / np.linalg.norm(weight))
 
     nearest, searched = ERRORS[bits, symmetric]
@@ -79,7 +80,7 @@ def test_the_search_loses_less_than_rounding_to_nearest(bits: int, symmetric: bo
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_search_is_never_worse_on_any_group(bits: int, symmetric: bool, weight: np.ndarray) -> None:
     def errors(search: bool) -> np.ndarray:
-        back = dequantize(quantize(weight, bits, GROUP, symmetric, search), bits, symmetric)
+        back = dequantize(quantize(Weight(weight), bits, GROUP, symmetric, search), bits, symmetric)
         return ((back - weight) ** 2).reshape(-1, GROUP).sum(1)
 
     # Scales are stored in half precision, so a tie can go either way by that much.
@@ -95,7 +96,7 @@ def test_special_groups(bits: int, symmetric: bool, search: bool) -> None:
     weight[2] = -3.0
     weight[3, 7] = 100.0
     weight[4] = 1e-9
-    back = dequantize(quantize(weight, bits, 32, symmetric, search), bits, symmetric)
+    back = dequantize(quantize(Weight(weight), bits, 32, symmetric, search), bits, symmetric)
     assert np.isfinite(back).all()
     assert np.array_equal(back[0], weight[0])
     assert np.allclose(back[1], 0.25, rtol=1e-3)
@@ -107,7 +108,7 @@ def test_special_groups(bits: int, symmetric: bool, search: bool) -> None:
 
 @pytest.mark.parametrize("group_size", [32, 64, 128, 256])
 def test_shapes_and_dtypes(group_size: int, weight: np.ndarray) -> None:
-    packed = quantize(weight, 3, group_size, True, True)
+    packed = quantize(Weight(weight), 3, group_size, True, True)
     assert packed.qweight.shape == (COLUMNS * 3 // 32, ROWS)
     assert packed.qzeros.shape == (COLUMNS // group_size, ROWS * 3 // 32)
     assert packed.scales.shape == (COLUMNS // group_size, ROWS)
@@ -116,24 +117,25 @@ def test_shapes_and_dtypes(group_size: int, weight: np.ndarray) -> None:
 
 def test_a_weight_beyond_half_precision_is_refused() -> None:
     with pytest.raises(MopeqError, match="float16"):
-        quantize(np.full((32, 32), 1e9, dtype=np.float32), 4, 32, True, False)
+        quantize(Weight(np.full((32, 32), 1e9, dtype=np.float32)), 4, 32, True, False)
 
 
 def test_parts_have_auto_rounds_names(weight: np.ndarray) -> None:
-    packed = quantize(weight, 4, GROUP, True, False)
+    packed = quantize(Weight(weight), 4, GROUP, True, False)
     assert isinstance(packed, Packed)
     assert list(packed.tensors()) == ["qweight", "qzeros", "scales"]
 
 
 PROGRAM = """
 import hashlib, numpy, torch
+from mopeq_hub.kernels.norm import sum_of_squares
+from mopeq_hub.kernels.weight import Weight
 from mopeq_hub.quantization.packing import quantize
-from mopeq_hub.sensitivity.hessian import sum_of_squares
-weight = torch.randn(256, 512, generator=torch.Generator().manual_seed(3))
+weight = Weight(torch.randn(256, 512, generator=torch.Generator().manual_seed(3)).numpy())
 whole = hashlib.sha256(repr(sum_of_squares(weight)).encode())
 for bits in (2, 3, 4, 8):
     for symmetric in (True, False):
-        for part in quantize(weight.numpy(), bits, 64, symmetric, True).tensors().values():
+        for part in quantize(weight, bits, 64, symmetric, True).tensors().values():
             whole.update(part.tobytes())
 print(whole.hexdigest())
 """

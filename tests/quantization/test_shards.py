@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from mopeq_hub.quantization.shards import ShardWriter, TensorPlan, plan_shards, write_index
+from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, fill_shards, named, write_index
 
 PLANS = [
     TensorPlan("b.scales", "F16", (3, 5)),
@@ -17,6 +17,10 @@ PLANS = [
     TensorPlan("scalar", "F32", ()),
 ]
 DTYPES = {"F16": np.float16, "I32": np.int32, "U8": np.uint8, "F32": np.float32}
+
+
+def plan_shards(plans: list[TensorPlan], shard_size: int) -> list[ShardPlan]:
+    return named([fill_shards(plans, shard_size)])[0]
 
 
 def values(plan: TensorPlan) -> np.ndarray:

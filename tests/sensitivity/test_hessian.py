@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mopeq_hub import MopeqError, Recipe
 from mopeq_hub.experts import Expert
+from mopeq_hub.kernels.weight import Weight
 from mopeq_hub.model import open_model
-from mopeq_hub.sensitivity import Profile, measure
+from mopeq_hub.progress import Quiet
+from mopeq_hub.sensitivity import Profile, measure_matrices
 from mopeq_hub.sensitivity.hessian import exact_trace, hutchinson_trace
+from mopeq_hub.sensitivity.run import measure
 
 
 def trace_by_autograd(weight: torch.Tensor) -> float:
@@ -23,24 +27,24 @@ def trace_by_autograd(weight: torch.Tensor) -> float:
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
 def test_the_closed_form_is_the_trace_of_the_hessian(shape: tuple[int, int], scale: float) -> None:
     weight = scale * torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    assert exact_trace(weight) == pytest.approx(trace_by_autograd(weight), rel=1e-5)
+    assert exact_trace(Weight(weight.numpy())) == pytest.approx(trace_by_autograd(weight), rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_hutchinson_agrees_with_the_closed_form(dtype: torch.dtype) -> None:
+def test_hutchinson_agrees_with_the_closed_form() -> None:
     generator = torch.Generator().manual_seed(2)
-    weight = torch.randn(64, 128, generator=generator).to(dtype)
+    weight = Weight(torch.randn(64, 128, generator=generator).numpy())
     assert hutchinson_trace(weight, 8, generator) == pytest.approx(exact_trace(weight), rel=2e-3)
 
 
 def test_zeros_lose_nothing_when_quantized() -> None:
-    assert exact_trace(torch.zeros(4, 4)) == 0.0
-    assert hutchinson_trace(torch.zeros(4, 4), 2, torch.Generator()) == 0.0
+    zeros = Weight(np.zeros((4, 4), np.float32))
+    assert exact_trace(zeros) == 0.0
+    assert hutchinson_trace(zeros, 2, torch.Generator()) == 0.0
 
 
-def test_an_expert_is_the_sum_of_its_projections(shapes: Path) -> None:
+def test_an_expert_is_the_sum_of_its_projections(shapes: Path, tmp_path: Path) -> None:
     model = open_model(str(shapes))
-    profile = measure(model.checkpoint, model.layout, Recipe(), lambda amount: None)
+    profile = measure(model, Recipe(), tmp_path / "notes", Quiet())
     assert len(profile.sensitivities) == 96
     expert = Expert(2, 5)
     matrices = model.layout.experts[expert]
@@ -52,7 +56,8 @@ def test_an_expert_is_the_sum_of_its_projections(shapes: Path) -> None:
 def test_progress_counts_every_byte_of_the_experts(shapes: Path) -> None:
     model = open_model(str(shapes))
     read: list[int] = []
-    measure(model.checkpoint, model.layout, Recipe(), read.append)
+    experts = [matrix for matrix in model.layout.matrices if matrix.expert]
+    measure_matrices(model.checkpoint, experts, Recipe(), read.append)
     assert sum(read) == 96 * 3 * 64 * 128 * 2
 
 
