@@ -168,4 +168,4 @@ def _card(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _loads(folder: Path, manifest: dict[str, Any]) -> None:
-    check_loading(load_alone(folder, manifest["model"]["auto_class"]), manifest, manifest["model"]["layers"])
+    check_loading(load_alone(folder, manifest["model"]["auto_class"]), manifest)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from mopeq_hub.errors import MopeqError, UsageError
+from mopeq_hub.fidelity.questions import DEFAULT_TOKENS
 from mopeq_hub.progress import Bars, Lines, Progress, Quiet
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.version import __version__
@@ -50,6 +51,12 @@ CalibrationOption = Annotated[
         "--calibration",
         help="JSON lines for `gptq` and `signround`; best others than --questions.",
         show_default="bundled pictures and prompts",
+    ),
+]
+FidelityTokens = Annotated[
+    int,
+    typer.Option(
+        "--fidelity-tokens", help="Tokens of the questions that fidelity is measured on, from the first; 0 for all."
     ),
 ]
 Compare = Annotated[
@@ -123,6 +130,7 @@ def publish(
     ] = None,
     questions: QuestionsOption = None,
     calibration: CalibrationOption = None,
+    fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
     compare: Compare = None,
     space: Space = True,
     private: Private = False,
@@ -138,6 +146,7 @@ def publish(
         recipe,
         questions=questions,
         calibration=calibration,
+        fidelity_tokens=fidelity_tokens,
         compare=compare,
         space=space,
         private=private,
@@ -155,22 +164,34 @@ def plan(
     profile: Annotated[Path | None, typer.Option(help="Sensitivities measured before.")] = None,
     save_profile: Annotated[Path | None, typer.Option(help="Where to keep the sensitivities that were used.")] = None,
     calibration: CalibrationOption = None,
+    questions: QuestionsOption = None,
+    fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
     as_json: AsJson = False,
 ) -> None:
-    """Show what would happen to MODEL: sizes per choice, the bit map, a heatmap. Nothing is quantized."""
+    """Show what would happen to MODEL: sizes per choice, the bit map, a heatmap, what the proof costs. Nothing is
+    quantized."""
     from mopeq_hub import pipeline
     from mopeq_hub.sensitivity import Profile
 
-    known = Profile.read(profile) if profile else None
-    planned = pipeline.plan(model, recipe, known, _progress(as_json), calibration)
+    planned = pipeline.plan(
+        model,
+        recipe,
+        Profile.read(profile) if profile else None,
+        progress=_progress(as_json),
+        calibration=calibration,
+        questions=questions,
+        fidelity_tokens=fidelity_tokens,
+    )
     if save_profile and planned.profile:
         planned.profile.write(save_profile)
     if as_json:
-        _print_json({"choices": planned.choices, "manifest": planned.manifest})
+        cost = asdict(planned.fidelity)
+        _print_json({"choices": planned.choices, "manifest": planned.manifest, "fidelity": cost})
         return
     from mopeq_hub.report import summary
 
     _console().print(summary.plan_table(model, planned.choices, planned.manifest))
+    print(summary.cost_line(planned.fidelity))
     if planned.manifest is None:
         print(
             "The bit map needs the experts' sensitivities: give --profile, or download the model and name its folder."
@@ -204,6 +225,7 @@ def evaluate(
     folder: FolderArgument,
     questions: QuestionsOption = None,
     original: Annotated[str | None, typer.Option(help="The original, where it is no longer where it was.")] = None,
+    fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
     compare: Compare = None,
     as_json: AsJson = False,
 ) -> None:
@@ -212,7 +234,14 @@ def evaluate(
     from mopeq_hub.manifest import read_manifest
     from mopeq_hub.report import summary
 
-    fidelity = pipeline.evaluate(folder, questions, original=original, compare=compare, progress=_progress(as_json))
+    fidelity = pipeline.evaluate(
+        folder,
+        questions,
+        original=original,
+        fidelity_tokens=fidelity_tokens,
+        compare=compare,
+        progress=_progress(as_json),
+    )
     _print(fidelity, as_json, lambda: summary.result_lines(read_manifest(folder), fidelity, str(folder)))
 
 

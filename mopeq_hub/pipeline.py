@@ -13,9 +13,10 @@ from mopeq_hub import workplace
 from mopeq_hub.allocation import allocate
 from mopeq_hub.bitmap import BitMap
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.fidelity.measure import Reach, reach_of
+from mopeq_hub.fidelity.cost import Cost, estimate
+from mopeq_hub.fidelity.measure import Way, way_of
 from mopeq_hub.fidelity.measure import measure as measure_fidelity
-from mopeq_hub.fidelity.questions import read_questions
+from mopeq_hub.fidelity.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.hub import Destination, destination_for
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.needs import Needs, check_fits, needs_of
@@ -38,11 +39,13 @@ COMPARED_BYTES = 1_000_000_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What a publication would be. `choices` are dicts of name, bytes and experts_bpw; `manifest` needs a profile."""
+    """What a publication would be. `choices` are dicts of name, bytes and experts_bpw; `manifest` needs a profile;
+    `fidelity` is what measuring it block by block would cost."""
 
     choices: list[dict[str, Any]]
     manifest: dict[str, Any] | None
     profile: Profile | None
+    fidelity: Cost
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def publish(
     *,
     questions: str | Path | None = None,
     calibration: str | Path | None = None,
+    fidelity_tokens: int = DEFAULT_TOKENS,
     compare: bool | None = None,
     space: bool = True,
     private: bool = False,
@@ -78,9 +82,10 @@ def publish(
 
     model: a folder, or owner/name[@revision] on the Hub. to: a Hub repo owner/name or a folder; None chooses
     {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. questions: a file that fidelity is
-    measured on; None takes the bundled set. calibration: the same for what the recipe tunes on, where it does.
-    compare: measure uniform widths too; None does so for small models. dry_run: do everything but push. stream: let go
-    of every shard of a Hub model once it is quantized and sent; None does so where the disk cannot hold it.
+    measured on; None takes the bundled set. fidelity_tokens: how many of its tokens, from the first question; 0 for
+    all. calibration: questions for what the recipe tunes on, where it does. compare: measure uniform widths too; None
+    does so for small models. dry_run: do everything but push. stream: let go of every shard of a Hub model once it is
+    quantized and sent; None does so where the disk cannot hold it.
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
@@ -90,15 +95,14 @@ def publish(
     progress.say(f"publishing {model} to {destination.describe()}")
     if not dry_run:
         destination.check_writable(space=space)
-    questions_path = Path(questions) if questions else None
-    asked = read_questions(questions_path)
+    asked = read_questions(questions, fidelity_tokens)
     opened = open_model(model)
     _check_apart(destination.folder, opened)
     name = manifests.publication_name(recipe, opened.source.commit)
     if destination.publication() == name:
         same = _unchanged(destination, name, opened.source.location, space=space, dry_run=dry_run)
         measured = (same.fidelity or {}).get("inputs", {})
-        if questions_path and measured.get("sha256") != asked.digest:
+        if asked.path and measured.get("sha256") != asked.digest:
             note = f"its fidelity was measured on {measured.get('name')}; to measure on others, use evaluate and push"
             return replace(same, note=note)
         return same
@@ -106,7 +110,7 @@ def publish(
     needs = _check_needs(opened, recipe, place, to_hub=destination.repo_id is not None, stream=stream)
     with destination.workplace(name) as work:
         repo = _build(opened, recipe, None, work, progress, needs, calibration_path)
-        fidelity = _evaluate(opened, repo, questions_path, compare, progress)
+        fidelity = _evaluate(opened, repo, asked, compare, progress)
         card(repo.folder, destination, space=space)
         if dry_run:
             return Publication(name, destination.name, None, None, True, repo.manifest, fidelity)
@@ -120,7 +124,10 @@ def plan(
     recipe: Recipe | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
+    *,
     calibration: str | Path | None = None,
+    questions: str | Path | None = None,
+    fidelity_tokens: int = DEFAULT_TOKENS,
 ) -> Plan:
     """What `quantize` would do. A folder's experts are measured; a Hub model's only if `profile` is not given but
     cached.
@@ -129,6 +136,7 @@ def plan(
     then.
     """
     recipe, progress = calibrated(recipe or Recipe(), Path(calibration) if calibration else None), progress or Quiet()
+    asked = read_questions(questions, fidelity_tokens)
     opened = open_model(model)
     if profile is not None:
         profile = _checked(profile, opened, recipe)
@@ -148,7 +156,7 @@ def plan(
         for name, sizes in measures.items()
     ]
     original = {"name": "original", "bytes": opened.checkpoint.nbytes, "experts_bpw": None}
-    return Plan([original, *choices], manifest, profile)
+    return Plan([original, *choices], manifest, profile, estimate(opened, asked))
 
 
 def quantize(
@@ -211,14 +219,16 @@ def evaluate(
     questions: str | Path | None = None,
     *,
     original: str | None = None,
+    fidelity_tokens: int = DEFAULT_TOKENS,
     compare: bool | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a quantized folder against its original and leave fidelity.json in it.
 
-    original: the source, where it is no longer at the place it was quantized from.
+    original: the source, where it is no longer at the place it was quantized from. fidelity_tokens: as in `publish`.
     """
     progress, folder = progress or Quiet(), Path(folder)
+    asked = read_questions(questions, fidelity_tokens)
     manifest = manifests.read_manifest(folder)
     original = original or location_of(folder, manifest)
     if original is None:
@@ -229,8 +239,7 @@ def evaluate(
             f"{opened.source.location} is not what {folder} was made from: its contents have changed",
             "quantize it again, or name the original with --original",
         )
-    questions_path = Path(questions) if questions else None
-    return _evaluate(opened, QuantizedRepo(folder, manifest), questions_path, compare, progress)
+    return _evaluate(opened, QuantizedRepo(folder, manifest), asked, compare, progress)
 
 
 def card(folder: str | Path, destination: Destination | None = None, *, space: bool = True) -> Path:
@@ -357,18 +366,18 @@ def _checked(profile: Profile, model: Model, recipe: Recipe) -> Profile:
 
 
 def _evaluate(
-    model: Model, repo: QuantizedRepo, questions: Path | None, compare: bool | None, progress: Progress
+    model: Model, repo: QuantizedRepo, questions: Questions, compare: bool | None, progress: Progress
 ) -> dict[str, Any]:
-    reach = reach_of(model, workplace.free_memory())
-    fidelity = measure_fidelity(model, repo.folder, repo.manifest, questions, reach, progress)
+    way = way_of(model, workplace.free_memory())
+    fidelity = measure_fidelity(model, repo.folder, repo.manifest, questions, way, progress)
     if compare if compare is not None else model.checkpoint.nbytes <= COMPARED_BYTES:
-        fidelity["comparisons"] = _comparisons(model, repo.manifest, questions, reach, progress)
+        fidelity["comparisons"] = _comparisons(model, repo.manifest, questions, way, progress)
     manifests.write_json(repo.folder / manifests.FIDELITY_NAME, fidelity, "fidelity")
     return fidelity
 
 
 def _comparisons(
-    model: Model, manifest: dict[str, Any], questions: Path | None, reach: Reach, progress: Progress
+    model: Model, manifest: dict[str, Any], questions: Questions, way: Way, progress: Progress
 ) -> list[dict[str, Any]]:
     """Uniform widths of the same recipe, quantized and measured in the same way; without the calibration data, which
     a quantized folder does not keep: then they are searched, and so is the recipe's own bit map beside them."""
@@ -383,7 +392,7 @@ def _comparisons(
     for name, other in others.items():
         with workplace.scratch() as work:
             repo = quantize(model, work / "repo", other, progress=progress)
-            fidelity = measure_fidelity(model, repo.folder, repo.manifest, questions, reach, progress)
+            fidelity = measure_fidelity(model, repo.folder, repo.manifest, questions, way, progress)
         found.append(
             {
                 "name": name,

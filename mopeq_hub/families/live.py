@@ -35,8 +35,11 @@ class LiveModel:
     tied: frozenset[str]
 
     @classmethod
-    def build(cls, config_path: Path, family: Family, where: str) -> "LiveModel":
-        """The live model of the config.json at `config_path`. Raises MopeqError where transformers does not know it."""
+    def build(cls, config_path: Path, family: Family, where: str, dtype: str | None = None) -> "LiveModel":
+        """The live model of the config.json at `config_path`, in `dtype` or the config's own.
+
+        Raises MopeqError where transformers does not know it.
+        """
         import torch
         import transformers
         from optimum.utils import NormalizedTextConfig
@@ -50,7 +53,7 @@ class LiveModel:
             config = transformers.AutoConfig.from_pretrained(config_path.parent)
             task, auto_class = _task(config)
             with torch.device("meta"):
-                model = auto_class.from_config(config)
+                model = auto_class.from_config(config, **({"dtype": dtype} if dtype else {}))
         except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise MopeqError(
                 f"transformers {transformers.__version__} cannot build {where} from its config: "

@@ -1,10 +1,10 @@
 """Questions as a model takes them: token ids, pictures, and where the answer's tokens are.
 
-Used inside the worker process, with the processor of the folder that is measured. Batches hold rows of one length and
-one set of inputs, so that nothing is padded and every family's forward sees what it would see for a single row.
+Used with the processor of the folder that is measured. Batches hold rows of one length and one set of inputs, so that
+nothing is padded and every family's forward sees what it would see for a single row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,20 @@ class Encoder:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             self._images = AutoImageProcessor.from_pretrained(folder)
 
-    def rows(self, questions: list[Question], with_answer: bool) -> list[Row]:
-        """One row a question: prompt and answer, or the prompt alone, ready for generation."""
-        return [self._row(number, question, with_answer) for number, question in enumerate(questions)]
+    def rows(self, questions: Sequence[Question], with_answer: bool, limit: int = 0) -> list[Row]:
+        """One row a question: prompt and answer, or the prompt alone, ready for generation.
+
+        limit: tokens that all rows together may have; the first is taken whatever it has. 0 is no limit.
+        """
+        rows: list[Row] = []
+        tokens = 0
+        for number, question in enumerate(questions):
+            row = self._row(number, question, with_answer)
+            tokens += row.length
+            if limit and rows and tokens > limit:
+                break
+            rows.append(row)
+        return rows
 
     def decode(self, ids: torch.Tensor) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -121,3 +132,8 @@ def batches(rows: list[Row]) -> Iterator[tuple[list[Row], dict[str, torch.Tensor
         for start in range(0, len(same), count):
             part = same[start : start + count]
             yield part, {name: torch.cat([row.inputs[name] for row in part]) for name in part[0].inputs}
+
+
+def cast(inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Inputs with their floating-point ones in the model's dtype."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}

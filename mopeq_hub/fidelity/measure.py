@@ -1,8 +1,7 @@
-"""The proof: original and published model on the same inputs, and fidelity.json of it."""
+"""The proof: original and published model on the same inputs, whole or block by block, and fidelity.json of it."""
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import PROJECTIONS, matrix_name
-from mopeq_hub.fidelity.questions import Questions, read_questions
+from mopeq_hub.fidelity.cost import estimate, stored_dtype
+from mopeq_hub.fidelity.document import Outcome, document
+from mopeq_hub.fidelity.questions import Questions
 from mopeq_hub.fidelity.runner import Job, run
-from mopeq_hub.manifest import SCHEMA_VERSION, weights_digest
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.source import companions
@@ -28,119 +28,117 @@ _PROCESS_BYTES = 1_200_000_000
 
 
 @dataclass(frozen=True)
-class Reach:
-    """How much of the model the machine can hold: its first `layers` decoder layers, the original in `dtype`."""
+class Way:
+    """How the machine can measure a model: each whole in a process of its own, or both block by block; and in which
+    dtype, by its name in torch."""
 
-    layers: int
-    total: int
+    blocks: bool
     dtype: str
-
-    @property
-    def cut(self) -> int | None:
-        """How many layers the model is cut to; None where it is measured whole."""
-        return None if self.layers == self.total else self.layers
 
 
 def measure(
     model: Model,
     folder: Path,
     manifest: dict[str, Any],
-    questions_path: Path | None,
-    reach: "Reach",
+    questions: Questions,
+    way: Way,
     progress: Progress,
 ) -> dict[str, Any]:
     """fidelity.json of the publication in `folder`, its comparisons left empty.
 
-    Raises MopeqError where the published form does not load with every weight in its place and width, or measures NaN.
+    Raises MopeqError where the published form does not load with every weight in its place and width, measures NaN, or
+    cannot be measured in this machine's memory.
     """
-    questions = read_questions(questions_path)
-    logits, original = _original(model, questions, questions_path, reach, progress)
-    job = Job("published", folder, manifest["model"]["auto_class"], questions_path, logits, layers=reach.cut)
-    published = run(job, _steps(questions), progress)
-    check_loading(published["loading"], manifest, reach.layers)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "publication": manifest["publication"],
-        "weights_digest": weights_digest(manifest),
-        "inputs": {
-            "name": questions.name,
-            "sha256": questions.digest,
-            "questions": len(questions.items),
-            "with_picture": questions.with_picture,
-            "tokens": published["tokens"],
-        },
-        "layers": {"measured": reach.layers, "total": reach.total},
-        "kl": {"mean": _number(published, "kl_mean"), "p99": _number(published, "kl_p99")},
-        "top1_agreement": _number(published, "top1_agreement"),
-        "perplexity": {
-            "original": math.exp(_number(original, "loss")),
-            "published": math.exp(_number(published, "loss")),
-            "ratio": math.exp(published["loss"] - original["loss"]),
-        },
-        "accuracy": {
-            "original": original["accuracy"],
-            "published": published["accuracy"],
-            "questions": len(questions.items),
-        }
-        if questions.scored
-        else None,
-        "loading": {
-            "quantized_modules": len(published["loading"]["widths"]),
-            "original_dtype": original["loading"]["dtype"],
-            "published_dtype": published["loading"]["dtype"],
-        },
-        "comparisons": [],
-    }
+    find = _by_blocks if way.blocks else _whole
+    return document(find(model, folder, manifest, questions, way, progress), questions, manifest)
 
 
-def reach_of(model: Model, available: int) -> Reach:
-    """As many decoder layers of the original as fit into `available` bytes, in float32 if the whole model then fits.
+def way_of(model: Model, available: int) -> Way:
+    """Whole where `available` bytes hold the original: in float32, or else as it is stored. Otherwise block by
+    block.
 
-    Raises MopeqError where not even one layer does.
+    transformers makes bfloat16 of float8, and nothing else.
     """
-    total = model.layout.layer_count
-    outside, layers = 0, [0] * total
-    for info in model.checkpoint.tensors.values():
-        if info.name in model.layout.layer_of:
-            layers[model.layout.layer_of[info.name]] += math.prod(info.shape)
-        else:
-            outside += math.prod(info.shape)
     room = available - _PROCESS_BYTES
-    if 4 * (outside + sum(layers)) <= room:
-        return Reach(total, total, "float32")
-    fitting, used = 0, 2 * outside
-    for count in layers:
-        used += 2 * count
-        if used > room:
-            break
-        fitting += 1
-    # Fewer layers would hold no expert, and measure nothing that was done.
-    least = min(model.layout.experts_modules) + 1
-    if fitting < least:
-        needed = 2 * (outside + sum(layers[:least])) + _PROCESS_BYTES
+    tensors = model.checkpoint.tensors.values()
+    weights = sum(math.prod(info.shape) for info in tensors)
+    float8 = any(info.dtype == "F8_E4M3" for info in tensors)
+    if 4 * weights <= room and not float8:
+        return Way(blocks=False, dtype="float32")
+    held = max(model.checkpoint.nbytes, 2 * weights if float8 else 0)
+    return Way(blocks=held > room, dtype=stored_dtype(model))
+
+
+def _whole(
+    model: Model,
+    folder: Path,
+    manifest: dict[str, Any],
+    questions: Questions,
+    way: Way,
+    progress: Progress,
+) -> Outcome:
+    logits, original = _original(model, questions, way, progress)
+    auto_class = manifest["model"]["auto_class"]
+    job = Job("published", folder, auto_class, questions.path, logits, way.dtype, questions.limit)
+    published = run(job, _steps(questions), progress)
+    check_loading(published["loading"], manifest)
+    return Outcome(
+        method="whole",
+        figures=published,
+        questions=published["questions"],
+        loading=published["loading"],
+        dtypes=(original["loading"]["dtype"], published["loading"]["dtype"]),
+        accuracy=(original["accuracy"], published["accuracy"]) if questions.scored else None,
+    )
+
+
+def _by_blocks(
+    model: Model,
+    folder: Path,
+    manifest: dict[str, Any],
+    questions: Questions,
+    way: Way,
+    progress: Progress,
+) -> Outcome:
+    from mopeq_hub.fidelity.by_blocks import measure_by_blocks
+
+    _check_memory(model, questions)
+    loading = check_published(folder, manifest, progress)
+    return Outcome.of_blocks(measure_by_blocks(model, folder, manifest, questions, way.dtype, progress), loading)
+
+
+def _check_memory(model: Model, questions: Questions) -> None:
+    """Raises MopeqError where not even the largest block and the hidden states fit."""
+    needed, available = estimate(model, questions).memory + _PROCESS_BYTES, workplace.free_memory()
+    if needed > available:
         raise MopeqError(
-            f"{available / 1e9:.1f} GB of free memory do not hold one layer of experts of {model.source.name}",
-            f"use a machine with {needed / 1e9:.0f} GB free",
+            f"{available / 1e9:.1f} GB of free memory do not hold a block of {model.source.name} and its hidden states",
+            f"use a machine with {needed / 1e9:.0f} GB free, or fewer --fidelity-tokens",
         )
-    return Reach(fitting, total, "bfloat16")
 
 
-def check_loading(loading: dict[str, Any], manifest: dict[str, Any], layers: int) -> None:
-    """Raises MopeqError unless the loader found all it looked for, used all it found, and at the bit map's widths.
+def check_published(folder: Path, manifest: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """What the loader says of the published form, loaded where memory allows it, else prepared from its headers.
 
-    Of a model cut after `layers` decoder layers, the tensors of later layers are left over by design.
+    Raises MopeqError where a weight is not in its place and width.
     """
+    fits = manifest["sizes"]["published_bytes"] + _PROCESS_BYTES <= workplace.free_memory()
+    job = Job("load" if fits else "prepare", folder, manifest["model"]["auto_class"])
+    loading = dict(run(job, 0, progress)["loading"])
+    check_loading(loading, manifest)
+    return loading
+
+
+def check_loading(loading: dict[str, Any], manifest: dict[str, Any]) -> None:
+    """Raises MopeqError unless the loader found all it looked for, used all it found, and at the bit map's widths."""
     hint = "nothing was published; report the model's name"
-    later = re.compile(rf"{re.escape(manifest['model']['blocks'])}\.(\d+)\.")
     for kind, words in _LOADING_TROUBLES.items():
-        names = [name for name in loading[kind] if not ((found := later.match(name)) and int(found[1]) >= layers)]
-        if names:
+        if names := loading[kind]:
             others = f" and {len(names) - 1} others are" if len(names) > 1 else " is"
             raise MopeqError(f"the published form does not load: {names[0]}{others} {words}", hint)
     expected = {
         matrix_name(entry["module"], index, projection): bits
         for entry in manifest["experts"]
-        if entry["layer"] < layers
         for index, bits in enumerate(entry["bits"])
         for projection in PROJECTIONS
     }
@@ -152,8 +150,8 @@ def check_loading(loading: dict[str, Any], manifest: dict[str, Any], layers: int
     wrong = sorted(name for name, bits in rest.items() if bits != manifest["rest"]["bits"])
     if wrong:
         raise MopeqError(f"the published form loads {wrong[0]} with {rest[wrong[0]]} bits", hint)
-    if layers >= manifest["model"]["layers"] and len(rest) != manifest["rest"]["quantized"]:
-        quantized = manifest["rest"]["quantized"]
+    quantized = manifest["rest"]["quantized"]
+    if len(rest) != quantized:
         raise MopeqError(f"the published form loads {len(rest)} of {quantized} other quantized layers", hint)
 
 
@@ -162,11 +160,9 @@ def load_alone(folder: Path, auto_class: str) -> dict[str, Any]:
     return dict(run(Job("load", folder, auto_class), 0, Quiet())["loading"])
 
 
-def _original(
-    model: Model, questions: Questions, questions_path: Path | None, reach: Reach, progress: Progress
-) -> tuple[Path, dict[str, Any]]:
+def _original(model: Model, questions: Questions, way: Way, progress: Progress) -> tuple[Path, dict[str, Any]]:
     """The original's answer logits and results, from the cache where they were computed before."""
-    key = f"{model.source.commit[:16]}-{questions.digest[:16]}-{reach.layers}-{reach.dtype}"
+    key = f"{model.source.commit[:16]}-{questions.digest[:16]}-{questions.limit}-{way.dtype}"
     folder = workplace.cache("original") / f"{key}-{'scored' if questions.scored else 'unscored'}-{__version__}"
     logits, result = folder / "logits.npy", folder / "result.json"
     if not result.is_file():
@@ -174,9 +170,8 @@ def _original(
             model.source.path(name)
         home = model.source.path("config.json").parent
         with workplace.scratch() as scratch:
-            job = Job(
-                "original", home, model.layout.auto_class, questions_path, scratch / logits.name, reach.dtype, reach.cut
-            )
+            kept = scratch / logits.name
+            job = Job("original", home, model.layout.auto_class, questions.path, kept, way.dtype, questions.limit)
             (scratch / result.name).write_text(json.dumps(run(job, _steps(questions), progress)), "utf-8")
             folder.mkdir(parents=True, exist_ok=True)
             for name in (logits.name, result.name):
@@ -187,12 +182,3 @@ def _original(
 def _steps(questions: Questions) -> int:
     """Rows a worker will finish: each question once for its logits and, where answers count, once more to answer it."""
     return len(questions.items) * (2 if questions.scored else 1)
-
-
-def _number(result: dict[str, Any], name: str) -> float:
-    value = result[name]
-    if not math.isfinite(value):
-        raise MopeqError(
-            f"the {name} measured is {value}", "nothing was published; the source or its published form computes NaN"
-        )
-    return float(value)

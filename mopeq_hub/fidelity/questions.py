@@ -13,6 +13,9 @@ from pathlib import Path
 from mopeq_hub.errors import MopeqError, UsageError
 
 BUNDLED = Path(__file__).parent / "bundled" / "questions.jsonl"
+DEFAULT_TOKENS = 16_384
+"""Tokens of questions and answers that fidelity is measured on unless the user says otherwise: what the bundled set
+comes to with the vision towers that take most."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +29,26 @@ class Question:
 
 @dataclass(frozen=True)
 class Questions:
-    """A set of questions. `name` is what reports call it; `digest` is over texts and pictures; `scored` if answers
-    count."""
+    """A set of questions. `name` is what reports call it; `digest` is over texts and pictures; `path` is the user's
+    file, None of the bundled set; `limit` is how many tokens of it are taken, from the first question, 0 for all."""
 
     name: str
     digest: str
     items: tuple[Question, ...]
-    scored: bool
+    path: Path | None
+    limit: int
 
     @property
-    def with_picture(self) -> int:
-        return sum(item.image is not None for item in self.items)
+    def scored(self) -> bool:
+        """Whether answers count: the bundled ones are sentences, which nobody repeats to the letter."""
+        return self.path is not None
 
 
-def read_questions(path: Path | None) -> Questions:
+def read_questions(path: str | Path | None, limit: int = DEFAULT_TOKENS) -> Questions:
     """The questions in `path`, or the bundled ones where it is None. Raises MopeqError, naming file and line."""
+    if limit < 0:
+        raise UsageError(f"--fidelity-tokens {limit} is negative", "give how many, or 0 for all")
+    path = Path(path) if path else None
     source = path or BUNDLED
     try:
         lines = source.read_text("utf-8").splitlines()
@@ -54,7 +62,7 @@ def read_questions(path: Path | None) -> Questions:
     for item in items:
         picture = hashlib.sha256(item.image.read_bytes()).hexdigest() if item.image else ""
         whole.update(json.dumps([picture, item.text, item.answer]).encode())
-    return Questions(source.name if path else "bundled", whole.hexdigest(), items, scored=path is not None)
+    return Questions(source.name if path else "bundled", whole.hexdigest(), items, path, limit)
 
 
 def _question(line: str, source: Path, number: int) -> Question:

@@ -13,18 +13,19 @@ from mopeq_hub.progress import Progress
 class Job:
     """What the worker is to do with the model in `folder`.
 
-    role: `original` writes the answers' logits to the file `logits`, `published` compares with them, `load` only loads.
-    questions: None for the bundled set. dtype: by its name in torch; None leaves it to the loader. layers: decoder
-    layers to keep; None for all.
+    role: `original` writes the answers' logits to the file `logits`, `published` compares with them, `load` only loads,
+    `prepare` lets the loader make its modules and compares them with the files' headers.
+    questions: None for the bundled set. dtype: by its name in torch, of the original, and of the published form where
+    it is float32; None leaves it to the loader. limit: of the questions' tokens, 0 for none.
     """
 
-    role: Literal["original", "published", "load"]
+    role: Literal["original", "published", "load", "prepare"]
     folder: Path
     auto_class: str
     questions: Path | None = None
     logits: Path | None = None
     dtype: str | None = None
-    layers: int | None = None
+    limit: int = 0
 
 
 def run(job: Job, steps: int, progress: Progress) -> dict[str, Any]:

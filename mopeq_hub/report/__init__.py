@@ -99,11 +99,6 @@ def counts(manifest: dict[str, Any]) -> dict[int, int]:
     return dict(sorted(Counter(width for layer in manifest["experts"] for width in layer["bits"]).items()))
 
 
-def partly_measured(fidelity: dict[str, Any]) -> bool:
-    """Whether memory allowed only the first layers to be compared."""
-    return bool(fidelity["layers"]["measured"] < fidelity["layers"]["total"])
-
-
 def size(count: int) -> str:
     """Bytes for people: three digits and a decimal unit, as in 54.0 GB."""
     value, units = float(count), iter(("bytes", "kB", "MB", "GB", "TB", "PB"))

@@ -24,7 +24,6 @@ from mopeq_hub.report import (
     listed,
     number,
     one_line,
-    partly_measured,
     percent,
     size,
     table_rows,
@@ -42,6 +41,7 @@ PLOTS = {
     Markdown("sensitivity.png"): "Sensitivity of every expert",
     Markdown("bits_per_layer.png"): "How many experts of each layer have each width",
     Markdown("size_fidelity.png"): "Size against KL divergence from the original",
+    Markdown("layer_errors.png"): "Relative error of the hidden states after each layer",
 }
 """What each plot shows, in the order in which the card shows them."""
 
@@ -176,8 +176,6 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any]) -> list["EvalRe
     ]
     if fidelity["accuracy"]:
         metrics.append(("accuracy", "Exact answers by greedy decoding", fidelity["accuracy"]["published"]))
-    layers = fidelity["layers"]
-    part = f", first {layers['measured']} of {layers['total']} layers" if partly_measured(fidelity) else ""
     return [
         EvalResult(
             task_type=manifest["model"]["task"],
@@ -185,7 +183,7 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any]) -> list["EvalRe
             dataset_name=_inputs_name(fidelity),
             dataset_revision=fidelity["inputs"]["sha256"],
             metric_type=metric,
-            metric_name=name + part,
+            metric_name=name,
             metric_value=float(f"{value:.6g}"),
         )
         for metric, name, value in metrics
@@ -217,7 +215,6 @@ def _measured(manifest: dict[str, Any], fidelity: dict[str, Any] | None) -> dict
     return {
         "fidelity": fidelity,
         "rows": list(table_rows(choices(manifest, fidelity))),
-        "partly_measured": fidelity is not None and partly_measured(fidelity),
         "inputs": _inputs_name(fidelity) if fidelity else None,
     }
 

@@ -66,7 +66,7 @@ SIGNALS = {"hessian": "trace of the Hessian"}
 
 
 def draw(manifest: dict[str, Any], fidelity: dict[str, Any] | None, folder: Path) -> list[Path]:
-    """Write the plots as PNG into `folder`/plots and return their paths; `size_fidelity.png` only with a fidelity."""
+    """Write the plots as PNG into `folder`/plots and return their paths; what was not measured is not drawn."""
     drawn: dict[str, Figure] = {}
     with _style():
         drawn["sensitivity.png"] = _sensitivity(manifest)
@@ -74,6 +74,8 @@ def draw(manifest: dict[str, Any], fidelity: dict[str, Any] | None, folder: Path
         drawn["bits_per_layer.png"] = _bits_per_layer(manifest)
         if fidelity is not None:
             drawn["size_fidelity.png"] = _size_fidelity(choices(manifest, fidelity))
+            if fidelity["layers"]["errors"]:
+                drawn["layer_errors.png"] = _layer_errors(fidelity["layers"]["errors"])
         target = folder / "plots"
         target.mkdir(parents=True, exist_ok=True)
         for name, figure in drawn.items():
@@ -266,6 +268,21 @@ def _bits_per_layer(manifest: dict[str, Any]) -> "Figure":
     _thin(axes.set_xticks, layers, WIDTH - LEFT - RIGHT, 0.32)
     axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
     _legend(figure, manifest)
+    return figure
+
+
+def _layer_errors(errors: list[float]) -> "Figure":
+    """How far the hidden states are from the original's after each layer."""
+    figure, axes = _figure(2.0, 0.6)
+    axes.plot(range(len(errors)), [100 * error for error in errors], "o-", color=OURS, markersize=4, linewidth=1.2)
+    axes.set_title("Error of the hidden states after each layer")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("of the original's norm, %")
+    axes.set_xlim(-0.6, len(errors) - 0.4)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color=PALE, linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    _thin(axes.set_xticks, len(errors), WIDTH - LEFT - RIGHT, 0.32)
     return figure
 
 

@@ -14,7 +14,6 @@ from mopeq_hub.report import (
     link,
     number,
     one_line,
-    partly_measured,
     percent,
     size,
     table_rows,
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
     from rich.text import Text
+
+    from mopeq_hub.fidelity.cost import Cost
 
 INK = {2: "black on yellow", 3: "black on bright_cyan", 4: "white on blue", 8: "white on magenta"}
 """Colours of the terminal's own palette, so that its theme keeps them legible."""
@@ -53,6 +54,13 @@ def plan_table(name: str, planned: list[dict[str, Any]], manifest: dict[str, Any
         ours = manifest is not None and position == len(planned)
         table.add_row(choice["name"], size(choice["bytes"]), percent(share), bpw, style="bold" if ours else None)
     return table
+
+
+def cost_line(cost: "Cost") -> str:
+    """What the proof takes where memory does not hold the model, before it is begun."""
+    work = f"about {cost.tokens:,} tokens and {cost.flops / 1e12:,.3g} TFLOP"
+    memory = f"{size(cost.block_bytes)} for the largest block and {size(cost.hidden_bytes)} for hidden states"
+    return f"fidelity, block by block: {work}, in {memory}; --fidelity-tokens bounds it"
 
 
 def _counts_text(manifest: dict[str, Any]) -> "Text":
@@ -132,9 +140,8 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: s
     accuracy = fidelity["accuracy"]
     if accuracy:
         yield "accuracy", f"{percent(accuracy['published'])}, the original has {percent(accuracy['original'])}"
-    if partly_measured(fidelity):
-        layers = fidelity["layers"]
-        yield "measured", f"only the first {layers['measured']} of {layers['total']} layers: memory held no more"
+    if fidelity["method"] == "blocks":
+        yield "measured", "block by block: memory does not hold the original"
 
 
 def step_summary(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: str) -> str:
@@ -147,7 +154,4 @@ def step_summary(manifest: dict[str, Any], fidelity: dict[str, Any] | None, wher
         f"| {' | '.join(COLUMNS)} |\n|{' --- |' + ' ---: |' * (len(COLUMNS) - 1)}\n{rows}",
         f"Routed experts: {', '.join(f'{count} at {width} bits' for width, count in counts(manifest).items())}.",
     ]
-    if fidelity and partly_measured(fidelity):
-        measured, total = fidelity["layers"]["measured"], fidelity["layers"]["total"]
-        lines.append(f"**Only the first {measured} of {total} layers were measured**: memory held no more.")
     return "\n\n".join(lines) + "\n"

@@ -29,10 +29,10 @@ def table(fidelity: dict[str, Any], experts_bpw: float) -> tuple[list[str], list
 
 def inputs(fidelity: dict[str, Any]) -> str:
     """On what it was measured."""
-    given, layers = fidelity["inputs"], fidelity["layers"]
+    given = fidelity["inputs"]
     return (
         f"Quantized against original on the same {given['questions']} questions "
         f"({given['with_picture']} with a picture), {given['tokens']} answer tokens, "
-        f"{layers['measured']} of {layers['total']} layers. KL divergence is in nats per token: "
+        "all layers. KL divergence is in nats per token: "
         "0 means that both models expect exactly the same words."
     )

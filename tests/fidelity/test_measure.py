@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from mopeq_hub import MopeqError
+from mopeq_hub.errors import UsageError
 from mopeq_hub.fidelity import worker
 from mopeq_hub.fidelity.inputs import Encoder, Row, batches
-from mopeq_hub.fidelity.measure import Reach, check_loading, measure, reach_of
+from mopeq_hub.fidelity.measure import Way, check_loading, measure, way_of
 from mopeq_hub.fidelity.questions import Question, read_questions
 from mopeq_hub.manifest import read_fidelity, read_manifest
-from mopeq_hub.model import Model, open_model
+from mopeq_hub.model import open_model
 from mopeq_hub.progress import Quiet
 
-WHOLE = Reach(4, 4, "float32")
+WHOLE = Way(blocks=False, dtype="float32")
 
 
 class Fixed:
@@ -54,6 +55,7 @@ def test_kl_agreement_and_loss_are_those_of_the_definition(tmp_path: Path) -> No
     assert result["kl_p99"] == pytest.approx(float(np.quantile(divergence.numpy(), 0.99)), rel=1e-6)
     assert result["top1_agreement"] == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
     assert result["loss"] == pytest.approx(float(-q[range(7), answers].log().mean()), rel=1e-6)
+    assert result["original_loss"] == pytest.approx(float(-p[range(7), answers].log().mean()), rel=1e-6)
 
 
 def test_a_model_does_not_differ_from_itself(tmp_path: Path) -> None:
@@ -84,12 +86,13 @@ def test_the_answer_is_what_follows_the_prompt_of_the_chat_template(shapes: Path
 def test_the_bundled_questions_have_pictures_and_answers() -> None:
     questions = read_questions(None)
     assert (questions.name, questions.scored) == ("bundled", False)
-    assert 0.5 < questions.with_picture / len(questions.items) < 1
+    assert 0.5 < sum(item.image is not None for item in questions.items) / len(questions.items) < 1
     assert all(len(item.answer) > 10 for item in questions.items)
 
 
 def test_bundled_questions_measure_any_model(publication: Path, shapes: Path) -> None:
-    fidelity = measure(open_model(str(shapes)), publication, read_manifest(publication), None, WHOLE, Quiet())
+    model, questions = open_model(str(shapes)), read_questions(None)
+    fidelity = measure(model, publication, read_manifest(publication), questions, WHOLE, Quiet())
     assert fidelity["inputs"]["name"] == "bundled"
     assert fidelity["accuracy"] is None
     assert 0 < fidelity["kl"]["mean"] < 0.5
@@ -106,23 +109,22 @@ def test_what_was_published_was_measured(published: Path) -> None:
     assert fidelity["loading"]["quantized_modules"] == 96 * 3 + 16
 
 
-def test_a_model_too_large_is_measured_as_far_as_it_fits(publication: Path, shapes: Path) -> None:
+def test_the_way_is_the_one_that_memory_allows(shapes: Path) -> None:
     model = open_model(str(shapes))
-    assert reach_of(model, 10**12) == Reach(4, 4, "float32")
-    needed = next(memory for memory in range(10**9, 10**10, 10**5) if _layers(model, memory) == 4)
-    assert _layers(model, needed - 2_000_000) == 2
-    with pytest.raises(MopeqError, match="one layer of experts"):
-        reach_of(model, 1_000_000_000)
-    fidelity = measure(model, publication, read_manifest(publication), None, Reach(2, 4, "bfloat16"), Quiet())
-    assert fidelity["layers"] == {"measured": 2, "total": 4}
-    assert fidelity["loading"]["quantized_modules"] == (96 * 3 + 16) // 2
+    needed = next(memory for memory in range(10**9, 10**10, 10**5) if not way_of(model, memory).blocks)
+    assert way_of(model, 10**12) == WHOLE
+    assert way_of(model, needed) == Way(blocks=False, dtype="bfloat16")
+    assert way_of(model, needed - 10**5) == Way(blocks=True, dtype="bfloat16")
 
 
-def _layers(model: Model, memory: int) -> int:
-    try:
-        return reach_of(model, memory).layers
-    except MopeqError:
-        return 0
+def test_rows_are_taken_in_order_up_to_the_limit(shapes: Path) -> None:
+    questions, encoder = read_questions(None), Encoder(shapes)
+    rows = encoder.rows(questions.items, with_answer=True)
+    taken = encoder.rows(questions.items, with_answer=True, limit=rows[0].length + rows[1].length)
+    assert [row.inputs["input_ids"].tolist() for row in taken] == [row.inputs["input_ids"].tolist() for row in rows[:2]]
+    assert len(encoder.rows(questions.items, with_answer=True, limit=1)) == 1
+    with pytest.raises(UsageError, match="negative"):
+        read_questions(None, -1)
 
 
 @pytest.mark.parametrize(
@@ -147,10 +149,10 @@ def test_no_weight_may_be_out_of_place(damage: Any, words: str, published: Path)
     }
     widths |= {f"model.language_model.layers.0.other.{number}": 4 for number in range(manifest["rest"]["quantized"])}
     loading: dict[str, Any] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "widths": widths}
-    check_loading(loading, manifest, 4)
+    check_loading(loading, manifest)
     damage(loading)
     with pytest.raises(MopeqError, match=words):
-        check_loading(loading, manifest, 4)
+        check_loading(loading, manifest)
 
 
 def test_a_published_form_that_does_not_load_is_never_called_good(publication: Path, shapes: Path) -> None:
@@ -159,4 +161,4 @@ def test_a_published_form_that_does_not_load_is_never_called_good(publication: P
     rules[next(iter(rules))] = {"bits": 8}
     (publication / "config.json").write_text(json.dumps(config))
     with pytest.raises(MopeqError, match="nothing was published"):
-        measure(open_model(str(shapes)), publication, read_manifest(publication), None, WHOLE, Quiet())
+        measure(open_model(str(shapes)), publication, read_manifest(publication), read_questions(None), WHOLE, Quiet())

@@ -119,7 +119,7 @@ def test_fused_experts_and_an_asymmetric_grid_load_as_written(tmp_path: Path) ->
     recipe = Recipe(quantizer="signround", iterations=1, group_size=32, symmetric=False, rest_bits=8)
     repo = quantize(str(tiny.qwen3_vl_moe(tmp_path / "source")), tmp_path / "quantized", recipe)
     loading = load_alone(repo.folder, repo.manifest["model"]["auto_class"])
-    check_loading(loading, repo.manifest, repo.manifest["model"]["layers"])
+    check_loading(loading, repo.manifest)
     assert repo.manifest["calibration"]["bundled"] is True
     assert repo.manifest["calibration"]["with_picture"] > 0
 

@@ -79,7 +79,7 @@ def manifest(
 
 def fidelity(
     of: dict[str, Any],
-    measured_layers: int | None = None,
+    by_blocks: bool = False,
     accuracy: bool = False,
     compared: tuple[int, ...] = (2, 3, 4),
 ) -> dict[str, Any]:
@@ -89,19 +89,26 @@ def fidelity(
         "schema_version": 1,
         "publication": of["publication"],
         "weights_digest": "d7" * 32,
+        "method": "blocks" if by_blocks else "whole",
         "inputs": {
             "name": "eval.jsonl" if accuracy else "bundled",
             "sha256": "e5" * 32,
             "questions": 400 if accuracy else 16,
             "with_picture": 240 if accuracy else 10,
             "tokens": 1184 if accuracy else 512,
+            "token_limit": 16_384,
         },
-        "layers": {"measured": measured_layers or total, "total": total},
+        "layers": {"total": total, "errors": [0.02 + 0.15 * n / total for n in range(total)] if by_blocks else None},
         "kl": {"mean": 0.04137, "p99": 0.5129},
         "top1_agreement": 0.9632,
         "perplexity": {"original": 1.2083, "published": 1.2311, "ratio": 1.01887},
         "accuracy": {"original": 0.95, "published": 0.9425, "questions": 400} if accuracy else None,
-        "loading": {"quantized_modules": 312, "original_dtype": "bfloat16", "published_dtype": "bfloat16"},
+        "loading": {
+            "check": "prepared" if by_blocks else "loaded",
+            "quantized_modules": 312,
+            "original_dtype": "bfloat16",
+            "published_dtype": "bfloat16",
+        },
         "comparisons": [_compared(of, bits, accuracy) for bits in compared],
     }
 

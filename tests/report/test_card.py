@@ -70,7 +70,7 @@ def calibrated_folder() -> Case:
 
 
 def large_hub_model() -> Case:
-    """A Hub model with a licence of its own and every choice made otherwise, too large to be measured whole."""
+    """A Hub model with a licence of its own and every choice made otherwise, measured block by block."""
     recipe = Recipe(
         (2, 3, 4, 8), estimator="hutchinson", probes=64, scope="layer", quantizer="rtn", group_size=128,
         symmetric=False, rest_bits=8, shard_size=5_000_000_000, seed=1,
@@ -88,7 +88,7 @@ def large_hub_model() -> Case:
         "language": ["en", "zh", False],
         "pipeline_tag": "image-text-to-text",
     }
-    return made, fidelity(made, measured_layers=9), card, "someone/Large-VL-30B_A3B-mopeq", None
+    return made, fidelity(made, by_blocks=True), card, "someone/Large-VL-30B_A3B-mopeq", None
 
 
 def bare_minimum() -> Case:
@@ -102,8 +102,9 @@ CASES = {case.__name__: case for case in (small_folder, calibrated_folder, large
 def written(folder: Path, case: Case) -> str:
     """The card of a case, with those plots beside it that a run would have drawn."""
     (folder / "plots").mkdir(parents=True)
+    errors = case[1] and case[1]["layers"]["errors"]
     for name in PLOTS:
-        if case[1] or name != "size_fidelity.png":
+        if {"size_fidelity.png": case[1], "layer_errors.png": errors}.get(name, True):
             (folder / "plots" / name).touch()
     write_card(folder, *case)
     return (folder / "README.md").read_text("utf-8")

@@ -39,8 +39,10 @@ def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_size_against_fidelity_needs_a_fidelity(tmp_path: Path) -> None:
-    assert "size_fidelity.png" not in [path.name for path in draw(manifest(), None, tmp_path)]
+def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
+    made = manifest()
+    assert "size_fidelity.png" not in [path.name for path in draw(made, None, tmp_path)]
+    assert draw(made, fidelity(made, by_blocks=True), tmp_path)[-1].name == "layer_errors.png"
 
 
 def test_values_at_the_edge_can_be_drawn(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_a_layer_too_wide_for_the_terminal_becomes_a_bar_with_counts() -> None:
 
 def test_the_result_names_what_was_measured() -> None:
     made = manifest()
-    text = shown(result_lines(made, fidelity(made, measured_layers=2, accuracy=True), "out/[bold]shapes"))
-    for words in ("out/[bold]shapes", "1.51 MB", "3.30", "0.0414 nats", "96.3%", "94.2%", "first 2 of 4 layers"):
+    text = shown(result_lines(made, fidelity(made, by_blocks=True, accuracy=True), "out/[bold]shapes"))
+    for words in ("out/[bold]shapes", "1.51 MB", "3.30", "0.0414 nats", "96.3%", "94.2%", "block by block"):
         assert words in text
     assert "not measured" in shown(result_lines(made, None))
 
@@ -71,10 +71,9 @@ def test_a_name_cannot_steer_the_terminal() -> None:
 
 def test_the_step_summary_is_a_markdown_table_with_a_link() -> None:
     made = manifest()
-    text = step_summary(made, fidelity(made, measured_layers=2, accuracy=True), "https://huggingface.co/a/b")
+    text = step_summary(made, fidelity(made, by_blocks=True, accuracy=True), "https://huggingface.co/a/b")
     assert "| this publication | 1.51 MB | 3.30 | 0.0414 | 96.3% | 1.02 | 94.2% |" in text
     assert "[`https://huggingface.co/a/b`](https://huggingface.co/a/b)" in text
-    assert "Only the first 2 of 4 layers were measured" in text
     assert "not measured" in step_summary(made, None, "out/shapes")
 
 

@@ -9,7 +9,7 @@ from tests.report.documents import check, fidelity, manifest
 def test_the_made_up_documents_are_valid() -> None:
     made = manifest(dense=1)
     check(made, "mopeq.schema.json")
-    check(fidelity(made, measured_layers=2, accuracy=True), "fidelity.schema.json")
+    check(fidelity(made, by_blocks=True, accuracy=True), "fidelity.schema.json")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""Where a block pass gets its weights from: a quantize pass that it rides on, or the files of both models.
+
+A model that memory does not hold is measured from its files in the order in which its blocks run, mapped from the
+source and from the quantized folder.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mopeq_hub.bitmap import BitMap, width_of
+from mopeq_hub.checkpoint import Checkpoint
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.experts import Expert, Matrix
+from mopeq_hub.fidelity.blocks import BlockPass
+from mopeq_hub.fidelity.inputs import Encoder
+from mopeq_hub.fidelity.questions import Questions
+from mopeq_hub.fidelity.stages import Item
+from mopeq_hub.model import Model
+from mopeq_hub.progress import Progress
+from mopeq_hub.quantization.packing import Packed, dequantize
+from mopeq_hub.quantization.stream import Piece, Watcher
+from mopeq_hub.recipe import Recipe
+from mopeq_hub.source import FolderSource
+
+_TORCH_ONLY = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+"""What NumPy has no dtype for."""
+
+
+def riding(blocks: BlockPass, checkpoint: Checkpoint, recipe: Recipe) -> Watcher:
+    """What a quantize pass is to tell of each piece, so that `blocks` is measured as it goes and nothing is read twice
+    from the source's host.
+
+    Pieces may come in any order; in that of `blocks.stages` one block is in memory.
+    """
+
+    def watch(piece: Piece, made: dict[str, np.ndarray]) -> None:
+        item: Item = piece.matrix or piece.name
+        if blocks.wants(item):
+            published = None if piece.bits == 16 else _unpacked(piece.name, made, piece.bits, recipe)
+            blocks.offer(item, original_of(checkpoint, item, piece.source), published)
+
+    return watch
+
+
+def measure_by_blocks(
+    model: Model,
+    folder: Path,
+    manifest: dict[str, Any],
+    questions: Questions,
+    dtype: str,
+    progress: Progress,
+) -> BlockPass:
+    """Measure the quantized `folder` against its original; the pass that comes back has run to its end.
+
+    dtype: that both compute in, by its name in torch.
+    Raises MopeqError where a published tensor that was to stay as it is does not.
+    """
+    published = _Published(folder, manifest)
+    kept = {live: source for source, live in model.layout.kept.items()}
+    with progress.stage("measure by blocks", model.layout.layer_count + 2, "blocks") as advance:
+        encoder = Encoder(folder)
+        blocks = BlockPass(model, encoder.rows(questions.items, True, questions.limit), dtype, advance)
+        for stage in blocks.stages:
+            for item in filter(blocks.wants, stage.items):
+                source = kept[item] if isinstance(item, str) else item.source
+                original = original_of(model.checkpoint, item, source)
+                blocks.offer(item, original, published.read(item, original))
+            for source in stage.sources:
+                model.checkpoint.let_go(source)
+    return blocks
+
+
+def original_of(checkpoint: Checkpoint, item: Item, source: str) -> torch.Tensor:
+    """The original's tensor where it lies in the mapped file, a matrix as [out, in]; float8 matrices as float32."""
+    dtype = checkpoint.tensors[source].dtype
+    if isinstance(item, str):
+        return _tensor(checkpoint.array(source), dtype)
+    weight = item.read(checkpoint)
+    if weight.values.dtype == np.uint8:
+        return torch.from_numpy(weight.float32())
+    return _tensor(weight.values, dtype)
+
+
+def bitmap_of(manifest: dict[str, Any]) -> BitMap:
+    """The bit map that a manifest describes."""
+    layers = ((entry["layer"], entry["bits"]) for entry in manifest["experts"])
+    return BitMap({Expert(layer, index): bits for layer, widths in layers for index, bits in enumerate(widths)})
+
+
+def _tensor(values: np.ndarray, dtype: str) -> torch.Tensor:
+    """An array of the file as a tensor of safetensors' `dtype`, not copied. It must not be written to."""
+    with warnings.catch_warnings():
+        # torch warns that the file cannot be written to: that is what is wanted, and nothing here tries.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        tensor = torch.from_numpy(values)
+    return tensor.view(_TORCH_ONLY[dtype]) if dtype in _TORCH_ONLY else tensor
+
+
+def _unpacked(name: str, tensors: Mapping[str, np.ndarray], bits: int, recipe: Recipe) -> torch.Tensor:
+    """The weight [out, in], float32, that the packed tensors of a module stand for."""
+    parts = Packed(*(tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")))
+    return torch.from_numpy(dequantize(parts, bits, recipe.symmetric))
+
+
+class _Published:
+    """The tensors of a quantized folder, as weights."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self._checkpoint = Checkpoint(FolderSource(folder))
+        self._recipe = Recipe.from_dict(manifest["recipe"])
+        self._bitmap = bitmap_of(manifest)
+
+    def read(self, item: Item, original: torch.Tensor) -> torch.Tensor | None:
+        """The weight [out, in], float32, that is packed; None where the tensor stayed as it is."""
+        if isinstance(item, Matrix):
+            bits = width_of(item, self._bitmap, self._recipe)
+            if bits != 16:
+                names = (f"{item.name}.{part}" for part in ("qweight", "qzeros", "scales"))
+                return _unpacked(item.name, {name: self._checkpoint.array(name) for name in names}, bits, self._recipe)
+        name = item if isinstance(item, str) else f"{item.name}.weight"
+        if not torch.equal(_tensor(self._checkpoint.array(name), self._checkpoint.tensors[name].dtype), original):
+            raise MopeqError(f"{name} of the published form is not the original's", "quantize it again")
+        return None

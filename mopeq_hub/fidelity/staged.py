@@ -1,0 +1,190 @@
+"""A live model without weights, run one part at a time: what comes before its decoder layers, each layer, what follows.
+
+All code that computes is transformers' own: pictures, their places among the tokens, masks, rotary embeddings and what
+a family does between layers. To run decoder layer n, the text model's own forward is called once more on the inputs
+that were kept for it; layers before n answer with the hidden states that are known already, and the call is left as
+soon as layer n has answered. So a part needs its own weights only, and nothing need be kept but hidden states and the
+text model's inputs.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.fidelity.inputs import Row
+from mopeq_hub.fidelity.metrics import answer_options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Given = dict[str, Any]
+"""Arguments of the text model's forward for one batch, `inputs_embeds` among them."""
+
+
+class _ReachedError(BaseException):
+    """Leaves transformers' code with what was waited for; past any handler of errors on the way."""
+
+    def __init__(self, found: Any) -> None:
+        super().__init__()
+        self.found = found
+
+
+class StagedModel:
+    """Runs one part of a model at a time, with the weights that `weights` puts in place meanwhile.
+
+    before, layers, after: names of the parameters and persistent buffers that each part needs. tied: of those that have
+    no values of their own, the name of what they share them with. Hidden states are [rows, tokens, width] in the
+    model's dtype.
+    """
+
+    def __init__(self, model: "PreTrainedModel", blocks: str) -> None:
+        """model: on the meta device; it is changed and must not be used otherwise. blocks: name of its list of decoder
+        layers."""
+        self._model = model.eval()
+        _fill_buffers(model)
+        # What is collected on the way would be wanted of layers that do not run.
+        model.config.get_text_config().output_router_logits = False
+        self._text = model.get_submodule(blocks.rpartition(".")[0])
+        self._blocks = model.get_submodule(blocks)
+        self.tied: dict[str, str] = dict(model.all_tied_weights_keys)
+        self._meta: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+        self.layers = [self._names(layer) for layer in self._blocks.children()]
+        self.after = self._names_after()
+        elsewhere = set(self.after).union(*self.layers)
+        self.before = [name for name in self._meta if name not in elsewhere]
+
+        self._enter: Callable[..., Any] = self._text.forward
+        self._text.forward = self._take_inputs
+        self._given: Given | None = None
+        self._layer, self._earlier, self._hidden = 0, torch.empty(0), torch.empty(0)
+        for number, layer in enumerate(self._blocks.children()):
+            layer.forward = partial(self._answer, number, layer.forward)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._model.dtype
+
+    def empty(self, name: str) -> torch.Tensor:
+        """A tensor like the parameter or buffer of that name, in the dtype in which transformers would load it."""
+        meta = self._meta[name]
+        precise = set(self._model._keep_in_fp32_modules_strict or ())
+        if self.dtype == torch.float16:
+            precise |= set(self._model._keep_in_fp32_modules or ())
+        stays = meta.is_floating_point() and not precise.isdisjoint(name.split("."))
+        return torch.empty_like(meta, device="cpu", dtype=torch.float32 if stays else meta.dtype, requires_grad=False)
+
+    @contextmanager
+    def weights(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Parameters and buffers by name, in their places until the end of the context."""
+        try:
+            for name, tensor in tensors.items():
+                self._place(name, tensor)
+            yield
+        finally:
+            for name in tensors:
+                self._place(name, self._meta[name])
+
+    def begin(self, inputs: dict[str, torch.Tensor]) -> Given:
+        """What the text model is given for these inputs; needs the weights of `before`."""
+        with torch.inference_mode():
+            return dict(self._until(lambda: self._model(**inputs, use_cache=False)))
+
+    def layer(self, number: int, given: Given, hidden: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states after decoder layer `number`, from those after the one before, None for the first."""
+        with torch.inference_mode(), self._known(number, given, hidden):
+            found = self._until(lambda: self._enter(**given))
+        if not torch.is_tensor(found):
+            raise MopeqError(
+                f"decoder layers of {type(self._model).__name__} give more than hidden states",
+                "this variant cannot be measured block by block; use a machine that holds the whole model",
+            )
+        return found
+
+    def logits(self, ids: torch.Tensor, given: Given, hidden: torch.Tensor, row: Row) -> torch.Tensor:
+        """Logits [rows, tokens, vocabulary] of token ids like `row`'s; needs the weights of `after`.
+
+        Tokens are those that predict the answer where the model can be asked for them alone, else all.
+        """
+        embeddings = self._model.get_input_embeddings()
+        embed, width = embeddings.forward, hidden.shape[-1]
+        # Pictures and embeddings are in the hidden states already: their weights are not needed once more.
+        embeddings.forward = lambda tokens: hidden.new_zeros(()).expand(*tokens.shape, width)  # type: ignore[method-assign]
+        try:
+            with torch.inference_mode(), self._known(len(self.layers), given, hidden):
+                options = answer_options(self._model, row)
+                return self._model(input_ids=ids, use_cache=False, **options).logits
+        finally:
+            embeddings.forward = embed  # type: ignore[method-assign]
+
+    @contextmanager
+    def _known(self, layer: int, given: Given, hidden: torch.Tensor | None) -> Iterator[None]:
+        """Layers before `layer` answer what is known; those whose answer nobody uses, a copy that may be spoilt."""
+        if hidden is not None:
+            self._earlier, self._hidden = hidden.clone(), hidden
+        self._layer, self._given = layer, given
+        try:
+            yield
+        finally:
+            self._given = None
+            self._earlier = self._hidden = torch.empty(0)
+
+    def _answer(self, number: int, forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Stands for the forward of decoder layer `number`."""
+        if number < self._layer:
+            return self._hidden if number == self._layer - 1 else self._earlier
+        raise _ReachedError(forward(*arguments, **named))
+
+    def _take_inputs(self, **given: Any) -> Any:
+        """Stands for the text model's forward: keeps what it is given, or goes through it with what was kept."""
+        if self._given is not None:
+            return self._enter(**self._given)
+        raise _ReachedError(given)
+
+    @staticmethod
+    def _until(call: Callable[[], Any]) -> Any:
+        try:
+            call()
+        except _ReachedError as reached:
+            return reached.found
+        raise RuntimeError("the model did not come to the part that was to be run")
+
+    def _names(self, *modules: nn.Module) -> list[str]:
+        """Names in `_meta` of what these modules hold."""
+        wanted = {id(module) for module in modules}
+        prefixes = tuple(f"{name}." for name, module in self._model.named_modules() if id(module) in wanted)
+        return [name for name in self._meta if name.startswith(prefixes)]
+
+    def _names_after(self) -> list[str]:
+        """Of what follows the decoder layers: the text model's later children, as transformers orders them, and the
+        head."""
+        children = list(self._text.children())
+        later = children[children.index(self._blocks) + 1 :]
+        head = self._model.get_output_embeddings()
+        return self._names(*later, *([head] if head is not None else []))
+
+    def _place(self, name: str, tensor: torch.Tensor) -> None:
+        path, _, own = name.rpartition(".")
+        module = self._model.get_submodule(path)
+        if own not in module._parameters:
+            module._buffers[own] = tensor
+        elif isinstance(tensor, nn.Parameter):
+            module._parameters[own] = tensor
+        else:
+            module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _fill_buffers(model: "PreTrainedModel") -> None:
+    """Compute buffers that no file holds, such as rotary frequencies, as transformers does when it loads a model."""
+    for module in model.modules():
+        # Nothing but the buffers is on a device where initialising it would cost anything.
+        module._is_hf_initialized = False  # type: ignore[assignment]
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers[name]
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+    model.initialize_weights()
