@@ -12,6 +12,8 @@ from mopeq_hub import manifest as manifests
 from mopeq_hub import workplace
 from mopeq_hub.allocation import allocate
 from mopeq_hub.bitmap import BitMap
+from mopeq_hub.engines import Engine
+from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.fidelity.cost import Cost, estimate
 from mopeq_hub.fidelity.measure import Way, way_of
@@ -76,6 +78,7 @@ def publish(
     private: bool = False,
     dry_run: bool = False,
     stream: bool | None = None,
+    engine: Engine = LOCAL,
     progress: Progress | None = None,
 ) -> Publication:
     """Quantize a model expert by expert, prove the result, and publish it with its card and its Space.
@@ -85,7 +88,7 @@ def publish(
     measured on; None takes the bundled set. fidelity_tokens: how many of its tokens, from the first question; 0 for
     all. calibration: questions for what the recipe tunes on, where it does. compare: measure uniform widths too; None
     does so for small models. dry_run: do everything but push. stream: let go of every shard of a Hub model once it is
-    quantized and sent; None does so where the disk cannot hold it.
+    quantized and sent; None does so where the disk cannot hold it. engine: where shards are measured and quantized.
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
@@ -109,7 +112,7 @@ def publish(
     place = destination.folder or workplace.home()
     needs = _check_needs(opened, recipe, place, to_hub=destination.repo_id is not None, stream=stream)
     with destination.workplace(name) as work:
-        repo = _build(opened, recipe, None, work, progress, needs, calibration_path)
+        repo = _build(opened, recipe, None, work, progress, needs, calibration_path, engine)
         fidelity = _evaluate(opened, repo, asked, compare, progress)
         card(repo.folder, destination, space=space)
         if dry_run:
@@ -166,12 +169,13 @@ def quantize(
     profile: Profile | None = None,
     progress: Progress | None = None,
     calibration: str | Path | None = None,
+    engine: Engine = LOCAL,
 ) -> QuantizedRepo:
     """Quantize a model into `folder`, which must be empty or not exist.
 
     model: a folder, owner/name[@revision], or an opened Model. profile: sensitivities of these very weights by the
     recipe's signal, measured before; None measures them. calibration: questions that the recipe tunes on; None for the
-    bundled ones.
+    bundled ones. engine: as in `publish`.
     Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
     """
     progress, folder = progress or Quiet(), Path(folder)
@@ -186,7 +190,7 @@ def quantize(
     with workplace.kept(f"{folder.resolve()} {name} {__version__}", beside=folder.resolve()) as work:
         if folder.exists() and any(folder.iterdir()):
             return _quantized_before(folder, name)
-        repo = _build(opened, recipe, profile, work, progress, needs, calibration)
+        repo = _build(opened, recipe, profile, work, progress, needs, calibration, engine)
         if folder.exists():
             folder.rmdir()
         repo.folder.rename(folder)
@@ -204,12 +208,12 @@ def _quantized_before(folder: Path, name: str) -> QuantizedRepo:
     return repo
 
 
-def profile_of(model: Model, recipe: Recipe, progress: Progress) -> Profile:
+def profile_of(model: Model, recipe: Recipe, progress: Progress, engine: Engine = LOCAL) -> Profile:
     """The profile the recipe asks for, measured now or, for the same weights and signal, before."""
     cached = _profile_cache(model, recipe)
     if cached.is_file():
         return Profile.read(cached)
-    profile = measure(model, recipe, cached.with_suffix(".partial"), progress)
+    profile = measure(model, recipe, cached.with_suffix(".partial"), progress, engine)
     profile.write(cached)
     return profile
 
@@ -331,14 +335,15 @@ def _build(
     progress: Progress,
     needs: Needs,
     calibration: Path | None,
+    engine: Engine,
 ) -> QuantizedRepo:
     """The quantized folder `work`/repo, made or gone on with."""
     if needs.passing and isinstance(model.source, HubSource):
         model.source.pass_through(work / "source")
     check_usable(model)
     check_memory(model, recipe)
-    profile = _checked(profile, model, recipe) if profile else profile_of(model, recipe, progress)
-    manifest = fill(model, recipe, profile, allocate(profile, recipe), work, progress, calibration)
+    profile = _checked(profile, model, recipe) if profile else profile_of(model, recipe, progress, engine)
+    manifest = fill(model, recipe, profile, allocate(profile, recipe), work, progress, calibration, engine=engine)
     return QuantizedRepo(work / "repo", manifest)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub.bitmap import BitMap, quantization_config
+from mopeq_hub.engines import Engine
+from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
@@ -57,6 +59,7 @@ def fill(
     calibration: Path | None = None,
     send: Send | None = None,
     watch: Watcher | None = None,
+    engine: Engine = LOCAL,
 ) -> dict[str, Any]:
     """Put all that a quantized folder holds before it is measured into `work`/repo; returns its manifest.
 
@@ -72,7 +75,7 @@ def fill(
         left = model.layout.ignored
         progress.say(f"left out: {len(left)} tensors that {model.layout.auto_class} does not load, such as {left[0]}")
     tuned = tuned_weights(model, bitmap, recipe, calibration, work, progress)
-    weights = quantize_units(model, units, recipe, work, folder, progress, tuned.weights, send, watch)
+    weights = quantize_units(model, units, recipe, work, folder, progress, tuned.weights, send, watch, engine)
     write_index(folder, shards)
     for name in companions(model.source):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -79,12 +79,17 @@ class HubDestination:
                 api.delete_tag(self.repo_id, tag=publication)
             api.create_tag(self.repo_id, tag=publication, revision=commit)
 
+    def prepare(self) -> None:
+        api = hub_client.api()
+        with hub_client.hub_errors(self.repo_id):
+            if api.repo_exists(self.repo_id):
+                return
+            api.create_repo(self.repo_id, private=self._private)
+        self._seen["model"] = self._head("model")
+
     def send(self, path: Path) -> None:
         api = hub_client.api()
         with hub_client.hub_errors(self.repo_id):
-            if not api.repo_exists(self.repo_id):
-                api.create_repo(self.repo_id, private=self._private)
-                self._seen["model"] = self._head("model")
             addition = CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path))
             api.preupload_lfs_files(self.repo_id, [addition])
 
