@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
 
 from mopeq_hub.engines import local
 from mopeq_hub.model import Model
@@ -9,8 +12,22 @@ from mopeq_hub.passage import Passage
 from mopeq_hub.progress import Advance, Progress
 from mopeq_hub.quantization.journal import Finished, Journal, digest
 from mopeq_hub.quantization.packing import Packed
-from mopeq_hub.quantization.stream import Unit, Watcher, quantize_unit
+from mopeq_hub.quantization.stream import Piece, Unit, quantize_unit
 from mopeq_hub.recipe import Recipe
+
+
+class Watch(Protocol):
+    """Somebody who looks at every piece as it goes by, and remembers."""
+
+    resumed: bool
+    """Whether it remembers what an earlier run showed it."""
+
+    def see(self, piece: Piece, made: dict[str, np.ndarray]) -> None:
+        """What was made of a piece, while the source is still mapped."""
+
+    def keep(self) -> None:
+        """What was seen so far must survive this process."""
+
 
 Send = Callable[[Path], None]
 """Uploads a file so that the commit that publishes it finds it there."""
@@ -25,7 +42,7 @@ def quantize_units(
     progress: Progress,
     tuned: Mapping[str, Packed],
     send: Send | None = None,
-    watch: Watcher | None = None,
+    watch: Watch | None = None,
 ) -> list[Finished]:
     """Have every unit's files finished: in `folder`, or sent and gone from there.
 
@@ -33,6 +50,9 @@ def quantize_units(
     as the journal in `work` says and their contents prove, are not done again.
     """
     journal = Journal(work, folder)
+    if watch and not watch.resumed:
+        # What went by before was not seen: it has to come again.
+        journal.forget()
     left = [unit for unit in units if journal.of(unit) is None]
     if len(left) < len(units):
         progress.say(f"going on where it was stopped: {len(units) - len(left)} of {len(units)} shards are finished")
@@ -55,7 +75,7 @@ class _Stages:
         advance: Advance,
         tuned: Mapping[str, Packed],
         send: Send | None,
-        watch: Watcher | None,
+        watch: Watch | None,
     ) -> None:
         self._model, self._recipe, self._journal, self._folder = model, recipe, journal, folder
         self._passage = Passage(model, advance)
@@ -66,7 +86,11 @@ class _Stages:
 
     def work(self, unit: Unit) -> None:
         checkpoint = self._model.checkpoint
-        quantize_unit(checkpoint, unit, self._recipe, self._folder, self._advance, self._tuned, self._watch)
+        see = self._watch.see if self._watch else None
+        quantize_unit(checkpoint, unit, self._recipe, self._folder, self._advance, self._tuned, see)
+        if self._watch:
+            # Before the journal says that this unit need not come again.
+            self._watch.keep()
         self._passage.let_go(unit.shard)
 
     def finish(self, unit: Unit) -> None:
