@@ -65,16 +65,19 @@ class Files(Protocol):
     def path(self, name: str) -> Path:
         """A local path of the file, fetched if need be."""
 
-    def head(self, name: str, count: int) -> bytes:
-        """The first `count` bytes, without fetching the rest."""
+    def part(self, name: str, start: int, count: int) -> bytes:
+        """`count` bytes from `start` on, or as many as there are, without fetching the rest."""
 
 
 class Checkpoint:
     """The tensors of one model: `tensors` from headers alone, `tensor(name)` mapped from the file when asked for."""
 
-    def __init__(self, files: Files) -> None:
-        """Read and check index and headers. Raises MopeqError on anything that does not add up."""
-        self._files = files
+    def __init__(self, files: Files, block: tuple[int, int] = (128, 128)) -> None:
+        """Read and check index and headers; `block`: rows and columns of float8 that share a factor.
+
+        Raises MopeqError on anything that does not add up.
+        """
+        self._files, self.block = files, block
         self._maps: dict[str, tuple[mmap.mmap, int]] = {}
         self.shards = _shards(files)
         self.tensors: dict[str, TensorInfo] = {}
@@ -119,6 +122,28 @@ class Checkpoint:
         flat = np.frombuffer(mapped, ARRAY_DTYPES[info.dtype], count, data_start + info.start)
         return flat.reshape(info.shape)
 
+    def scale_of(self, name: str) -> str | None:
+        """The tensor that holds the factors of a float8 tensor's blocks, None where it has none."""
+        scale = f"{name}_scale_inv"
+        fitting = scale in self.tensors and self.tensors[name].dtype == "F8_E4M3"
+        return scale if fitting and self.tensors[scale].dtype in ("F32", "BF16") else None
+
+    def factors(self, name: str, index: int | None = None) -> np.ndarray:
+        """Of each 16 x 16 numbers of a float8 matrix [rows, columns], or of one of a stack of them, float32.
+
+        They may lie in another file than the matrix and are read without fetching that.
+        """
+        info, scale = self.tensors[name], self.tensors[str(self.scale_of(name))]
+        data_start = self._data_start(scale.file)
+        raw = self._files.part(scale.file, data_start + scale.start, scale.nbytes)
+        blocks = np.frombuffer(raw, ARRAY_DTYPES[scale.dtype]).reshape(scale.shape)
+        blocks = blocks if index is None else blocks[index]
+        if scale.dtype == "BF16":
+            blocks = (blocks.astype(np.uint32) << 16).view(np.float32)
+        for axis, (length, block) in enumerate(zip(info.shape[-2:], self.block, strict=True)):
+            blocks = blocks.repeat(block // 16, axis).take(range(-(-length // 16)), axis)
+        return blocks
+
     def in_file_order(self) -> Iterator[TensorInfo]:
         """Tensors shard by shard, each shard from its beginning: the order in which reading costs least."""
         order = {shard: position for position, shard in enumerate(self.shards)}
@@ -136,14 +161,19 @@ class Checkpoint:
         """Unmap a file. Arrays of it that are still in use keep it until they are gone."""
         self._maps.pop(shard, None)
 
+    def _data_start(self, shard: str) -> int:
+        """Where in the file the data of its tensors begins."""
+        (header_bytes,) = struct.unpack("<Q", self._files.part(shard, 0, 8))
+        return 8 + int(header_bytes)
+
     def _mapped(self, shard: str) -> tuple[mmap.mmap, int]:
         if shard not in self._maps:
             while len(self._maps) >= _MAPPED_SHARDS:
                 # Tensors of it that are still in use keep it mapped until they are gone.
                 self._maps.pop(next(iter(self._maps)))
             with open(self._files.path(shard), "rb") as file:
-                (header_bytes,) = struct.unpack("<Q", file.read(8))
-                self._maps[shard] = (mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), 8 + header_bytes)
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps[shard] = (mapped, self._data_start(shard))
         return self._maps[shard]
 
 
@@ -152,14 +182,14 @@ def read_header(files: Files, shard: str) -> list[TensorInfo]:
     true."""
     size = files.files()[shard]
     where = f"{shard} of {files.name}"
-    prefix = files.head(shard, 8)
+    prefix = files.part(shard, 0, 8)
     if len(prefix) < 8:
         raise _damaged(where, f"it has {size} bytes, too few for a safetensors file")
     (header_bytes,) = struct.unpack("<Q", prefix)
     if header_bytes > MAX_HEADER_BYTES or header_bytes + 8 > size:
         raise _damaged(where, f"its header claims {header_bytes:,} bytes of a file of {size:,}")
     try:
-        entries = json.loads(files.head(shard, 8 + header_bytes)[8:])
+        entries = json.loads(files.part(shard, 0, 8 + header_bytes)[8:])
     except (ValueError, RecursionError):
         raise _damaged(where, "its header is not JSON") from None
     if not isinstance(entries, dict):

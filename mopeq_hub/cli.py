@@ -51,6 +51,14 @@ FidelityTokens = Annotated[
         "--fidelity-tokens", help="Tokens of the questions that fidelity is measured on, from the first; 0 for all."
     ),
 ]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="JSON lines for `gptq` and `signround`; best others than --questions.",
+        show_default="bundled pictures and prompts",
+    ),
+]
 Compare = Annotated[
     bool | None,
     typer.Option("--compare/--no-compare", help="Measure uniform widths too.", show_default="for models up to 1 GB"),
@@ -69,7 +77,8 @@ _RECIPE_HELP = {
     "probes": "Random vectors of the hutchinson estimator.",
     "allocator": "How sensitivities become widths.",
     "scope": "Who competes for bits: all experts of the `model`, or those of one `layer`.",
-    "quantizer": "`search` for the best scale of each group, or `rtn`, round to nearest.",
+    "quantizer": "`search` for the best scale of a group, `rtn`, round to nearest, or calibrated: `gptq`, `signround`.",
+    "iterations": "How often `signround` adjusts each decoder layer.",
     "group_size": "Consecutive weights that share a scale: 32, 64, 128 or 256.",
     "symmetric": "Whether the grid is centred on zero.",
     "rest_bits": "Width of the text model's other linear layers: 2, 3, 4, 8, or 16 to leave them.",
@@ -79,10 +88,10 @@ _RECIPE_HELP = {
 
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for each choice of a Recipe, with the Recipe's own defaults, in place of its
-    `recipe`."""
+    """Give a command one option for each choice of a Recipe that has a help text, with the Recipe's own defaults, in
+    place of its `recipe`. The digest of the calibration data has none: a file is named instead."""
     options = []
-    for choice in fields(Recipe):
+    for choice in (field for field in fields(Recipe) if field.name in _RECIPE_HELP):
         default: Any = ",".join(map(str, choice.default)) if choice.name == "bits" else choice.default  # type: ignore[arg-type]
         flag = "--" + choice.name.replace("_", "-") + ("/--asymmetric" if choice.name == "symmetric" else "")
         annotation = Annotated[type(default), typer.Option(flag, help=_RECIPE_HELP[choice.name])]  # type: ignore[valid-type]
@@ -121,6 +130,7 @@ def publish(
     ] = None,
     questions: QuestionsOption = None,
     fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
+    calibration: CalibrationOption = None,
     compare: Compare = None,
     space: Space = True,
     private: Private = False,
@@ -136,6 +146,7 @@ def publish(
         recipe,
         questions=questions,
         fidelity_tokens=fidelity_tokens,
+        calibration=calibration,
         compare=compare,
         space=space,
         private=private,
@@ -154,6 +165,7 @@ def plan(
     save_profile: Annotated[Path | None, typer.Option(help="Where to keep the sensitivities that were used.")] = None,
     questions: QuestionsOption = None,
     fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
+    calibration: CalibrationOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what would happen to MODEL: sizes per choice, the bit map, a heatmap, what the proof costs. Nothing is
@@ -165,7 +177,8 @@ def plan(
         model,
         recipe,
         Profile.read(profile) if profile else None,
-        progress=_progress(as_json),
+        _progress(as_json),
+        calibration,
         questions=questions,
         fidelity_tokens=fidelity_tokens,
     )
@@ -194,6 +207,7 @@ def quantize(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
     recipe: Recipe,
     profile: Annotated[Path | None, typer.Option(help="Sensitivities measured before.")] = None,
+    calibration: CalibrationOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize MODEL into DIR."""
@@ -201,7 +215,8 @@ def quantize(
     from mopeq_hub.report import summary
     from mopeq_hub.sensitivity import Profile
 
-    repo = pipeline.quantize(model, folder, recipe, Profile.read(profile) if profile else None, _progress(as_json))
+    known = Profile.read(profile) if profile else None
+    repo = pipeline.quantize(model, folder, recipe, known, _progress(as_json), calibration)
     _print(repo.manifest, as_json, lambda: summary.result_lines(repo.manifest, None, str(folder)))
 
 

@@ -12,15 +12,16 @@ from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import Family, matrix_name
 from mopeq_hub.families.live import LiveModel
-from mopeq_hub.kernels.weight import Weight
+from mopeq_hub.kernels.weight import ROWS, Weight
 
 PACK_MULTIPLE = 32
 """Rows and columns come in multiples of this in auto-round's layout: 32 values fill whole 32-bit words at every
 width."""
 
 
-QUANTIZABLE = ("BF16", "F16", "F32")
-"""What weights that are to be quantized may be stored as."""
+_FLOAT8 = "F8_E4M3"
+QUANTIZABLE = ("BF16", "F16", "F32", _FLOAT8)
+"""What weights that are to be quantized may be stored as; float8 with a factor for each block."""
 
 
 @dataclass(frozen=True, order=True)
@@ -52,14 +53,16 @@ class Matrix:
 
     def read(self, checkpoint: Checkpoint) -> Weight:
         """The weight [out, in] as a view of the mapped file."""
-        return Weight(self._slice(checkpoint.array(self.source)))
+        values = checkpoint.array(self.source)
+        values = self._slice(values if self.index is None else values[self.index], 1)
+        if checkpoint.scale_of(self.source) is None:
+            return Weight(values)
+        return Weight(values, np.ascontiguousarray(self._slice(checkpoint.factors(self.source, self.index), ROWS)))
 
-    def _slice(self, tensor: np.ndarray) -> np.ndarray:
-        if self.index is not None:
-            tensor = tensor[self.index]
-        if self.transposed:
-            tensor = tensor.T
-        return tensor if self.rows is None else tensor[slice(*self.rows)]
+    def _slice(self, matrix: np.ndarray, step: int) -> np.ndarray:
+        """This weight's part of a matrix in the file that has a number for each `step` rows and columns."""
+        matrix = matrix.T if self.transposed else matrix
+        return matrix if self.rows is None else matrix[self.rows[0] // step : self.rows[1] // step]
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,28 @@ class Layout:
 def read_layout(checkpoint: Checkpoint, family: Family, config_path: Path, where: str) -> Layout:
     """Place every tensor of the checkpoint. Raises MopeqError where file, config and family do not fit together."""
     placer = _Placer(family, LiveModel.build(config_path, family, where), where)
+    scales = {checkpoint.scale_of(name) for name in checkpoint.tensors}
     for info in checkpoint.in_file_order():
+        if info.name in scales:
+            continue
+        if info.dtype == _FLOAT8:
+            _check_float8(checkpoint, info, where)
         placer.place(info)
     return placer.layout()
+
+
+def _check_float8(checkpoint: Checkpoint, info: TensorInfo, where: str) -> None:
+    """Raises MopeqError where a float8 tensor is no matrix, or has no factor for each block."""
+    scale = checkpoint.scale_of(info.name)
+    if scale is None or len(info.shape) not in (2, 3):
+        raise MopeqError(f"{info.name} of {where} is float8 without a scale for each block", "use a source in 16 bits")
+    expected = (*info.shape[:-2], *(-(-n // b) for n, b in zip(info.shape[-2:], checkpoint.block, strict=True)))
+    if checkpoint.tensors[scale].shape != expected:
+        raise MopeqError(
+            f"{scale} of {where} has the shape {list(checkpoint.tensors[scale].shape)} where blocks of "
+            f"{checkpoint.block[0]} x {checkpoint.block[1]} need {list(expected)}",
+            "use the config.json that belongs to these weights",
+        )
 
 
 class _Placer:

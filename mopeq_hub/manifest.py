@@ -37,9 +37,15 @@ def publication_name(recipe: Recipe, source_commit: str) -> str:
 
 
 def build(
-    model: Model, recipe: Recipe, profile: Profile, bitmap: BitMap, shards: Iterable[ShardPlan], files: dict[str, Any]
+    model: Model,
+    recipe: Recipe,
+    profile: Profile,
+    bitmap: BitMap,
+    shards: Iterable[ShardPlan],
+    files: dict[str, Any],
+    calibration: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a publication; `files` as `describe_files` gives it."""
+    """The manifest of a publication; `files` as `describe_files` gives it, `calibration` where weights were tuned."""
     layout, source = model.layout, model.source
     bits, sensitivities = bitmap.by_layer(), profile.by_layer()
     kept = [matrix.name for matrix in layout.rest if width_of(matrix, bitmap, recipe) == 16]
@@ -75,6 +81,7 @@ def build(
             "unquantized": kept if recipe.rest_bits != 16 else [],
         },
         "sizes": sizes(model, recipe, bitmap, shards),
+        **({"calibration": calibration} if calibration else {}),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "files": files,
     }

@@ -11,6 +11,9 @@ from mopeq_hub.families import identify
 from mopeq_hub.source import Source, open_source, read_json
 
 
+_BLOCK = [128, 128]
+
+
 @dataclass(frozen=True)
 class Model:
     """`config` is config.json as it lies in the source."""
@@ -25,6 +28,19 @@ class Model:
         return self.config.get("text_config") or self.config
 
 
+def _float8_block(config: dict[str, Any], where: str) -> tuple[int, int]:
+    """Rows and columns that share a factor in a model stored as float8.
+
+    Raises MopeqError where the model is quantized in any other way.
+    """
+    quantization = config.get("quantization_config") or {}
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else "some method"
+    block = quantization.get("weight_block_size", _BLOCK) if method in (None, "fp8") else None
+    if not isinstance(block, list) or len(block) != 2 or any(type(n) is not int or n < 16 or n % 16 for n in block):
+        raise MopeqError(f"{where} is quantized already, by {method}", "name the model it was made from")
+    return block[0], block[1]
+
+
 def open_model(name: str) -> Model:
     """The model that `name` (a folder, or owner/name[@revision]) refers to, from config and headers alone.
 
@@ -32,9 +48,7 @@ def open_model(name: str) -> Model:
     """
     source = open_source(name)
     config = read_json(source, "config.json")
-    if "quantization_config" in config:
-        method = dict(config["quantization_config"] or {}).get("quant_method", "some method")
-        raise MopeqError(f"{source.name} is quantized already, by {method}", "name the model it was made from")
+    block = _float8_block(config, source.name)
     family = identify(config, source.name)
-    checkpoint = Checkpoint(source)
+    checkpoint = Checkpoint(source, block)
     return Model(source, config, checkpoint, read_layout(checkpoint, family, source.path("config.json"), source.name))

@@ -21,8 +21,9 @@ from mopeq_hub.hub import Destination, destination_for
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.needs import Needs, check_fits, needs_of
 from mopeq_hub.progress import Progress, Quiet
+from mopeq_hub.quantization.calibrated import calibrated, check_memory
 from mopeq_hub.quantization.stream import output_shards, plan_units
-from mopeq_hub.recipe import Recipe
+from mopeq_hub.recipe import CALIBRATED, Recipe
 from mopeq_hub.repo import QuantizedRepo, check_usable, fill, location_of
 from mopeq_hub.report import card as cards
 from mopeq_hub.report import plots
@@ -69,6 +70,7 @@ def publish(
     *,
     questions: str | Path | None = None,
     fidelity_tokens: int = DEFAULT_TOKENS,
+    calibration: str | Path | None = None,
     compare: bool | None = None,
     space: bool = True,
     private: bool = False,
@@ -81,12 +83,14 @@ def publish(
     model: a folder, or owner/name[@revision] on the Hub. to: a Hub repo owner/name or a folder; None chooses
     {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. questions: a file that fidelity is
     measured on; None takes the bundled set. fidelity_tokens: how many of its tokens, from the first question; 0 for
-    all. compare: measure uniform widths too; None does so for small models.
-    dry_run: do everything but push. stream: let go of every shard of a Hub model once it is quantized and sent; None
-    does so where the disk cannot hold it. What a run that was stopped had finished is not done again.
-    Raises MopeqError in one line on whatever goes wrong; the destination then holds what it held before.
+    all. calibration: a file of questions for what the recipe tunes on, where it does; None as above. compare: measure
+    uniform widths too; None does so for small models. dry_run: do everything but push. stream: let go of every shard of
+    a Hub model once it is quantized and sent; None does so where the disk cannot hold it.
+    What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
+    the destination then holds what it held before.
     """
-    recipe, progress = recipe or Recipe(), progress or Quiet()
+    calibration_path = Path(calibration) if calibration else None
+    recipe, progress = calibrated(recipe or Recipe(), calibration_path), progress or Quiet()
     destination = destination_for(to, model, private=private)
     progress.say(f"publishing {model} to {destination.describe()}")
     if not dry_run:
@@ -105,7 +109,7 @@ def publish(
     place = destination.folder or workplace.home()
     needs = _check_needs(opened, recipe, place, to_hub=destination.repo_id is not None, stream=stream)
     with destination.workplace(name) as work:
-        repo = _build(opened, recipe, None, work, progress, needs)
+        repo = _build(opened, recipe, None, work, progress, needs, calibration_path)
         fidelity = _evaluate(opened, repo, asked, compare, progress)
         card(repo.folder, destination, space=space)
         if dry_run:
@@ -120,6 +124,7 @@ def plan(
     recipe: Recipe | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
+    calibration: str | Path | None = None,
     *,
     questions: str | Path | None = None,
     fidelity_tokens: int = DEFAULT_TOKENS,
@@ -130,7 +135,7 @@ def plan(
     Without a profile there is no bit map, only the sizes that uniform widths would give; nothing but headers is fetched
     then.
     """
-    recipe, progress = recipe or Recipe(), progress or Quiet()
+    recipe, progress = calibrated(recipe or Recipe(), Path(calibration) if calibration else None), progress or Quiet()
     asked = read_questions(questions, fidelity_tokens)
     opened = open_model(model)
     if profile is not None:
@@ -160,14 +165,18 @@ def quantize(
     recipe: Recipe | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
+    calibration: str | Path | None = None,
 ) -> QuantizedRepo:
     """Quantize a model into `folder`, which must be empty or not exist.
 
     model: a folder, owner/name[@revision], or an opened Model. profile: sensitivities of these very weights by the
-    recipe's signal, measured before; None measures them.
+    recipe's signal, measured before; None measures them. calibration: questions that the recipe tunes on; None for the
+    bundled ones.
     Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
     """
-    recipe, progress, folder = recipe or Recipe(), progress or Quiet(), Path(folder)
+    progress, folder = progress or Quiet(), Path(folder)
+    calibration = Path(calibration) if calibration else None
+    recipe = calibrated(recipe or Recipe(), calibration)
     opened = open_model(model) if isinstance(model, str) else model
     if folder.is_file() or os.path.ismount(folder):
         raise MopeqError(f"{folder} is {'a file' if folder.is_file() else 'a mount point'}", "name a new folder")
@@ -177,7 +186,7 @@ def quantize(
     with workplace.kept(f"{folder.resolve()} {name} {__version__}", beside=folder.resolve()) as work:
         if folder.exists() and any(folder.iterdir()):
             return _quantized_before(folder, name)
-        repo = _build(opened, recipe, profile, work, progress, needs)
+        repo = _build(opened, recipe, profile, work, progress, needs, calibration)
         if folder.exists():
             folder.rmdir()
         repo.folder.rename(folder)
@@ -315,14 +324,21 @@ def _check_needs(model: Model, recipe: Recipe, place: Path, *, to_hub: bool, str
 
 
 def _build(
-    model: Model, recipe: Recipe, profile: Profile | None, work: Path, progress: Progress, needs: Needs
+    model: Model,
+    recipe: Recipe,
+    profile: Profile | None,
+    work: Path,
+    progress: Progress,
+    needs: Needs,
+    calibration: Path | None,
 ) -> QuantizedRepo:
     """The quantized folder `work`/repo, made or gone on with."""
     if needs.passing and isinstance(model.source, HubSource):
         model.source.pass_through(work / "source")
     check_usable(model)
+    check_memory(model, recipe)
     profile = _checked(profile, model, recipe) if profile else profile_of(model, recipe, progress)
-    manifest = fill(model, recipe, profile, allocate(profile, recipe), work, progress)
+    manifest = fill(model, recipe, profile, allocate(profile, recipe), work, progress, calibration)
     return QuantizedRepo(work / "repo", manifest)
 
 
@@ -363,18 +379,25 @@ def _evaluate(
 def _comparisons(
     model: Model, manifest: dict[str, Any], questions: Questions, way: Way, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Uniform widths of the same recipe, quantized and measured in the same way."""
+    """Uniform widths of the same recipe, quantized and measured in the same way; without the calibration data, which
+    a quantized folder does not keep: then they are searched, and so is the recipe's own bit map beside them."""
     recipe = Recipe.from_dict(manifest["recipe"])
+    others: dict[str, Recipe] = {}
+    if recipe.quantizer in CALIBRATED:
+        recipe = replace(recipe, quantizer="search")
+        others["these widths, not calibrated"] = recipe
+    if len(recipe.bits) > 1:
+        others |= {f"uniform {bits} bits": replace(recipe, bits=(bits,)) for bits in recipe.bits}
     found = []
-    for bits in recipe.bits if len(recipe.bits) > 1 else ():
+    for name, other in others.items():
         with workplace.scratch() as work:
-            uniform = quantize(model, work / "repo", replace(recipe, bits=(bits,)), progress=progress)
-            fidelity = measure_fidelity(model, uniform.folder, uniform.manifest, questions, way, progress)
+            repo = quantize(model, work / "repo", other, progress=progress)
+            fidelity = measure_fidelity(model, repo.folder, repo.manifest, questions, way, progress)
         found.append(
             {
-                "name": f"uniform {bits} bits",
-                "bytes": uniform.manifest["sizes"]["published_bytes"],
-                "experts_bpw": uniform.manifest["sizes"]["experts_bpw"],
+                "name": name,
+                "bytes": repo.manifest["sizes"]["published_bytes"],
+                "experts_bpw": repo.manifest["sizes"]["experts_bpw"],
                 "kl": fidelity["kl"],
                 "top1_agreement": fidelity["top1_agreement"],
                 "perplexity_ratio": fidelity["perplexity"]["ratio"],

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -18,10 +19,13 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "estimator": ("exact", "hutchinson"),
     "allocator": ("kmeans",),
     "scope": ("model", "layer"),
-    "quantizer": ("search", "rtn"),
+    "quantizer": ("search", "rtn", "signround", "gptq"),
     "group_size": GROUP_SIZES,
     "rest_bits": (2, 3, 4, 8, 16),
 }
+
+CALIBRATED = ("signround", "gptq")
+"""Quantizers that look at what the model computes on calibration data."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,11 @@ class Recipe:
     bits: the widths experts may get, in bits per weight; a single width is the uniform baseline.
     signal, estimator, probes: how sensitivity is measured; `probes` counts only for `hutchinson`.
     allocator, scope: how sensitivities become widths; `model` lets experts of all layers compete.
-    quantizer: `search` looks for the scale with the least squared error in each group, `rtn` rounds to nearest.
+    quantizer: `search` looks for the scale with the least squared error in each group, `rtn` rounds to nearest,
+    `signround` tunes scales and roundings on calibration data (arXiv 2309.05516), `gptq` lets the weights of later
+    columns make up for the rounding of earlier ones, on calibration data too (arXiv 2210.17323).
+    iterations: how often `signround` adjusts each decoder layer. calibration: the digest of the calibration questions,
+    which the pipeline fills in. Both stay at their defaults where the quantizer has no use for them.
     group_size: consecutive input weights that share a scale.
     symmetric: True centres the grid on zero; False stores a zero point for each group.
     rest_bits: width of every other linear layer of the text model; 16 leaves them as they are.
@@ -45,7 +53,9 @@ class Recipe:
     probes: int = 32
     allocator: str = "kmeans"
     scope: Literal["model", "layer"] = "model"
-    quantizer: Literal["search", "rtn"] = "search"
+    quantizer: Literal["search", "rtn", "signround", "gptq"] = "search"
+    iterations: int = 100
+    calibration: str = ""
     group_size: int = 64
     symmetric: bool = True
     rest_bits: int = 4
@@ -67,7 +77,11 @@ class Recipe:
             if getattr(self, name) not in allowed:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} {getattr(self, name)!r} does not exist", f"choose from {_listed(allowed)}")
-        for name in ("probes", "shard_size"):
+        for name in self._unused():
+            object.__setattr__(self, name, getattr(type(self), name))
+        if not re.fullmatch("([0-9a-f]{64})?", self.calibration):
+            raise UsageError(f"calibration {self.calibration!r} is not a digest", "name the file with --calibration")
+        for name in ("probes", "iterations", "shard_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is not positive", "give 1 or more")
         if not 0 <= self.seed < 1 << 32:
@@ -86,8 +100,15 @@ class Recipe:
         return "auto_round:auto_gptq" if self.symmetric else "auto_round"
 
     def to_dict(self) -> dict[str, Any]:
-        """The choices as JSON types."""
-        return {**asdict(self), "bits": list(self.bits)}
+        """The choices as JSON types, without those that the quantizer has no use for."""
+        choices = {**asdict(self), "bits": list(self.bits)}
+        return {name: value for name, value in choices.items() if name not in self._unused()}
+
+    def _unused(self) -> tuple[str, ...]:
+        """Choices that only other quantizers know; they are not named, so that they change no digest."""
+        if self.quantizer == "signround":
+            return ()
+        return ("iterations",) if self.quantizer in CALIBRATED else ("iterations", "calibration")
 
     @classmethod
     def from_dict(cls, choices: dict[str, Any]) -> "Recipe":

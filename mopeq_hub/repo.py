@@ -12,6 +12,7 @@ from mopeq_hub.bitmap import BitMap, quantization_config
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
+from mopeq_hub.quantization.calibrated import tuned_weights
 from mopeq_hub.quantization.run import Send, quantize_units
 from mopeq_hub.quantization.shards import write_index
 from mopeq_hub.quantization.stream import Watcher, output_shards, plan_units
@@ -53,13 +54,15 @@ def fill(
     bitmap: BitMap,
     work: Path,
     progress: Progress,
+    calibration: Path | None = None,
     send: Send | None = None,
     watch: Watcher | None = None,
 ) -> dict[str, Any]:
     """Put all that a quantized folder holds before it is measured into `work`/repo; returns its manifest.
 
-    Goes on from what the journal in `work` says. With `send` the weights are sent and not kept. Raises MopeqError on
-    what is wrong with the source, and OSError where the folder cannot be written.
+    Goes on from what the journal in `work` says. calibration: the questions that the recipe tunes on; None for the
+    bundled ones. With `send` the weights are sent and not kept. Raises MopeqError on what is wrong with the source, and
+    OSError where the folder cannot be written.
     """
     folder = work / "repo"
     units = plan_units(model.checkpoint, model.layout, bitmap, recipe)
@@ -68,7 +71,8 @@ def fill(
     if model.layout.ignored:
         left = model.layout.ignored
         progress.say(f"left out: {len(left)} tensors that {model.layout.auto_class} does not load, such as {left[0]}")
-    weights = quantize_units(model, units, recipe, work, folder, progress, send, watch)
+    tuned = tuned_weights(model, bitmap, recipe, calibration, work, progress)
+    weights = quantize_units(model, units, recipe, work, folder, progress, tuned.weights, send, watch)
     write_index(folder, shards)
     for name in companions(model.source):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,7 @@ def fill(
     described = {file.file: {"sha256": file.sha256, "bytes": file.nbytes} for file in weights}
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - set(described)
     files = dict(sorted({**described, **manifests.describe_files(folder, names)}.items()))
-    manifest = manifests.build(model, recipe, profile, bitmap, shards, files)
+    manifest = manifests.build(model, recipe, profile, bitmap, shards, files, tuned.calibration)
     manifests.write_json(folder / manifests.MANIFEST_NAME, manifest, "mopeq")
     (folder / _LOCAL).parent.mkdir()
     (folder / _LOCAL).write_text(json.dumps({"location": model.source.location}), "utf-8")

@@ -21,6 +21,8 @@ _MAX_JSON_BYTES = 10_000_000
 _FIRST_BYTES = 100_000
 """Fetched at once when a header is asked for: most headers fit, and a second request costs more than the bytes."""
 
+_PARTIAL_CONTENT = 206
+
 _COMPANIONS = (
     r"(preprocessor|processor|video_preprocessor|image_processor|feature_extractor)_config\.json",
     r"tokenizer(_config)?\.json", r"tokenizer\.model(\.v\d+)?", r"special_tokens_map\.json", r"added_tokens\.json",
@@ -110,8 +112,9 @@ class FolderSource:
             homes.append(self._folder.parent.parent / "blobs")
         return not any(self.path(name).resolve().is_relative_to(home) for home in homes)
 
-    def head(self, name: str, count: int) -> bytes:
+    def part(self, name: str, start: int, count: int) -> bytes:
         with open(self.path(name), "rb") as file:
+            file.seek(start)
             return file.read(count)
 
 
@@ -188,12 +191,15 @@ class HubSource:
                 )
             )
 
-    def head(self, name: str, count: int) -> bytes:
-        if len(self._heads.get(name, b"")) < min(count, self._files[name]):
-            self._heads[name] = self._fetch_head(name, max(count, _FIRST_BYTES))
-        return self._heads[name][:count]
+    def part(self, name: str, start: int, count: int) -> bytes:
+        end = min(start + count, self._files[name])
+        if end > len(self._heads.get(name, b"")):
+            if start:
+                return self._fetch_part(name, start, end)
+            self._heads[name] = self._fetch_part(name, 0, max(end, _FIRST_BYTES))
+        return self._heads[name][start:end]
 
-    def _fetch_head(self, name: str, count: int) -> bytes:
+    def _fetch_part(self, name: str, start: int, end: int) -> bytes:
         from huggingface_hub import get_session, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
@@ -201,17 +207,19 @@ class HubSource:
         url = hf_hub_url(self.name, name, revision=self.commit, endpoint=api.endpoint)
         headers = build_hf_headers(token=api.token, library_name=api.library_name)
         with hub_client.hub_errors(f"{name} of {self.location}"):
-            ranged = {**headers, "Range": f"bytes=0-{count - 1}"}
+            ranged = {**headers, "Range": f"bytes={start}-{end - 1}"}
             with get_session().stream("GET", url, headers=ranged, follow_redirects=True) as response:
                 hf_raise_for_status(response)
-                # A server that knows no ranges sends the whole file: no more than was asked for is taken.
-                return _first(response.iter_bytes(), count)
+                # A server that knows no ranges sends the whole file: no more than was asked for is kept.
+                skipped = 0 if response.status_code == _PARTIAL_CONTENT else start
+                return _taken(response.iter_bytes(), skipped, end - start)
 
 
-def _first(parts: Iterator[bytes], count: int) -> bytes:
-    taken = bytearray()
+def _taken(parts: Iterator[bytes], skipped: int, count: int) -> bytes:
+    taken, position = bytearray(), 0
     for part in parts:
-        taken += part
+        taken += part[max(0, skipped - position) :]
+        position += len(part)
         if len(taken) >= count:
             break
     return bytes(taken[:count])

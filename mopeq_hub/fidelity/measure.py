@@ -9,7 +9,7 @@ from typing import Any
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import PROJECTIONS, matrix_name
-from mopeq_hub.fidelity.cost import estimate, stored_dtype
+from mopeq_hub.fidelity.cost import ITEM_BYTES, estimate, stored_dtype
 from mopeq_hub.fidelity.document import Outcome, document
 from mopeq_hub.fidelity.questions import Questions
 from mopeq_hub.fidelity.runner import Job, run
@@ -54,13 +54,14 @@ def measure(
 
 
 def way_of(model: Model, available: int) -> Way:
-    """Whole where `available` bytes hold the original: in float32, or else as it is stored. Otherwise block by
-    block."""
+    """Whole where `available` bytes hold the original: in float32, or else in the dtype of plain loading. Otherwise
+    block by block."""
     room = available - _PROCESS_BYTES
     weights = sum(math.prod(info.shape) for info in model.checkpoint.tensors.values())
     if 4 * weights <= room:
         return Way(blocks=False, dtype="float32")
-    return Way(blocks=model.checkpoint.nbytes > room, dtype=stored_dtype(model))
+    dtype = stored_dtype(model)
+    return Way(blocks=ITEM_BYTES[dtype] * weights > room, dtype=dtype)
 
 
 def _whole(

@@ -1,16 +1,12 @@
 """Runs the worker that loads one model: a job in, its result out, in a process that ends with this one."""
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.progress import Advance, Progress
+from mopeq_hub.processes import KILLED, run_module
+from mopeq_hub.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -37,48 +33,17 @@ def run(job: Job, steps: int, progress: Progress) -> dict[str, Any]:
 
     Raises MopeqError with the worker's last words where it fails.
     """
-    with tempfile.TemporaryDirectory() as scratch, progress.stage(f"measure {job.role}", steps, "steps") as advance:
-        job_path, result, log = (Path(scratch) / name for name in ("job.json", "result.json", "log"))
-        job_path.write_text(json.dumps(_described(job, result)), "utf-8")
-        with open(log, "w+", encoding="utf-8") as words:
-            status = _follow(job_path, words, advance)
-            if status != 0 or not result.is_file():
-                words.seek(0)
-                raise _failed(job, status, words.read())
-        return dict(json.loads(result.read_text("utf-8")))
 
-
-def _described(job: Job, result: Path) -> dict[str, Any]:
-    """The job as JSON, its paths absolute."""
-    described = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in asdict(job).items()}
-    # OpenMP threads that outnumber the cores spin against each other.
-    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-    return {**described, "result": str(result), "threads": threads}
-
-
-def _follow(job_path: Path, words: Any, advance: Advance) -> int:
-    """Start the worker, tell its steps, and give its exit status. However this ends, the worker has ended too."""
-    command = [sys.executable, "-m", "mopeq_hub.fidelity.worker", str(job_path)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True, env=environment) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                if line.strip().isdigit():
-                    advance(int(line))
-            return process.wait()
-        except BaseException:
-            process.kill()
-            raise
-
-
-def _failed(job: Job, status: int, words: str) -> MopeqError:
-    which = "the original" if job.role == "original" else "the published form"
-    if status == -9:
+    def failed(status: int, words: str) -> MopeqError:
+        which = "the original" if job.role == "original" else "the published form"
+        if status == KILLED:
+            return MopeqError(
+                f"the process that measured {which} was ended, most likely for want of memory",
+                "use a machine with more",
+            )
         return MopeqError(
-            f"the process that measured {which} was ended, most likely for want of memory", "use a machine with more"
+            f"{which} could not be loaded and measured: {words}", "nothing was published; report the model's name"
         )
-    last = next((line for line in reversed(words.splitlines()) if line.strip()), f"exit status {status}")
-    return MopeqError(
-        f"{which} could not be loaded and measured: {last}", "nothing was published; report the model's name"
-    )
+
+    with progress.stage(f"measure {job.role}", steps, "steps") as advance:
+        return run_module("mopeq_hub.fidelity.worker", asdict(job), advance, failed)

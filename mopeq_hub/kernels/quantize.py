@@ -55,10 +55,8 @@ def _compiled(sources: str) -> Any:
             zero = np.empty(ROWS, np.int32)
             row = block * ROWS
             for column in range(0, columns, group):
-                if by_rows:
-                    start = row * stride + column * raw.itemsize
-                else:
-                    start = column * stride + row * raw.itemsize
+                line, place = (row, column) if by_rows else (column, row)
+                start = line * stride + place * raw.itemsize
                 place = block * (columns // ROWS) + column // ROWS
                 load_tile((raw, start, stride, by_rows, group, factors, place, tile, extremes))
                 for lane in range(ROWS):

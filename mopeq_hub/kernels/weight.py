@@ -6,6 +6,8 @@ import numpy as np
 
 from mopeq_hub.kernels.generate import ROWS
 
+__all__ = ["ROWS", "STORED", "Weight"]
+
 STORED = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F8_E4M3": np.uint8}
 """The dtype that stands for one of safetensors' in an array; NumPy knows no bfloat16 and no float8."""
 _NO_FACTORS = np.ones((1, 1), np.float32)
@@ -68,6 +70,11 @@ class Weight:
             factors = self.factors.repeat(ROWS, 0).repeat(ROWS, 1)[:rows, :columns]
             return np.ascontiguousarray(_E4M3[self.values] * factors)
         return self.values.astype(np.float32, order="C")
+
+    def bfloat16(self) -> np.ndarray:
+        """The nearest bfloat16 of each number [out, in], as uint16."""
+        bits = self.float32().view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 def _e4m3_numbers() -> np.ndarray:

@@ -82,12 +82,17 @@ def pack(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, bits: int) ->
     )
 
 
+def zeros_of(packed: Packed, bits: int) -> np.ndarray:
+    """Zero points as stored [out, in / g], uint8."""
+    return np.ascontiguousarray(_unpack_rows(packed.qzeros, bits).T)
+
+
 def dequantize(packed: Packed, bits: int, symmetric: bool) -> np.ndarray:
     """The weight [out, in], float32, that the packed form stands for."""
     groups, rows = packed.scales.shape
     columns = packed.qweight.shape[0] * 32 // bits
     codes = _unpack_rows(np.ascontiguousarray(packed.qweight.T), bits)
-    zeros = _unpack_rows(packed.qzeros, bits).T.astype(np.float32) + (1.0 if symmetric else 0.0)
+    zeros = zeros_of(packed, bits).astype(np.float32) + (1.0 if symmetric else 0.0)
     grouped = codes.reshape(rows, groups, columns // groups).astype(np.float32) - zeros[..., None]
     return (grouped * packed.scales.T.astype(np.float32)[..., None]).reshape(rows, columns)
 

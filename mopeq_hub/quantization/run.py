@@ -1,6 +1,6 @@
 """A run over the units of a model: each shard got, quantized, hashed, sent where it will be published, and let go."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mopeq_hub.engines import local
@@ -8,6 +8,7 @@ from mopeq_hub.model import Model
 from mopeq_hub.passage import Passage
 from mopeq_hub.progress import Advance, Progress
 from mopeq_hub.quantization.journal import Finished, Journal, digest
+from mopeq_hub.quantization.packing import Packed
 from mopeq_hub.quantization.stream import Unit, Watcher, quantize_unit
 from mopeq_hub.recipe import Recipe
 
@@ -22,12 +23,14 @@ def quantize_units(
     work: Path,
     folder: Path,
     progress: Progress,
+    tuned: Mapping[str, Packed],
     send: Send | None = None,
     watch: Watcher | None = None,
 ) -> list[Finished]:
     """Have every unit's files finished: in `folder`, or sent and gone from there.
 
-    Units that an earlier run finished, as the journal in `work` says and their contents prove, are not done again.
+    tuned: packed weights by the name of their matrix, which are not quantized here. Units that an earlier run finished,
+    as the journal in `work` says and their contents prove, are not done again.
     """
     journal = Journal(work, folder)
     left = [unit for unit in units if journal.of(unit) is None]
@@ -36,7 +39,7 @@ def quantize_units(
     remote = model.source.kind == "hub"
     total = sum(unit.nbytes + (model.source.files()[unit.shard] if remote else 0) for unit in left)
     with progress.stage("download, quantize" if remote else "quantize", total) as advance:
-        local.run(_Stages(model, recipe, journal, folder, advance, send, watch), left)
+        local.run(_Stages(model, recipe, journal, folder, advance, tuned, send, watch), left)
     return [file for unit in units for file in journal.finished(unit)]
 
 
@@ -50,18 +53,20 @@ class _Stages:
         journal: Journal,
         folder: Path,
         advance: Advance,
+        tuned: Mapping[str, Packed],
         send: Send | None,
         watch: Watcher | None,
     ) -> None:
         self._model, self._recipe, self._journal, self._folder = model, recipe, journal, folder
         self._passage = Passage(model, advance)
-        self._advance, self._send, self._watch = advance, send, watch
+        self._advance, self._tuned, self._send, self._watch = advance, tuned, send, watch
 
     def get(self, unit: Unit) -> None:
         self._passage.get(unit.shard)
 
     def work(self, unit: Unit) -> None:
-        quantize_unit(self._model.checkpoint, unit, self._recipe, self._folder, self._advance, self._watch)
+        checkpoint = self._model.checkpoint
+        quantize_unit(checkpoint, unit, self._recipe, self._folder, self._advance, self._tuned, self._watch)
         self._passage.let_go(unit.shard)
 
     def finish(self, unit: Unit) -> None:

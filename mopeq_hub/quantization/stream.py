@@ -5,9 +5,10 @@ can be done in any order, by any machine, and again.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -17,12 +18,17 @@ from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.kernels.norm import all_finite
 from mopeq_hub.progress import Advance
-from mopeq_hub.quantization.packing import quantize
+from mopeq_hub.quantization.packing import Packed, quantize
 from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, fill_shards, named
 from mopeq_hub.recipe import GROUP_SIZES, Recipe
 
+_KEPT_AS = {"F8_E4M3": "BF16"}
+"""What is written of tensors that are not quantized, where it is not what they are stored as: no loader that knows the
+published form knows the factors of float8."""
 Watcher = Callable[["Piece", dict[str, np.ndarray]], None]
 """Told what was made of each piece, while the source is still mapped."""
+
+_NOTHING: Mapping[str, Packed] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def plan_units(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: R
             pieces[info.file].append(_planned(matrix, info.dtype, width_of(matrix, bitmap, recipe), recipe.group_size))
         if info.name in layout.kept:
             name = layout.kept[info.name]
-            kept = (TensorPlan(name, info.dtype, info.shape),)
+            kept = (TensorPlan(name, _KEPT_AS.get(info.dtype, info.dtype), info.shape),)
             pieces[info.file].append(Piece(info.name, name, None, 16, kept, info.nbytes))
     used = {shard: made for shard, made in pieces.items() if made}
     filled = [
@@ -90,15 +96,22 @@ def output_shards(units: list[Unit]) -> list[ShardPlan]:
 
 
 def quantize_unit(
-    checkpoint: Checkpoint, unit: Unit, recipe: Recipe, folder: Path, advance: Advance, watch: Watcher | None = None
+    checkpoint: Checkpoint,
+    unit: Unit,
+    recipe: Recipe,
+    folder: Path,
+    advance: Advance,
+    tuned: Mapping[str, Packed] = _NOTHING,
+    watch: Watcher | None = None,
 ) -> None:
     """Write the unit's files into `folder`; `advance` is told the source bytes done.
 
+    tuned: packed weights by the name of their matrix, taken as they are instead of being quantized here.
     Raises MopeqError on NaN or infinite weights, naming the tensor.
     """
     with ShardWriter(folder, unit.outputs) as writer:
         for position, piece in enumerate(unit.pieces):
-            made = produce(checkpoint, piece, recipe)
+            made = produce(checkpoint, piece, recipe, tuned)
             for name, data in made.items():
                 writer.write(name, data)
             if watch:
@@ -108,23 +121,40 @@ def quantize_unit(
             advance(piece.nbytes)
 
 
-def produce(checkpoint: Checkpoint, piece: Piece, recipe: Recipe) -> dict[str, np.ndarray]:
-    """What is written of one piece, by tensor name. Raises MopeqError on NaN or infinite weights, naming the tensor."""
+def produce(
+    checkpoint: Checkpoint, piece: Piece, recipe: Recipe, tuned: Mapping[str, Packed] = _NOTHING
+) -> dict[str, np.ndarray]:
+    """What is written of one piece, by tensor name; `tuned` as in `write_checkpoint`. Raises MopeqError on NaN or
+    infinite weights, naming the tensor."""
     if piece.bits == 16:
-        values = piece.matrix.read(checkpoint).values if piece.matrix else checkpoint.array(piece.source)
-        if not all_finite(values, piece.tensors[0].dtype):
+        plan = piece.tensors[0]
+        values = _kept(checkpoint, piece)
+        if not all_finite(values, plan.dtype):
             raise MopeqError(
                 f"{piece.source} holds NaN or infinite values",
                 "the source is damaged or was trained to nowhere; use another",
             )
-        return {piece.tensors[0].name: values}
+        return {plan.name: values}
+    packed = tuned[piece.name] if piece.name in tuned else _quantized(checkpoint, piece, recipe)
+    return {f"{piece.name}.{part}": data for part, data in packed.tensors().items()}
+
+
+def _quantized(checkpoint: Checkpoint, piece: Piece, recipe: Recipe) -> Packed:
     assert piece.matrix is not None
     weight = piece.matrix.read(checkpoint)
     try:
-        packed = quantize(weight, piece.bits, recipe.group_size, recipe.symmetric, recipe.quantizer == "search")
+        return quantize(weight, piece.bits, recipe.group_size, recipe.symmetric, search=recipe.quantizer != "rtn")
     except MopeqError as error:
         raise MopeqError(f"{piece.source} holds {error.what}", error.hint) from None
-    return {f"{piece.name}.{part}": data for part, data in packed.tensors().items()}
+
+
+def _kept(checkpoint: Checkpoint, piece: Piece) -> np.ndarray:
+    """The values that are written of a tensor that is not quantized."""
+    if checkpoint.scale_of(piece.source) is None:
+        return piece.matrix.read(checkpoint).values if piece.matrix else checkpoint.array(piece.source)
+    shape = checkpoint.tensors[piece.source].shape
+    matrix = piece.matrix or Matrix(piece.name, piece.source, (shape[0], shape[1]))
+    return matrix.read(checkpoint).bfloat16()
 
 
 def check_divides(matrix: Matrix, group_size: int) -> None:
@@ -142,7 +172,7 @@ def check_divides(matrix: Matrix, group_size: int) -> None:
 def _planned(matrix: Matrix, dtype: str, bits: int, group_size: int) -> Piece:
     nbytes = math.prod(matrix.shape) * ITEM_BYTES[dtype]
     if bits == 16:
-        whole = TensorPlan(f"{matrix.name}.weight", dtype, matrix.shape)
+        whole = TensorPlan(f"{matrix.name}.weight", _KEPT_AS.get(dtype, dtype), matrix.shape)
         return Piece(matrix.source, matrix.name, matrix, bits, (whole,), nbytes)
     check_divides(matrix, group_size)
     rows, columns = matrix.shape

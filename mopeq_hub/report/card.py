@@ -90,11 +90,14 @@ def write_card(
 
 
 def recipe_flags(recipe: Recipe) -> list[str]:
-    """The options with which `mopeq-hub publish` follows this recipe: the widths, and every choice but the defaults."""
+    """The options with which `mopeq-hub publish` follows this recipe: the widths, and every choice but the defaults.
+
+    Calibration data are named by a file, which only the manifest knows of.
+    """
     flags = ["--bits", ",".join(map(str, recipe.bits))]
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
-        if field.name == "bits" or value == field.default:
+        if field.name in ("bits", "calibration") or value == field.default:
             continue
         flags += ["--asymmetric"] if field.name == "symmetric" else ["--" + field.name.replace("_", "-"), str(value)]
     return flags
@@ -194,6 +197,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
     (width, count), *others = experts_of.items()
     return {
         "manifest": manifest,
+        "calibration": manifest.get("calibration"),
         "recipe": Recipe.from_dict(manifest["recipe"]),
         "source": _source_name(manifest),
         "experts_of": experts_of,
@@ -253,5 +257,7 @@ def _command(manifest: dict[str, Any]) -> str:
     source = manifest["source"]
     model = f"{source['name']}@{source['commit']}" if source["kind"] == "hub" else f"path/to/{source['name']}"
     flags = recipe_flags(Recipe.from_dict(manifest["recipe"]))
+    if not manifest.get("calibration", {"bundled": True})["bundled"]:
+        flags += ["--calibration", "path/to/calibration.jsonl"]
     # To a folder: without a destination it would go to the reader's own account.
     return shlex.join(["mopeq-hub", "publish", one_line(model), "--to", "./rebuilt", *flags])

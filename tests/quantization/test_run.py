@@ -23,6 +23,7 @@ KILLS = 25
 
 PROGRAM = """
 import os, random, shutil, signal, sys, time
+from contextlib import contextmanager
 from pathlib import Path
 from mopeq_hub import Recipe, pipeline
 from mopeq_hub.hub.contents import contents
@@ -33,18 +34,19 @@ model, folder, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 opened = open_model(model)
 reading, writing = os.pipe()
 
-class Telling(Quiet):
+class Slow(Quiet):
     def say(self, text):
         os.write(writing, b"+")
+    @contextmanager
     def stage(self, name, total, unit="bytes"):
         os.write(writing, b".")
-        return super().stage(name, total, unit)
+        yield lambda amount: time.sleep(0.002)
 
 def start():
     child = os.fork()
     if child == 0:
         try:
-            pipeline.quantize(opened, folder, progress=Telling())
+            pipeline.quantize(opened, folder, Recipe(bits=(3,)), progress=Slow())
             status = 0
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
@@ -94,13 +96,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(SHAPES.glob("*.safetensors")):
         tensors |= load_file(path)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(SHARDS):
         file = f"model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"
         part = sorted(tensors)[number::SHARDS]
         save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
 
 

@@ -56,6 +56,19 @@ def small_folder() -> Case:
     )
 
 
+def calibrated_on(sha256: str, unreached: int, bundled: bool = False) -> dict[str, Any]:
+    """What a manifest says of calibration data."""
+    counts = {"questions": 128, "with_picture": 74, "tokens": 2582}
+    return {"bundled": bundled, "sha256": sha256, **counts, "unreached_experts": unreached}
+
+
+def calibrated_folder() -> Case:
+    """A folder's small model, tuned on a file of questions that did not reach every expert."""
+    recipe = Recipe(quantizer="signround", iterations=40, calibration="ca" * 32)
+    made = manifest(recipe=recipe, calibration=calibrated_on("ca" * 32, 3))
+    return made, fidelity(made), {"license": "apache-2.0"}, None, None
+
+
 def large_hub_model() -> Case:
     """A Hub model with a licence of its own and every choice made otherwise, measured block by block."""
     recipe = Recipe(
@@ -83,7 +96,7 @@ def bare_minimum() -> Case:
     return manifest(2, 8, recipe=Recipe((4,), rest_bits=16)), None, None, None, None
 
 
-CASES = {case.__name__: case for case in (small_folder, large_hub_model, bare_minimum)}
+CASES = {case.__name__: case for case in (small_folder, calibrated_folder, large_hub_model, bare_minimum)}
 
 
 def written(folder: Path, case: Case) -> str:
@@ -195,6 +208,27 @@ def flat(tokens: list[Token]) -> Iterator[Token]:
     for token in tokens:
         yield token
         yield from flat(token.children or [])
+
+
+def test_the_card_says_when_the_measured_questions_were_the_calibration_data(tmp_path: Path) -> None:
+    made, proof, *others = calibrated_folder()
+    assert proof is not None
+    words = "These are the questions that the weights were calibrated on"
+    assert words not in written(tmp_path / "others", (made, proof, *others))  # type: ignore[arg-type]
+    made["calibration"] = calibrated_on(proof["inputs"]["sha256"], 0, bundled=True)
+    text = written(tmp_path / "same", (made, proof, *others))  # type: ignore[arg-type]
+    assert words in text
+    assert "Each of the 96 experts was reached" in text
+    assert "--calibration" not in text
+
+
+def test_the_card_of_gptq_names_its_method(tmp_path: Path) -> None:
+    recipe = Recipe(quantizer="gptq", calibration="ca" * 32)
+    made = manifest(recipe=recipe, calibration=calibrated_on("ca" * 32, 1))
+    text = written(tmp_path, (made, None, None, None, None))
+    assert "[GPTQ](https://arxiv.org/abs/2210.17323)" in text
+    assert "Of the 96 experts, these tokens did not reach 1;" in text
+    assert "--quantizer gptq --calibration path/to/calibration.jsonl" in text
 
 
 def test_the_command_line_names_every_choice_that_is_not_the_default() -> None:

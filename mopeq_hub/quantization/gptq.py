@@ -1,0 +1,151 @@
+"""Error compensation in a process of its own: `python -m mopeq_hub.quantization.gptq JOB.json`.
+
+The original answers the calibration questions while the inputs X of every linear layer are summed up as X X^T, for as
+many decoder layers at a time as memory holds; then each weight is rounded as `mopeq_hub.quantization.compensation` does
+it. Progress goes to standard output, one number of finished decoder layers a line.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mopeq_hub import workplace
+from mopeq_hub.experts import Layout, Matrix
+from mopeq_hub.families.base import matrix_name
+from mopeq_hub.fidelity.inputs import Encoder
+from mopeq_hub.model import Model, open_model
+from mopeq_hub.quantization.calibrated import by_layer, hessian_bytes, input_of
+from mopeq_hub.quantization.calibration import (
+    Inputs,
+    calibration_inputs,
+    chosen_experts,
+    finish,
+    load,
+    read_job,
+    save,
+)
+from mopeq_hub.quantization.compensation import Inverse, compensate
+from mopeq_hub.quantization.packing import Packed
+
+Hessians = dict[str, torch.Tensor]
+"""X X^T [in, in], float32, by `input_of` the matrices that X goes into."""
+
+
+def main(job_path: Path) -> None:
+    job = read_job(job_path)
+    original, live = open_model(job["folder"]), load(job)
+    if torch.cuda.is_available():
+        live.to("cuda")
+    inputs = calibration_inputs(job, Encoder(Path(job["folder"])))
+    layers = by_layer(original.layout)
+    reached: dict[int, set[int]] = {layer: set() for layer in original.layout.experts_modules}
+    for together in layers_at_once(layers, workplace.free_memory() // 2):
+        hessians = collect(original.layout, live, inputs, together, reached)
+        for layer in together:
+            save(job, layer, _compensated(original, layers[layer], hessians, job))
+            print(1, flush=True)
+    finish(job, inputs, reached)
+
+
+def layers_at_once(layers: dict[int, list[Matrix]], room: int) -> Iterator[list[int]]:
+    """Decoder layers in order, together as long as their Hessians take no more than `room` bytes."""
+    together: list[int] = []
+    for layer in layers:
+        if together and sum(hessian_bytes(layers[each]) for each in [*together, layer]) > room:
+            yield together
+            together = []
+        together.append(layer)
+    yield together
+
+
+def collect(
+    layout: Layout, live: Any, inputs: list[Inputs], layers: list[int], reached: dict[int, set[int]]
+) -> Hessians:
+    """The Hessians of what goes into the matrices of these decoder layers, by the original's own activations.
+
+    reached: is told the experts of each layer that a token was sent to.
+    """
+    sums: Hessians = {}
+    blocks = live.get_submodule(layout.blocks)
+    hooks = [blocks[max(layers)].register_forward_hook(_stop)]
+    for matrix in layout.rest:
+        if layout.layer_of[matrix.source] in layers:
+            hooks.append(live.get_submodule(matrix.name).register_forward_pre_hook(_into_linear(sums, matrix.name)))
+    for layer in layers:
+        if layer in layout.experts_modules:
+            name = layout.experts_modules[layer]
+            hook = _into_experts(sums, name, reached[layer])
+            hooks.append(live.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
+    with torch.inference_mode():
+        for batch in inputs:
+            with suppress(_EnoughError):
+                live(**{name: _placed(value, live) for name, value in batch.items()})
+    for hook in hooks:
+        hook.remove()
+    return sums
+
+
+class _EnoughError(Exception):
+    """Nothing behind this decoder layer is of interest now."""
+
+
+def _stop(*_: Any) -> None:
+    raise _EnoughError
+
+
+def _placed(value: Any, live: Any) -> Any:
+    """A tensor where the model is, and in its dtype if it has a fraction."""
+    if not torch.is_tensor(value):
+        return value
+    return value.to(live.device, live.dtype if value.is_floating_point() else None)
+
+
+def _into_linear(sums: Hessians, name: str) -> Callable[..., None]:
+    return lambda _, args: _add(sums, name, args[0])
+
+
+def _into_experts(sums: Hessians, name: str, reached: set[int]) -> Callable[..., None]:
+    """Sums what goes into each expert's gate and up, and into its down, of all tokens that an experts module gets."""
+
+    def look(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        chosen = chosen_experts(args, named).flatten(0, -2)
+        states = next(iter((*args, *named.values()))).flatten(0, -2)
+        for index in chosen.unique().tolist():
+            reached.add(index)
+            mine = states[(chosen == index).any(-1)]
+            _add(sums, matrix_name(name, index, "gate"), mine)
+            gate_up = torch.nn.functional.linear(mine, module.gate_up_proj[index])
+            _add(sums, matrix_name(name, index, "down"), module._apply_gate(gate_up))
+
+    return look
+
+
+def _add(sums: Hessians, name: str, inputs: torch.Tensor) -> None:
+    rows = inputs.flatten(0, -2).float()
+    product = (rows.T @ rows).cpu()
+    sums[name] = sums[name].add_(product) if name in sums else product
+
+
+def _compensated(model: Model, matrices: list[Matrix], hessians: Hessians, job: dict[str, Any]) -> dict[str, Packed]:
+    """The packed weights of those matrices that are quantized and that any token went into."""
+    widths = {name: bits for names in job["layers"].values() for name, bits in names.items()}
+    packed: dict[str, Packed] = {}
+    of_input: dict[str, list[Matrix]] = {}
+    for matrix in matrices:
+        if widths[matrix.name] < 16 and input_of(matrix) in hessians:
+            of_input.setdefault(input_of(matrix), []).append(matrix)
+    for name, alike in of_input.items():
+        inverse = Inverse(hessians[name])
+        for matrix in alike:
+            weight = matrix.read(model.checkpoint)
+            bits = widths[matrix.name]
+            packed[matrix.name] = compensate(weight, inverse, bits, job["group_size"], job["symmetric"])
+    return packed
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
