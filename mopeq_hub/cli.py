@@ -45,18 +45,18 @@ QuestionsOption = Annotated[
         show_default="bundled pictures and prompts",
     ),
 ]
-FidelityTokens = Annotated[
-    int,
-    typer.Option(
-        "--fidelity-tokens", help="Tokens of the questions that fidelity is measured on, from the first; 0 for all."
-    ),
-]
 CalibrationOption = Annotated[
     Path | None,
     typer.Option(
         "--calibration",
         help="JSON lines for `gptq` and `signround`; best others than --questions.",
         show_default="bundled pictures and prompts",
+    ),
+]
+FidelityTokens = Annotated[
+    int,
+    typer.Option(
+        "--fidelity-tokens", help="Tokens of the questions that fidelity is measured on, from the first; 0 for all."
     ),
 ]
 Compare = Annotated[
@@ -129,8 +129,8 @@ def publish(
         ),
     ] = None,
     questions: QuestionsOption = None,
-    fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
     calibration: CalibrationOption = None,
+    fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
     compare: Compare = None,
     space: Space = True,
     private: Private = False,
@@ -145,8 +145,8 @@ def publish(
         to,
         recipe,
         questions=questions,
-        fidelity_tokens=fidelity_tokens,
         calibration=calibration,
+        fidelity_tokens=fidelity_tokens,
         compare=compare,
         space=space,
         private=private,
@@ -163,9 +163,9 @@ def plan(
     recipe: Recipe,
     profile: Annotated[Path | None, typer.Option(help="Sensitivities measured before.")] = None,
     save_profile: Annotated[Path | None, typer.Option(help="Where to keep the sensitivities that were used.")] = None,
+    calibration: CalibrationOption = None,
     questions: QuestionsOption = None,
     fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
-    calibration: CalibrationOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what would happen to MODEL: sizes per choice, the bit map, a heatmap, what the proof costs. Nothing is
@@ -177,8 +177,8 @@ def plan(
         model,
         recipe,
         Profile.read(profile) if profile else None,
-        _progress(as_json),
-        calibration,
+        progress=_progress(as_json),
+        calibration=calibration,
         questions=questions,
         fidelity_tokens=fidelity_tokens,
     )

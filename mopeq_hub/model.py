@@ -10,7 +10,6 @@ from mopeq_hub.experts import Layout, read_layout
 from mopeq_hub.families import identify
 from mopeq_hub.source import Source, open_source, read_json
 
-
 _BLOCK = [128, 128]
 
 

@@ -69,8 +69,8 @@ def publish(
     recipe: Recipe | None = None,
     *,
     questions: str | Path | None = None,
-    fidelity_tokens: int = DEFAULT_TOKENS,
     calibration: str | Path | None = None,
+    fidelity_tokens: int = DEFAULT_TOKENS,
     compare: bool | None = None,
     space: bool = True,
     private: bool = False,
@@ -83,9 +83,9 @@ def publish(
     model: a folder, or owner/name[@revision] on the Hub. to: a Hub repo owner/name or a folder; None chooses
     {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. questions: a file that fidelity is
     measured on; None takes the bundled set. fidelity_tokens: how many of its tokens, from the first question; 0 for
-    all. calibration: a file of questions for what the recipe tunes on, where it does; None as above. compare: measure
-    uniform widths too; None does so for small models. dry_run: do everything but push. stream: let go of every shard of
-    a Hub model once it is quantized and sent; None does so where the disk cannot hold it.
+    all. calibration: questions for what the recipe tunes on, where it does. compare: measure uniform widths too; None
+    does so for small models. dry_run: do everything but push. stream: let go of every shard of a Hub model once it is
+    quantized and sent; None does so where the disk cannot hold it.
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
@@ -124,8 +124,8 @@ def plan(
     recipe: Recipe | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
-    calibration: str | Path | None = None,
     *,
+    calibration: str | Path | None = None,
     questions: str | Path | None = None,
     fidelity_tokens: int = DEFAULT_TOKENS,
 ) -> Plan:

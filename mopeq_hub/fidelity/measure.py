@@ -54,14 +54,19 @@ def measure(
 
 
 def way_of(model: Model, available: int) -> Way:
-    """Whole where `available` bytes hold the original: in float32, or else in the dtype of plain loading. Otherwise
-    block by block."""
+    """Whole where `available` bytes hold the original: in float32, or else as it is stored. Otherwise block by
+    block.
+
+    transformers makes bfloat16 of float8, and nothing else.
+    """
     room = available - _PROCESS_BYTES
-    weights = sum(math.prod(info.shape) for info in model.checkpoint.tensors.values())
-    if 4 * weights <= room:
+    tensors = model.checkpoint.tensors.values()
+    weights = sum(math.prod(info.shape) for info in tensors)
+    float8 = any(info.dtype == "F8_E4M3" for info in tensors)
+    if 4 * weights <= room and not float8:
         return Way(blocks=False, dtype="float32")
-    dtype = stored_dtype(model)
-    return Way(blocks=ITEM_BYTES[dtype] * weights > room, dtype=dtype)
+    held = max(model.checkpoint.nbytes, 2 * weights if float8 else 0)
+    return Way(blocks=held > room, dtype=stored_dtype(model))
 
 
 def _whole(

@@ -158,7 +158,7 @@ def _described(questions: Questions, tokens: int, unreached: int) -> dict[str, A
         "bundled": questions.name == "bundled",
         "sha256": questions.digest,
         "questions": len(questions.items),
-        "with_picture": questions.with_picture,
+        "with_picture": sum(item.image is not None for item in questions.items),
         "tokens": tokens,
         "unreached_experts": unreached,
     }

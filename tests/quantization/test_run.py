@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mopeq_hub import MopeqError, pipeline
+from mopeq_hub import MopeqError, Recipe, pipeline
 from mopeq_hub.hub.contents import contents
+from mopeq_hub.model import open_model
 from mopeq_hub.progress import Quiet
 from mopeq_hub.quantization import run
+from mopeq_hub.sensitivity import run as measuring
 from tests.conftest import SHAPES
 
 SHARDS = 12
@@ -142,6 +144,14 @@ def stopped_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "quantize_unit", once)
 
 
+def stopped(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantize five shards and fail."""
+    with monkeypatch.context() as patch:
+        stopped_after(5, patch)
+        with pytest.raises(Stopped):
+            pipeline.quantize(str(model), folder)
+
+
 def quantized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The shards that are quantized from now on."""
     real: Any = run.quantize_unit
@@ -157,9 +167,7 @@ def quantized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_what_was_finished_is_not_done_again(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pipeline.quantize(str(model), tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stopped_after(5, patch)
-        pipeline.quantize(str(model), tmp_path / "stopped")
+    stopped(model, tmp_path / "stopped", monkeypatch)
     assert not (tmp_path / "stopped").exists(), "nothing is half there"
     again = quantized(monkeypatch)
     resumed = pipeline.quantize(str(model), tmp_path / "stopped")
@@ -171,9 +179,7 @@ def test_what_was_finished_is_not_done_again(model: Path, tmp_path: Path, monkey
 def test_a_finished_file_that_was_damaged_since_is_made_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stopped_after(5, patch)
-        pipeline.quantize(str(model), tmp_path / "stopped")
+    stopped(model, tmp_path / "stopped", monkeypatch)
     (kept,) = tmp_path.glob(".mopeq-kept-*")
     first, second = sorted((kept / "repo").glob("*.safetensors"))[:2]
     first.write_bytes(first.read_bytes()[:-1] + b"?")
@@ -185,11 +191,7 @@ def test_a_finished_file_that_was_damaged_since_is_made_again(
 
 
 def test_another_recipe_does_not_go_on_with_it(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mopeq_hub import Recipe
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stopped_after(5, patch)
-        pipeline.quantize(str(model), tmp_path / "stopped")
+    stopped(model, tmp_path / "stopped", monkeypatch)
     again = quantized(monkeypatch)
     pipeline.quantize(str(model), tmp_path / "stopped", Recipe(bits=(3,)))
     assert len(again) == SHARDS
@@ -216,10 +218,6 @@ def test_two_runs_do_not_do_the_same_work_at_once(model: Path, tmp_path: Path, m
 
 
 def test_the_profile_goes_on_as_well(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mopeq_hub import Recipe
-    from mopeq_hub.model import open_model
-    from mopeq_hub.sensitivity import run as measuring
-
     opened, notes = open_model(str(model)), tmp_path / "notes"
     whole = measuring.measure(opened, Recipe(), tmp_path / "others", Quiet())
     real, seen = measuring.measure_matrices, []
