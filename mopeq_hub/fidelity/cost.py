@@ -16,7 +16,7 @@ _TEMPLATE_TOKENS = 16
 _STATES = 4
 """Vectors kept for each token: both models' hidden states, what the text model is given, and one copy."""
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def estimate(model: Model, questions: Questions) -> Cost:
     tokens = sum(lengths)
     if questions.limit:
         tokens = min(tokens, max(questions.limit, lengths[0]))
-    item_bytes = ITEM_BYTES[stored_dtype(model)]
+    item_bytes = _ITEM_BYTES[stored_dtype(model)]
     width = int(model.text_config["hidden_size"])
     return Cost(
         tokens=tokens,

@@ -9,7 +9,7 @@ from typing import Any
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import PROJECTIONS, matrix_name
-from mopeq_hub.fidelity.cost import ITEM_BYTES, estimate, stored_dtype
+from mopeq_hub.fidelity.cost import estimate, stored_dtype
 from mopeq_hub.fidelity.document import Outcome, document
 from mopeq_hub.fidelity.questions import Questions
 from mopeq_hub.fidelity.runner import Job, run

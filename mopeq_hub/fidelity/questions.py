@@ -39,10 +39,6 @@ class Questions:
     limit: int
 
     @property
-    def with_picture(self) -> int:
-        return sum(item.image is not None for item in self.items)
-
-    @property
     def scored(self) -> bool:
         """Whether answers count: the bundled ones are sentences, which nobody repeats to the letter."""
         return self.path is not None
