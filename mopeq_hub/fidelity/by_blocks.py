@@ -120,7 +120,6 @@ class _Published:
                 return _unpacked(item.name, {name: self._checkpoint.array(name) for name in names}, bits, self._recipe)
         name = item if isinstance(item, str) else f"{item.name}.weight"
         stored = _tensor(self._checkpoint.array(name), self._checkpoint.tensors[name].dtype)
-        # What was float8 is written as bfloat16.
-        if not torch.equal(stored, original.to(stored.dtype)):
+        if not torch.equal(stored, original):
             raise MopeqError(f"{name} of the published form is not the original's", "quantize it again")
         return None

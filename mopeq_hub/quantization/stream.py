@@ -17,6 +17,7 @@ from mopeq_hub.checkpoint import ITEM_BYTES, Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.kernels.norm import all_finite
+from mopeq_hub.kernels.on_gpu import device
 from mopeq_hub.progress import Advance
 from mopeq_hub.quantization.packing import Packed, quantize
 from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, fill_shards, named
@@ -143,7 +144,8 @@ def _quantized(checkpoint: Checkpoint, piece: Piece, recipe: Recipe) -> Packed:
     assert piece.matrix is not None
     weight = piece.matrix.read(checkpoint)
     try:
-        return quantize(weight, piece.bits, recipe.group_size, recipe.symmetric, search=recipe.quantizer != "rtn")
+        search = recipe.quantizer != "rtn"
+        return quantize(weight, piece.bits, recipe.group_size, recipe.symmetric, search, gpu=device())
     except MopeqError as error:
         raise MopeqError(f"{piece.source} holds {error.what}", error.hint) from None
 
