@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
-from mopeq_hub.bitmap import BitMap, quantization_config
+from mopeq_hub import profiles
+from mopeq_hub.allocation import allocate
+from mopeq_hub.bitmap import quantization_config
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
-from mopeq_hub.quantization.calibrated import tuned_weights
-from mopeq_hub.quantization.run import Send, quantize_units
+from mopeq_hub.quantization.calibrated import check_memory, tuned_weights
+from mopeq_hub.quantization.run import Send, Watch, quantize_units
 from mopeq_hub.quantization.shards import write_index
-from mopeq_hub.quantization.stream import Watcher, output_shards, plan_units
+from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.source import companions
@@ -37,7 +39,7 @@ class QuantizedRepo:
     manifest: dict[str, Any]
 
 
-def check_usable(model: Model) -> None:
+def _check_usable(model: Model) -> None:
     """Raises MopeqError where the source lacks what its model cannot be asked anything without."""
     names = companions(model.source)
     if not any(re.match(r"(tokenizer|vocab|spiece|sentencepiece)[^_]*\.|.*\.tiktoken", name) for name in names):
@@ -49,24 +51,29 @@ def check_usable(model: Model) -> None:
         )
 
 
-def fill(
+def build(
     model: Model,
     recipe: Recipe,
-    profile: Profile,
-    bitmap: BitMap,
+    profile: Profile | None,
     work: Path,
     progress: Progress,
     calibration: Path | None = None,
     send: Send | None = None,
-    watch: Watcher | None = None,
+    watch: Watch | None = None,
     engine: Engine = LOCAL,
-) -> dict[str, Any]:
-    """Put all that a quantized folder holds before it is measured into `work`/repo; returns its manifest.
+) -> QuantizedRepo:
+    """`work`/repo with all that a quantized folder holds before it is measured.
 
-    Goes on from what the journal in `work` says. calibration: the questions that the recipe tunes on; None for the
-    bundled ones. With `send` the weights are sent and not kept. Raises MopeqError on what is wrong with the source, and
-    OSError where the folder cannot be written.
+    Goes on from what the journal in `work` says. profile: measured before; None measures it. calibration: the questions
+    that the recipe tunes on; None for the bundled ones. With `send` the weights are sent and not kept. Raises
+    MopeqError on what is wrong with the source, and OSError where the folder cannot be written.
     """
+    _check_usable(model)
+    check_memory(model, recipe)
+    profile = (
+        profiles.checked(profile, model, recipe) if profile else profiles.profile_of(model, recipe, progress, engine)
+    )
+    bitmap = allocate(profile, recipe)
     folder = work / "repo"
     units = plan_units(model.checkpoint, model.layout, bitmap, recipe)
     shards = output_shards(units)
@@ -89,7 +96,7 @@ def fill(
     manifests.write_json(folder / manifests.MANIFEST_NAME, manifest, "mopeq")
     (folder / _LOCAL).parent.mkdir()
     (folder / _LOCAL).write_text(json.dumps({"location": model.source.location}), "utf-8")
-    return manifest
+    return QuantizedRepo(folder, manifest)
 
 
 def _clear(folder: Path, kept: set[str]) -> None:
@@ -123,3 +130,14 @@ def location_of(folder: Path, manifest: dict[str, Any]) -> str | None:
         return str(json.loads((folder / _LOCAL).read_text("utf-8"))["location"])
     except (OSError, ValueError, KeyError):
         return None
+
+
+def quantized_before(folder: Path, name: str) -> QuantizedRepo:
+    """What is in the folder, if it is just this publication, as it was quantized: a run that ended before it could say
+    so leaves that. Raises MopeqError where it is anything else."""
+    repo = (
+        QuantizedRepo(folder, manifests.read_manifest(folder)) if (folder / manifests.MANIFEST_NAME).is_file() else None
+    )
+    if repo is None or repo.manifest["publication"] != name or not manifests.holds_its_files(folder, repo.manifest):
+        raise MopeqError(f"{folder} is not empty", "name a new folder, or empty it first")
+    return repo

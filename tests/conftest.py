@@ -95,3 +95,22 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     content = json.loads(path.read_text("utf-8"))
     change(content)
     path.write_text(json.dumps(content), "utf-8")
+
+
+def many_shards(folder: Path, count: int) -> Path:
+    """The bundled model in `count` files, each with a part of every layer."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(SHAPES, folder, ignore=shutil.ignore_patterns("*.safetensors*", "images", "*.jsonl"))
+    tensors: dict[str, Any] = {}
+    for path in sorted(SHAPES.glob("*.safetensors")):
+        tensors |= load_file(path)
+    weight_map: dict[str, str] = {}
+    for number in range(count):
+        file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        part = sorted(tensors)[number::count]
+        save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder

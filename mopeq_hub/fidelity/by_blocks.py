@@ -23,11 +23,11 @@ from mopeq_hub.fidelity.stages import Item
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
 from mopeq_hub.quantization.packing import Packed, dequantize
-from mopeq_hub.quantization.stream import Piece, Watcher
+from mopeq_hub.quantization.stream import Piece, Watcher, kept, kept_dtype
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.source import FolderSource
 
-_TORCH_ONLY = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+_TORCH_ONLY = {"BF16": torch.bfloat16, "F8_E5M2": torch.float8_e5m2}
 """What NumPy has no dtype for."""
 
 
@@ -61,13 +61,13 @@ def measure_by_blocks(
     Raises MopeqError where a published tensor that was to stay as it is does not.
     """
     published = _Published(folder, manifest)
-    kept = {live: source for source, live in model.layout.kept.items()}
+    sources = {live: source for source, live in model.layout.kept.items()}
     with progress.stage("measure by blocks", model.layout.layer_count + 2, "blocks") as advance:
         encoder = Encoder(folder)
         blocks = BlockPass(model, encoder.rows(questions.items, True, questions.limit), dtype, advance)
         for stage in blocks.stages:
             for item in filter(blocks.wants, stage.items):
-                source = kept[item] if isinstance(item, str) else item.source
+                source = sources[item] if isinstance(item, str) else item.source
                 original = original_of(model.checkpoint, item, source)
                 blocks.offer(item, original, published.read(item, original))
             for source in stage.sources:
@@ -76,14 +76,10 @@ def measure_by_blocks(
 
 
 def original_of(checkpoint: Checkpoint, item: Item, source: str) -> torch.Tensor:
-    """The original's tensor where it lies in the mapped file, a matrix as [out, in]; float8 matrices as float32."""
-    dtype = checkpoint.tensors[source].dtype
-    if isinstance(item, str):
-        return _tensor(checkpoint.array(source), dtype)
-    weight = item.read(checkpoint)
-    if weight.values.dtype == np.uint8:
-        return torch.from_numpy(weight.float32())
-    return _tensor(weight.values, dtype)
+    """The original's tensor where it lies in the mapped file, a matrix as [out, in]; float8 as the bfloat16 that
+    transformers makes of it."""
+    matrix = item if isinstance(item, Matrix) else None
+    return _tensor(kept(checkpoint, source, matrix), kept_dtype(checkpoint, source))
 
 
 def bitmap_of(manifest: dict[str, Any]) -> BitMap:
@@ -123,6 +119,7 @@ class _Published:
                 names = (f"{item.name}.{part}" for part in ("qweight", "qzeros", "scales"))
                 return _unpacked(item.name, {name: self._checkpoint.array(name) for name in names}, bits, self._recipe)
         name = item if isinstance(item, str) else f"{item.name}.weight"
-        if not torch.equal(_tensor(self._checkpoint.array(name), self._checkpoint.tensors[name].dtype), original):
+        stored = _tensor(self._checkpoint.array(name), self._checkpoint.tensors[name].dtype)
+        if not torch.equal(stored, original):
             raise MopeqError(f"{name} of the published form is not the original's", "quantize it again")
         return None

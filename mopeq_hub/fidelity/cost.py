@@ -56,8 +56,8 @@ def estimate(model: Model, questions: Questions) -> Cost:
 
 
 def stored_dtype(model: Model) -> str:
-    """The dtype, by its name in torch, that most of the weights are stored in, and plain `from_pretrained` computes
-    in."""
+    """The dtype, by its name in torch, that most weights are stored in and plain `from_pretrained` computes in; of a
+    model with float8 ones, that of the others."""
     stored = dict.fromkeys(_TORCH_NAMES, 0)
     for info in model.checkpoint.tensors.values():
         if info.dtype in stored:

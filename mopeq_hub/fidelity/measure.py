@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
@@ -123,8 +123,21 @@ def check_published(folder: Path, manifest: dict[str, Any], progress: Progress) 
     Raises MopeqError where a weight is not in its place and width.
     """
     fits = manifest["sizes"]["published_bytes"] + _PROCESS_BYTES <= workplace.free_memory()
-    job = Job("load" if fits else "prepare", folder, manifest["model"]["auto_class"])
-    loading = dict(run(job, 0, progress)["loading"])
+    return _checked_loading("load" if fits else "prepare", folder, manifest, progress)
+
+
+def check_prepared(folder: Path, manifest: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """What the loader would say of the published form, by the headers of its files alone.
+
+    Raises MopeqError where a weight is not in its place and width.
+    """
+    return _checked_loading("prepare", folder, manifest, progress)
+
+
+def _checked_loading(
+    role: Literal["load", "prepare"], folder: Path, manifest: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
+    loading = dict(run(Job(role, folder, manifest["model"]["auto_class"]), 0, progress)["loading"])
     check_loading(loading, manifest)
     return loading
 

@@ -62,8 +62,8 @@ class Destination(Protocol):
         """Have a repo that files can be sent to. Only where `repo_id` is set."""
 
     def send(self, path: Path) -> None:
-        """Upload a file of the commit to come; nobody sees it before. Only after `prepare`; by any
-        process."""
+        """Upload a file of the commit to come; nobody sees it before. Only where `repo_id` is set,
+        and from other processes only after `prepare`."""
 
     def commit(
         self, folder: Path, publication: str, progress: Progress, *, consume: bool, sent: Mapping[str, Any] = ...

@@ -89,6 +89,7 @@ class HubDestination:
 
     def send(self, path: Path) -> None:
         api = hub_client.api()
+        self.prepare()
         with hub_client.hub_errors(self.repo_id):
             addition = CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path))
             api.preupload_lfs_files(self.repo_id, [addition])

@@ -18,7 +18,7 @@ from numba import njit, prange
 
 from mopeq_hub.kernels.generate import OPTIONS, ROWS, sources_digest
 from mopeq_hub.kernels.pack import pack_2, pack_3, pack_4, pack_8
-from mopeq_hub.kernels.search import fix, fix_weighted, nearest, search, search_weighted
+from mopeq_hub.kernels.search import fix, fix_weighted, nearest, refit, search, search_weighted
 from mopeq_hub.kernels.tile import load_tile
 
 
@@ -71,6 +71,7 @@ def _compiled(sources: str) -> Any:
                     if len(importance):
                         fix_weighted((tile, group, importance, column, fixed, ratio))
                         search_weighted((fixed, group, extremes, ratio, *settings))
+                        refit((tile, group, importance, column, bits, scale, zero))
                     else:
                         search((fixed, group, extremes, ratio, *settings))
                 chosen = (tile, group, scale, zero)

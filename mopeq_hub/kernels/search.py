@@ -153,6 +153,37 @@ def search_weighted(code: Code, *arguments: Any) -> None:
 
 
 @generated
+def refit(
+    code: Code,
+    tile: Memory,
+    group: Whole,
+    importance: Memory,
+    column: Whole,
+    bits: Whole,
+    scales: Memory,
+    zeros: Memory,
+) -> None:
+    """Replace each scale by the least-squares scale, weighted, of the codes that it gives, in float32.
+
+    In fixed-point numbers small importances are coarse: good enough to choose by, not to scale by.
+    """
+    scale, zero = scales.load(0, F32), zeros.load(0, I32)
+    _, top = _middle_and_top(code, bits)
+    low, high = (-zero).to(F32), (top - zero).to(F32)
+    inverse = code.of(F32, 1.0) / scale
+    cross, power = code.variable(F32, 0.0), code.variable(F32, 0.0)
+    with code.loop(group) as number:
+        weight = tile.load(number * (4 * ROWS), F32)
+        codes = ((weight * inverse).between(low, high) + ROUND) - ROUND
+        heavy = codes * importance.spread((column + number) * 4, F32)
+        cross.set(cross.get() + heavy * weight)
+        power.set(power.get() + heavy * codes)
+    # All codes are zero where all weights are.
+    fitted = cross.get() / power.get()
+    scales.store(0, (power.get() > 0.0).where(fitted, scale))
+
+
+@generated
 def nearest(code: Code, extremes: Memory, bits: Whole, symmetric: Whole, scales: Memory, zeros: Memory) -> None:
     """Scales [16], float32, and zero points [16], int32, of round-to-nearest."""
     least, most = extremes.load(0, F32), extremes.load(4 * ROWS, F32)

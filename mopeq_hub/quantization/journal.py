@@ -41,6 +41,11 @@ class Journal:
             # The last line of a run that was killed while it wrote: that unit is done again.
             return
 
+    def forget(self) -> None:
+        """Begin anew."""
+        self._path.unlink(missing_ok=True)
+        self._finished = {}
+
     def of(self, unit: Unit) -> tuple[Finished, ...] | None:
         """The files of a unit that was finished and still is: each was sent, or is here with the same contents."""
         files = self._finished.get(unit.shard)

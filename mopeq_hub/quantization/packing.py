@@ -7,7 +7,7 @@ for the codes and along `out` for the zero points, so that 32 values fill b word
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit, prange
@@ -16,6 +16,9 @@ from mopeq_hub.errors import MopeqError
 from mopeq_hub.kernels.quantize import quantize as quantize_on_cpu
 from mopeq_hub.kernels.search import ASYMMETRIC_STARTS, STARTS
 from mopeq_hub.kernels.weight import Weight
+
+if TYPE_CHECKING:
+    import torch
 
 _OPTIONS: Any = {"cache": True, "nogil": True}
 _FLOAT16_END = 65520.0
@@ -36,34 +39,37 @@ class Packed:
 
 
 def quantize(
-    weight: Weight, bits: int, group_size: int, symmetric: bool, search: bool, importance: np.ndarray | None = None
+    weight: Weight,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    search: bool,
+    importance: np.ndarray | None = None,
+    gpu: "torch.device | None" = None,
 ) -> Packed:
     """Quantize and pack a weight [out, in].
 
     importance [in], float32, not negative: of each input channel in the squared error that the search makes least.
+    gpu: the device to do it on; None for the CPU.
     Raises MopeqError where a weight is not finite, or a scale does not fit float16, which no trained weight needs.
     """
     rows, columns = weight.shape
     groups = columns // group_size
-    starts = (STARTS if symmetric else ASYMMETRIC_STARTS)[bits] if search else ()
+    tried = (STARTS if symmetric else ASYMMETRIC_STARTS)[bits] if search else ()
+    starts = np.float32(1) / np.array(tried, np.float32)
+    heavy = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(importance, np.float32)
     words = np.empty((columns * bits // 32, rows), np.int32)
     scales = np.empty((groups, rows), np.uint16)
     zeros = np.empty((groups, rows), np.uint8)
-    largest, largest_scale = quantize_on_cpu(
-        weight.first,
-        weight.stride,
-        int(weight.by_rows),
-        weight.shape,
-        weight.factors,
-        np.empty(0, np.float32) if importance is None else np.ascontiguousarray(importance, np.float32),
-        np.float32(1) / np.array(starts, np.float32),
-        group_size,
-        bits,
-        int(symmetric),
-        words,
-        scales,
-        zeros,
-    )
+    if gpu is not None:
+        from mopeq_hub.kernels import on_gpu
+
+        filled = (words, scales, zeros)
+        largest, largest_scale = on_gpu.quantize(weight, heavy, starts, group_size, bits, symmetric, *filled, gpu)
+    else:
+        where = (weight.first, weight.stride, int(weight.by_rows), weight.shape, weight.factors)
+        how = (heavy, starts, group_size, bits, int(symmetric))
+        largest, largest_scale = quantize_on_cpu(*where, *how, words, scales, zeros)
     if not np.isfinite(largest):
         raise MopeqError("NaN or infinite values", "the source is damaged or was trained to nowhere; use another")
     if largest_scale >= _FLOAT16_END:

@@ -4,8 +4,10 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
-from mopeq_hub import workplace
+import numpy as np
+
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
@@ -14,8 +16,22 @@ from mopeq_hub.passage import Passage
 from mopeq_hub.progress import Advance, Progress
 from mopeq_hub.quantization.journal import Finished, Journal, digest
 from mopeq_hub.quantization.packing import Packed
-from mopeq_hub.quantization.stream import Unit, Watcher, quantize_unit
+from mopeq_hub.quantization.stream import Piece, Unit, quantize_unit
 from mopeq_hub.recipe import Recipe
+
+
+class Watch(Protocol):
+    """Somebody who looks at every piece as it goes by, and remembers."""
+
+    resumed: bool
+    """Whether it remembers what an earlier run showed it."""
+
+    def see(self, piece: Piece, made: dict[str, np.ndarray]) -> None:
+        """What was made of a piece, while the source is still mapped."""
+
+    def keep(self) -> None:
+        """What was seen so far must survive this process."""
+
 
 Send = Callable[[Path], None]
 """Uploads a file so that the commit that publishes it finds it there."""
@@ -30,7 +46,7 @@ def quantize_units(
     progress: Progress,
     tuned: Mapping[str, Packed],
     send: Send | None = None,
-    watch: Watcher | None = None,
+    watch: Watch | None = None,
     engine: Engine = LOCAL,
 ) -> list[Finished]:
     """Have every unit's files finished: in `folder`, or sent and gone from there.
@@ -38,32 +54,41 @@ def quantize_units(
     tuned: packed weights by the name of their matrix, which are not quantized here. Units that an earlier run finished,
     as the journal in `work` says and their contents prove, are not done again.
     """
+    if watch and engine.elsewhere:
+        finished = quantize_units(model, units, recipe, work, folder, progress, tuned, send, None, engine)
+        _show(model, units, recipe, work, progress, tuned, watch)
+        return finished
     journal = Journal(work, folder)
+    if watch and not watch.resumed:
+        # What went by before was not seen: it has to come again.
+        journal.forget()
     left = [unit for unit in units if journal.of(unit) is None]
     if len(left) < len(units):
         progress.say(f"going on where it was stopped: {len(units) - len(left)} of {len(units)} shards are finished")
     remote = model.source.kind == "hub"
     total = sum(unit.nbytes + (model.source.files()[unit.shard] if remote else 0) for unit in left)
-    quantizing = Quantizing(model.weights, recipe, folder, tuned, send, None if engine.elsewhere else watch)
     with progress.stage("download, quantize" if remote else "quantize", total) as advance:
-        engine.run(quantizing, left, journal.add, advance)
-    if watch and engine.elsewhere:
-        _watch_again(replace(quantizing, watch=watch), left, progress, total)
+        engine.run(Quantizing(model.weights, recipe, folder, tuned, send, watch), left, journal.add, advance)
     return [file for unit in units for file in journal.finished(unit)]
 
 
-def _watch_again(quantizing: "Quantizing", units: Sequence[Unit], progress: Progress, total: int) -> None:
-    """Let the watcher see what other processes made: the same bytes once more, on this machine, and thrown away."""
-    with progress.stage("quantize for fidelity", total) as advance, workplace.scratch() as folder:
-        LOCAL.run(replace(quantizing, folder=folder, send=_throw_away), units, _forget, advance)
+def _show(
+    model: Model,
+    units: Sequence[Unit],
+    recipe: Recipe,
+    work: Path,
+    progress: Progress,
+    tuned: Mapping[str, Packed],
+    watch: Watch,
+) -> None:
+    """Let the watcher see what was made elsewhere: here the same bytes are made once more, and thrown away."""
+    seen = work / "seen"
+    seen.mkdir(exist_ok=True)
+    quantize_units(model, units, recipe, seen, seen, progress, tuned, _throw_away, watch)
 
 
 def _throw_away(path: Path) -> None:
-    """What is sent goes from the folder afterwards."""
-
-
-def _forget(unit: Unit, files: Sequence[Finished]) -> None:
-    """It was finished before, by others."""
+    """What is sent is taken from the folder afterwards."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +100,7 @@ class Quantizing:
     folder: Path
     tuned: Mapping[str, Packed]
     send: Send | None
-    watch: Watcher | None
+    watch: Watch | None
 
     def open(self, advance: Advance, place: Path | None = None) -> "_Stages":
         return _Stages(self, advance, place)
@@ -95,7 +120,7 @@ class _Stages:
         if not self._folder.is_dir():
             raise MopeqError(
                 f"{self._folder} is not on {platform.node()}",
-                "let all machines of the cluster have that folder in common, or publish to the Hub",
+                "let all machines of the cluster have that folder in common",
             )
 
     def get(self, unit: Unit) -> None:
@@ -104,7 +129,11 @@ class _Stages:
     def work(self, unit: Unit) -> list[Path]:
         asked = self._asked
         checkpoint = asked.weights.checkpoint
-        quantize_unit(checkpoint, unit, asked.recipe, self._folder, self._advance, asked.tuned, asked.watch)
+        see = asked.watch.see if asked.watch else None
+        quantize_unit(checkpoint, unit, asked.recipe, self._folder, self._advance, asked.tuned, see)
+        if asked.watch:
+            # Before the journal says that this unit need not come again.
+            asked.watch.keep()
         self._passage.let_go(unit.shard)
         return [self._folder / output.file for output in unit.outputs]
 

@@ -129,6 +129,14 @@ class ShardWriter:
             os.close(self._files.pop(file))
 
 
+def write_stand_in(folder: Path, shard: ShardPlan) -> None:
+    """A file of the shard's name, header and length whose data was never written: it takes no room."""
+    header, _ = shard.header()
+    with open(folder / shard.file, "wb") as file:
+        file.write(header)
+        file.truncate(len(header) + sum(tensor.nbytes for tensor in shard.tensors))
+
+
 def write_index(folder: Path, shards: Sequence[ShardPlan]) -> None:
     """The index that `from_pretrained` reads to find each tensor's file."""
     weight_map = {tensor.name: shard.file for shard in shards for tensor in shard.tensors}

@@ -17,6 +17,7 @@ from mopeq_hub.checkpoint import ITEM_BYTES, Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.kernels.norm import all_finite
+from mopeq_hub.kernels.on_gpu import device
 from mopeq_hub.progress import Advance
 from mopeq_hub.quantization.packing import Packed, quantize
 from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, fill_shards, named
@@ -78,8 +79,8 @@ def plan_units(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: R
             pieces[info.file].append(_planned(matrix, info.dtype, width_of(matrix, bitmap, recipe), recipe.group_size))
         if info.name in layout.kept:
             name = layout.kept[info.name]
-            kept = (TensorPlan(name, _KEPT_AS.get(info.dtype, info.dtype), info.shape),)
-            pieces[info.file].append(Piece(info.name, name, None, 16, kept, info.nbytes))
+            whole = TensorPlan(name, kept_dtype(checkpoint, info.name), info.shape)
+            pieces[info.file].append(Piece(info.name, name, None, 16, (whole,), info.nbytes))
     used = {shard: made for shard, made in pieces.items() if made}
     filled = [
         fill_shards([tensor for piece in made for tensor in piece.tensors], recipe.shard_size) for made in used.values()
@@ -128,7 +129,7 @@ def produce(
     infinite weights, naming the tensor."""
     if piece.bits == 16:
         plan = piece.tensors[0]
-        values = _kept(checkpoint, piece)
+        values = kept(checkpoint, piece.source, piece.matrix)
         if not all_finite(values, plan.dtype):
             raise MopeqError(
                 f"{piece.source} holds NaN or infinite values",
@@ -143,18 +144,24 @@ def _quantized(checkpoint: Checkpoint, piece: Piece, recipe: Recipe) -> Packed:
     assert piece.matrix is not None
     weight = piece.matrix.read(checkpoint)
     try:
-        return quantize(weight, piece.bits, recipe.group_size, recipe.symmetric, search=recipe.quantizer != "rtn")
+        search = recipe.quantizer != "rtn"
+        return quantize(weight, piece.bits, recipe.group_size, recipe.symmetric, search, gpu=device())
     except MopeqError as error:
         raise MopeqError(f"{piece.source} holds {error.what}", error.hint) from None
 
 
-def _kept(checkpoint: Checkpoint, piece: Piece) -> np.ndarray:
-    """The values that are written of a tensor that is not quantized."""
-    if checkpoint.scale_of(piece.source) is None:
-        return piece.matrix.read(checkpoint).values if piece.matrix else checkpoint.array(piece.source)
-    shape = checkpoint.tensors[piece.source].shape
-    matrix = piece.matrix or Matrix(piece.name, piece.source, (shape[0], shape[1]))
-    return matrix.read(checkpoint).bfloat16()
+def kept(checkpoint: Checkpoint, source: str, matrix: Matrix | None) -> np.ndarray:
+    """The values that are written of a tensor, or of a matrix in it, that is not quantized."""
+    if checkpoint.scale_of(source) is None:
+        return matrix.read(checkpoint).values if matrix else checkpoint.array(source)
+    rows, columns = checkpoint.tensors[source].shape[-2:]
+    return (matrix or Matrix("", source, (rows, columns))).read(checkpoint).bfloat16()
+
+
+def kept_dtype(checkpoint: Checkpoint, source: str) -> str:
+    """safetensors' name of their dtype."""
+    dtype = checkpoint.tensors[source].dtype
+    return _KEPT_AS.get(dtype, dtype)
 
 
 def check_divides(matrix: Matrix, group_size: int) -> None:

@@ -19,7 +19,9 @@ from mopeq_hub.model import open_model
 from mopeq_hub.progress import Quiet
 from mopeq_hub.quantization.stream import plan_units, quantize_unit
 from mopeq_hub.recipe import Recipe
+from tests import tiny
 from tests.conftest import edit_json
+from tests.test_float8 import to_float8
 
 AUTO_CLASS = "AutoModelForImageTextToText"
 HOLDS_A_BLOCK, HOLDS_LESS = 1_205_000_000, 1_202_000_000
@@ -56,6 +58,19 @@ def test_a_quantize_pass_measures_as_it_goes(published: Path, shapes: Path, tmp_
         quantize_unit(model.checkpoint, unit, recipe, tmp_path, lambda amount: None, watch=watch)
     from_files = measure_by_blocks(model, published, manifest, questions, "float32", Quiet())
     assert (blocks.result(), blocks.errors) == (from_files.result(), from_files.errors)
+
+
+def test_float8_is_measured_as_what_it_stands_for(tmp_path: Path) -> None:
+    folder, exact = (tiny.qwen3_vl_moe(tmp_path / name) for name in ("float8", "float32"))
+    to_float8(folder, exact)
+    repo = pipeline.quantize(str(folder), tmp_path / "quantized", Recipe(group_size=32, rest_bits=16))
+    questions = read_questions(None, 300)
+    ours, theirs = (
+        measure_by_blocks(open_model(str(source)), repo.folder, repo.manifest, questions, "bfloat16", Quiet())
+        for source in (folder, exact)
+    )
+    assert ours.result() == theirs.result()
+    assert ours.result()["kl_mean"] > 0
 
 
 def test_a_model_too_large_for_the_memory_is_measured_whole_all_the_same(

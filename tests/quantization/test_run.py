@@ -1,16 +1,12 @@
 """A run that is stopped, at whatever moment, goes on when it is started again and ends with the same bytes."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from mopeq_hub import MopeqError, Recipe, pipeline
 from mopeq_hub.hub.contents import contents
@@ -18,7 +14,7 @@ from mopeq_hub.model import open_model
 from mopeq_hub.progress import Quiet
 from mopeq_hub.quantization import run
 from mopeq_hub.sensitivity import run as measuring
-from tests.conftest import SHAPES
+from tests.conftest import many_shards
 
 SHARDS = 12
 KILLS = 25
@@ -92,20 +88,7 @@ print(finished, resumed)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model in many files, so that there is much to be stopped in."""
-    folder = tmp_path_factory.mktemp("many") / "many-shards"
-    shutil.copytree(SHAPES, folder, ignore=shutil.ignore_patterns("*.safetensors*", "images", "*.jsonl"))
-    tensors: dict[str, torch.Tensor] = {}
-    for path in sorted(SHAPES.glob("*.safetensors")):
-        tensors |= load_file(path)
-    weight_map: dict[str, str] = {}
-    for number in range(SHARDS):
-        file = f"model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"
-        part = sorted(tensors)[number::SHARDS]
-        save_file({name: tensors[name] for name in part}, folder / file, {"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return folder
+    return many_shards(tmp_path_factory.mktemp("many") / "many-shards", SHARDS)
 
 
 def left_in(folder: Path) -> list[str]:

@@ -1,0 +1,94 @@
+"""What a publication would be and what it would take, before anything is quantized."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mopeq_hub import manifest as manifests
+from mopeq_hub import profiles, workplace
+from mopeq_hub.allocation import allocate
+from mopeq_hub.bitmap import BitMap
+from mopeq_hub.fidelity.cost import Cost, estimate
+from mopeq_hub.fidelity.questions import DEFAULT_TOKENS, Questions, read_questions
+from mopeq_hub.model import Model, open_model
+from mopeq_hub.needs import Needs, needs_of
+from mopeq_hub.progress import Progress, Quiet
+from mopeq_hub.quantization.calibrated import calibrated
+from mopeq_hub.quantization.shards import ShardPlan
+from mopeq_hub.quantization.stream import output_shards, plan_units
+from mopeq_hub.recipe import CALIBRATED, Recipe
+from mopeq_hub.sensitivity import Profile
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a publication would be. `choices` are dicts of name, bytes and experts_bpw; `manifest` needs a profile;
+    `fidelity` is what measuring it block by block would cost, `needs` what publishing it to the Hub would take."""
+
+    choices: list[dict[str, Any]]
+    manifest: dict[str, Any] | None
+    profile: Profile | None
+    fidelity: Cost
+    needs: Needs
+
+
+def plan(
+    model: str,
+    recipe: Recipe | None = None,
+    profile: Profile | None = None,
+    progress: Progress | None = None,
+    *,
+    calibration: str | Path | None = None,
+    questions: str | Path | None = None,
+    fidelity_tokens: int = DEFAULT_TOKENS,
+) -> Plan:
+    """What `quantize` would do. A folder's experts are measured; a Hub model's only if `profile` is not given but
+    cached.
+
+    Without a profile there is no bit map, only the sizes that uniform widths would give; nothing but headers is fetched
+    then.
+    """
+    recipe, progress = calibrated(recipe or Recipe(), Path(calibration) if calibration else None), progress or Quiet()
+    asked = read_questions(questions, fidelity_tokens)
+    opened = open_model(model)
+    if profile is not None:
+        profile = profiles.checked(profile, opened, recipe)
+    elif opened.source.kind == "folder" or profiles.cache_of(opened, recipe).is_file():
+        profile = profiles.profile_of(opened, recipe, progress)
+    measures = {}
+    for bits in recipe.bits:
+        uniform = BitMap.uniform(opened.layout, bits)
+        measures[f"uniform {bits} bits"] = manifests.sizes(opened, recipe, uniform, _shards(opened, uniform, recipe))
+    manifest = None
+    if profile is not None:
+        bitmap = allocate(profile, recipe)
+        manifest = manifests.build(opened, recipe, profile, bitmap, _shards(opened, bitmap, recipe), {})
+        measures["this recipe"] = manifest["sizes"]
+    choices = [
+        {"name": name, "bytes": sizes["published_bytes"], "experts_bpw": sizes["experts_bpw"]}
+        for name, sizes in measures.items()
+    ]
+    original = {"name": "original", "bytes": opened.checkpoint.nbytes, "experts_bpw": None}
+    needs = needs_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
+    return Plan([original, *choices], manifest, profile, estimate(opened, asked), needs)
+
+
+def needs_for(
+    model: Model, recipe: Recipe, questions: Questions | None, place: Path, *, to_hub: bool, stream: bool | None
+) -> Needs:
+    """What quantizing a model in `place` will need, at the widest of the recipe's widths, and proving it on the way."""
+    widest = BitMap.uniform(model.layout, max(recipe.bits))
+    units = plan_units(model.checkpoint, model.layout, widest, recipe)
+    if recipe.quantizer in CALIBRATED:
+        # The whole model is run before the first weight is written.
+        stream = False
+    profiled = profiles.cache_of(model, recipe).is_file()
+    needs = needs_of(model, units, place, to_hub=to_hub, profiled=profiled, passing=stream)
+    if not needs.passing or questions is None:
+        return needs
+    proof = estimate(model, questions)
+    return replace(needs, memory=needs.memory + proof.memory, disk=needs.disk + proof.hidden_bytes)
+
+
+def _shards(model: Model, bitmap: BitMap, recipe: Recipe) -> list[ShardPlan]:
+    return output_shards(plan_units(model.checkpoint, model.layout, bitmap, recipe))
