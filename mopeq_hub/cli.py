@@ -68,6 +68,14 @@ Space = Annotated[
 ]
 Private = Annotated[bool, typer.Option("--private", help="Create new repos as private ones.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but the push.")]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="Who measures and quantizes shards: `local`, `ray`, or `jobs` on the Hub.")
+]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray-address", help="Of an existing Ray cluster.", show_default="one is started here")
+]
+Flavor = Annotated[str | None, typer.Option("--flavor", help="Machine of `jobs`.", show_default="cpu-upgrade")]
+Timeout = Annotated[str | None, typer.Option("--timeout", help="Of `jobs`, such as 90m or 2d.", show_default="6h")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 _RECIPE_HELP = {
@@ -119,6 +127,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 @recipe_options
 def publish(
+    context: typer.Context,
     model: ModelArgument,
     recipe: Recipe,
     to: Annotated[
@@ -135,24 +144,44 @@ def publish(
     space: Space = True,
     private: Private = False,
     dry_run: DryRun = False,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
+    flavor: Flavor = None,
+    timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize MODEL expert by expert, prove the result, and publish it with its card and its Space."""
+    from mopeq_hub.engines.choice import check_options, engine_named
+
+    check_options(engine, ray_address=ray_address, flavor=flavor, timeout=timeout)
+    if engine == "jobs":
+        from mopeq_hub.engines import jobs
+
+        options, say = (
+            _given(context, {"model", "to", "engine", "flavor", "timeout", "as_json"}),
+            Quiet().say if as_json else print,
+        )
+        files = (questions, calibration)
+        job = jobs.publish(model, to, options, say, files=files, flavor=flavor, timeout=timeout)
+        _print(asdict(job), as_json, lambda: f"job {job.id} is done")
+        return
     from mopeq_hub import pipeline
 
-    publication = pipeline.publish(
-        model,
-        to,
-        recipe,
-        questions=questions,
-        calibration=calibration,
-        fidelity_tokens=fidelity_tokens,
-        compare=compare,
-        space=space,
-        private=private,
-        dry_run=dry_run,
-        progress=_progress(as_json),
-    )
+    with engine_named(engine, ray_address) as chosen:
+        publication = pipeline.publish(
+            model,
+            to,
+            recipe,
+            questions=questions,
+            calibration=calibration,
+            fidelity_tokens=fidelity_tokens,
+            compare=compare,
+            space=space,
+            private=private,
+            dry_run=dry_run,
+            engine=chosen,
+            progress=_progress(as_json),
+        )
     _print_publication(publication, dry_run, as_json)
 
 
@@ -208,15 +237,20 @@ def quantize(
     recipe: Recipe,
     profile: Annotated[Path | None, typer.Option(help="Sensitivities measured before.")] = None,
     calibration: CalibrationOption = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize MODEL into DIR."""
     from mopeq_hub import pipeline
+    from mopeq_hub.engines.choice import check_options, engine_named
     from mopeq_hub.report import summary
     from mopeq_hub.sensitivity import Profile
 
+    check_options(engine, ray_address=ray_address)
     known = Profile.read(profile) if profile else None
-    repo = pipeline.quantize(model, folder, recipe, known, _progress(as_json), calibration)
+    with engine_named(engine, ray_address) as chosen:
+        repo = pipeline.quantize(model, folder, recipe, known, _progress(as_json), calibration, chosen)
     _print(repo.manifest, as_json, lambda: summary.result_lines(repo.manifest, None, str(folder)))
 
 
@@ -356,6 +390,18 @@ def main(arguments: list[str] | None = None) -> None:
 def _whole_number(text: str) -> Any:
     """The number, or the text as it is, for the recipe to refuse."""
     return int(text) if text.strip().isdecimal() else text
+
+
+def _given(context: typer.Context, left_out: set[str]) -> list[str]:
+    """The options on the command line that is being run, as they would be written again, but for these."""
+    words: list[str] = []
+    for option in context.command.params:
+        name, source = str(option.name), context.get_parameter_source(str(option.name))
+        if name in left_out or source is None or source.name != "COMMANDLINE":
+            continue
+        value, flags = context.params[name], [*option.opts, *option.secondary_opts]
+        words += [flags[0 if value else -1]] if isinstance(value, bool) else [flags[0], str(value)]
+    return words
 
 
 class _StoppedError(BaseException):
