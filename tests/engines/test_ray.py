@@ -173,7 +173,7 @@ def test_ctrl_c_ends_the_workers_too(
     with Ray(cluster.address) as engine, pytest.raises(KeyboardInterrupt):
         pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
     processes = [psutil.Process(process) for _, process in begun(notes) if psutil.pid_exists(process)]
-    gone, alive = psutil.wait_procs(processes, timeout=30)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     assert not (tmp_path / "repo").exists()
 
