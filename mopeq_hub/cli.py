@@ -67,6 +67,14 @@ Space = Annotated[
     bool, typer.Option("--space/--no-space", help="Publish the Space that shows both models side by side.")
 ]
 Private = Annotated[bool, typer.Option("--private", help="Create new repos as private ones.")]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Let go of every shard of a Hub model once it is quantized and sent.",
+        show_default="where the disk is too small for the whole",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but the push.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
@@ -135,6 +143,7 @@ def publish(
     space: Space = True,
     private: Private = False,
     dry_run: DryRun = False,
+    stream: Stream = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize MODEL expert by expert, prove the result, and publish it with its card and its Space."""
@@ -151,6 +160,7 @@ def publish(
         space=space,
         private=private,
         dry_run=dry_run,
+        stream=stream,
         progress=_progress(as_json),
     )
     _print_publication(publication, dry_run, as_json)
@@ -186,11 +196,12 @@ def plan(
         planned.profile.write(save_profile)
     if as_json:
         cost = asdict(planned.fidelity)
-        _print_json({"choices": planned.choices, "manifest": planned.manifest, "fidelity": cost})
+        _print_json({"choices": planned.choices, "manifest": planned.manifest, "fidelity": cost, "needs": asdict(planned.needs)})
         return
     from mopeq_hub.report import summary
 
     _console().print(summary.plan_table(model, planned.choices, planned.manifest))
+    print(summary.needs_line(planned.needs))
     print(summary.cost_line(planned.fidelity))
     if planned.manifest is None:
         print(
