@@ -196,7 +196,9 @@ def plan(
         planned.profile.write(save_profile)
     if as_json:
         cost = asdict(planned.fidelity)
-        _print_json({"choices": planned.choices, "manifest": planned.manifest, "fidelity": cost, "needs": asdict(planned.needs)})
+        _print_json(
+            {"choices": planned.choices, "manifest": planned.manifest, "fidelity": cost, "needs": asdict(planned.needs)}
+        )
         return
     from mopeq_hub.report import summary
 

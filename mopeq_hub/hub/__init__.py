@@ -58,7 +58,7 @@ class Destination(Protocol):
     def tag(self, publication: str) -> None:
         """Give the commit that is there the publication's name."""
 
-    def send(self, path: Path) -> None:
+    def send(self, path: Path, sha256: str) -> None:
         """Upload a file of the commit to come; nobody sees it before. Only where `repo_id` is set."""
 
     def commit(

@@ -80,7 +80,7 @@ class FolderDestination:
     def tag(self, publication: str) -> None:
         """A folder needs none: its manifest has the name."""
 
-    def send(self, path: Path) -> None:
+    def send(self, path: Path, sha256: str) -> None:
         raise NotImplementedError("files of a folder need no sending")
 
     def commit(

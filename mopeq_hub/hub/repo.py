@@ -79,13 +79,14 @@ class HubDestination:
                 api.delete_tag(self.repo_id, tag=publication)
             api.create_tag(self.repo_id, tag=publication, revision=commit)
 
-    def send(self, path: Path) -> None:
+    def send(self, path: Path, sha256: str) -> None:
         api = hub_client.api()
         with hub_client.hub_errors(self.repo_id):
             if not api.repo_exists(self.repo_id):
                 api.create_repo(self.repo_id, private=self._private)
                 self._seen["model"] = self._head("model")
             addition = CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path))
+            addition.upload_info.sha256 = bytes.fromhex(sha256)
             api.preupload_lfs_files(self.repo_id, [addition])
 
     def commit(

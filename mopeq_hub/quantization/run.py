@@ -29,8 +29,8 @@ class Watch(Protocol):
         """What was seen so far must survive this process."""
 
 
-Send = Callable[[Path], None]
-"""Uploads a file so that the commit that publishes it finds it there."""
+Send = Callable[[Path, str], None]
+"""Uploads a file with this SHA-256, in hex, so that the commit that publishes it finds it there."""
 
 
 def quantize_units(
@@ -97,9 +97,10 @@ class _Stages:
         files = []
         for output in unit.outputs:
             path = self._folder / output.file
-            files.append(Finished(output.file, path.stat().st_size, digest(path), sent=self._send is not None))
+            finished = Finished(output.file, path.stat().st_size, digest(path), sent=self._send is not None)
             if self._send:
-                self._send(path)
+                self._send(path, finished.sha256)
+            files.append(finished)
         self._journal.add(unit, files)
         for file in files:
             if file.sent:

@@ -59,7 +59,9 @@ def plan_table(name: str, planned: list[dict[str, Any]], manifest: dict[str, Any
 
 def needs_line(needs: "Needs") -> str:
     """What publishing takes of the machine and the network."""
-    disk = f"{size(needs.disk)} of disk" + (f" and {size(needs.cache)} in the Hub client's cache" if needs.cache else "")
+    disk = f"{size(needs.disk)} of disk" + (
+        f" and {size(needs.cache)} in the Hub client's cache" if needs.cache else ""
+    )
     way = "; shards pass through, the disk does not hold them all" if needs.passing else ""
     moved = f"{size(needs.download)} to download, {size(needs.upload)} to upload"
     return f"publishing: up to {size(needs.memory)} of memory, {disk}, {moved}{way}"
