@@ -167,8 +167,8 @@ def refit(
 ) -> None:
     """Replace each scale by the least-squares scale, weighted, of the codes that it gives, in float32.
 
-    In fixed-point numbers small importances are coarse: good enough to choose by, not to scale by. Of 8-bit codes, which
-    are chosen without importances, only this regards them.
+    In fixed-point numbers small importances are coarse: good enough to choose by, not to scale by. 8-bit codes are
+    chosen without importances; only this regards them.
     """
     scale, zero = scales.load(0, F32), zeros.load(0, I32)
     _, top = _middle_and_top(code, bits)
