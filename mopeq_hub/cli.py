@@ -6,9 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, fields
-from functools import wraps
-from inspect import Parameter, Signature, signature
+from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -17,6 +15,26 @@ import typer
 
 from mopeq_hub.errors import MopeqError, UsageError
 from mopeq_hub.fidelity.questions import DEFAULT_TOKENS
+from mopeq_hub.options import (
+    AsJson,
+    CalibrationOption,
+    Compare,
+    DestArgument,
+    DryRun,
+    EngineOption,
+    FidelityTokens,
+    Flavor,
+    FolderArgument,
+    ModelArgument,
+    Private,
+    QuestionsOption,
+    RayAddress,
+    Space,
+    Stream,
+    Timeout,
+    given,
+    recipe_options,
+)  # fmt: skip
 from mopeq_hub.progress import Bars, Lines, Progress, Quiet
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.version import __version__
@@ -31,91 +49,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A folder, or owner/name or owner/name@revision on the Hub.")
-]
-FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `quantize` left.")]
-DestArgument = Annotated[str, typer.Argument(metavar="DEST", help="A Hub repo owner/name, or a folder.")]
-
-QuestionsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--questions",
-        help="JSON lines to measure fidelity and accuracy on.",
-        show_default="bundled pictures and prompts",
-    ),
-]
-CalibrationOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--calibration",
-        help="JSON lines for `gptq` and `signround`; best others than --questions.",
-        show_default="bundled pictures and prompts",
-    ),
-]
-FidelityTokens = Annotated[
-    int,
-    typer.Option(
-        "--fidelity-tokens", help="Tokens of the questions that fidelity is measured on, from the first; 0 for all."
-    ),
-]
-Compare = Annotated[
-    bool | None,
-    typer.Option("--compare/--no-compare", help="Measure uniform widths too.", show_default="for models up to 1 GB"),
-]
-Space = Annotated[
-    bool, typer.Option("--space/--no-space", help="Publish the Space that shows both models side by side.")
-]
-Private = Annotated[bool, typer.Option("--private", help="Create new repos as private ones.")]
-Stream = Annotated[
-    bool | None,
-    typer.Option(
-        "--stream/--no-stream",
-        help="Let go of every shard of a Hub model once it is quantized and sent.",
-        show_default="where the disk is too small for the whole",
-    ),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but the push.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-
-_RECIPE_HELP = {
-    "bits": "Widths that experts may get, of 2, 3, 4 and 8; one width is the uniform baseline.",
-    "signal": "How sensitivity is measured.",
-    "estimator": "Of the Hessian trace: `exact` or `hutchinson`.",
-    "probes": "Random vectors of the hutchinson estimator.",
-    "allocator": "How sensitivities become widths.",
-    "scope": "Who competes for bits: all experts of the `model`, or those of one `layer`.",
-    "quantizer": "`search` for the best scale of a group, `rtn`, round to nearest, or calibrated: `gptq`, `signround`.",
-    "iterations": "How often `signround` adjusts each decoder layer.",
-    "group_size": "Consecutive weights that share a scale: 32, 64, 128 or 256.",
-    "symmetric": "Whether the grid is centred on zero.",
-    "rest_bits": "Width of the text model's other linear layers: 2, 3, 4, 8, or 16 to leave them.",
-    "shard_size": "Bytes at which a new output file is begun.",
-    "seed": "Of everything random.",
-}
-
-
-def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for each choice of a Recipe that has a help text, with the Recipe's own defaults, in
-    place of its `recipe`. The digest of the calibration data has none: a file is named instead."""
-    options = []
-    for choice in (field for field in fields(Recipe) if field.name in _RECIPE_HELP):
-        default: Any = ",".join(map(str, choice.default)) if choice.name == "bits" else choice.default  # type: ignore[arg-type]
-        flag = "--" + choice.name.replace("_", "-") + ("/--asymmetric" if choice.name == "symmetric" else "")
-        annotation = Annotated[type(default), typer.Option(flag, help=_RECIPE_HELP[choice.name])]  # type: ignore[valid-type]
-        options.append(Parameter(choice.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
-
-    @wraps(command)
-    def with_options(**values: Any) -> None:
-        choices = {option.name: values.pop(option.name) for option in options}
-        widths = [_whole_number(width) for width in choices["bits"].split(",")]
-        command(recipe=Recipe.from_dict({**choices, "bits": widths}), **values)
-
-    own = [parameter for parameter in signature(command).parameters.values() if parameter.name != "recipe"]
-    own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
-    with_options.__signature__ = Signature([*own, *options])  # type: ignore[attr-defined]
-    return with_options
-
 
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
@@ -127,6 +60,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 @recipe_options
 def publish(
+    context: typer.Context,
     model: ModelArgument,
     recipe: Recipe,
     to: Annotated[
@@ -144,25 +78,45 @@ def publish(
     private: Private = False,
     dry_run: DryRun = False,
     stream: Stream = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
+    flavor: Flavor = None,
+    timeout: Timeout = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize MODEL expert by expert, prove the result, and publish it with its card and its Space."""
+    from mopeq_hub.engines.choice import check_options, engine_named
+
+    check_options(engine, ray_address=ray_address, flavor=flavor, timeout=timeout)
+    if engine == "jobs":
+        from mopeq_hub.engines import jobs
+
+        options, say = (
+            given(context, {"model", "to", "engine", "flavor", "timeout", "as_json"}),
+            Quiet().say if as_json else print,
+        )
+        files = (questions, calibration)
+        job = jobs.publish(model, to, options, say, files=files, flavor=flavor, timeout=timeout)
+        _print(asdict(job), as_json, lambda: f"job {job.id} is done")
+        return
     from mopeq_hub import pipeline
 
-    publication = pipeline.publish(
-        model,
-        to,
-        recipe,
-        questions=questions,
-        calibration=calibration,
-        fidelity_tokens=fidelity_tokens,
-        compare=compare,
-        space=space,
-        private=private,
-        dry_run=dry_run,
-        stream=stream,
-        progress=_progress(as_json),
-    )
+    with engine_named(engine, ray_address) as chosen:
+        publication = pipeline.publish(
+            model,
+            to,
+            recipe,
+            questions=questions,
+            calibration=calibration,
+            fidelity_tokens=fidelity_tokens,
+            compare=compare,
+            space=space,
+            private=private,
+            dry_run=dry_run,
+            stream=stream,
+            engine=chosen,
+            progress=_progress(as_json),
+        )
     _print_publication(publication, dry_run, as_json)
 
 
@@ -221,15 +175,20 @@ def quantize(
     recipe: Recipe,
     profile: Annotated[Path | None, typer.Option(help="Sensitivities measured before.")] = None,
     calibration: CalibrationOption = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Quantize MODEL into DIR."""
     from mopeq_hub import pipeline
+    from mopeq_hub.engines.choice import check_options, engine_named
     from mopeq_hub.report import summary
     from mopeq_hub.sensitivity import Profile
 
+    check_options(engine, ray_address=ray_address)
     known = Profile.read(profile) if profile else None
-    repo = pipeline.quantize(model, folder, recipe, known, _progress(as_json), calibration)
+    with engine_named(engine, ray_address) as chosen:
+        repo = pipeline.quantize(model, folder, recipe, known, _progress(as_json), calibration, chosen)
     _print(repo.manifest, as_json, lambda: summary.result_lines(repo.manifest, None, str(folder)))
 
 
@@ -364,11 +323,6 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         fault = f"{type(error).__name__}: {error}"
         _fail(f"a fault in mopeq-hub itself: {fault}; set MOPEQ_DEBUG=1 to see where", 1)
-
-
-def _whole_number(text: str) -> Any:
-    """The number, or the text as it is, for the recipe to refuse."""
-    return int(text) if text.strip().isdecimal() else text
 
 
 class _StoppedError(BaseException):

@@ -11,6 +11,9 @@ class MopeqError(Exception):
         self.what, self.hint = (_one_line(text) for text in (what, hint))
         super().__init__(f"{self.what}; {self.hint}" if self.hint else self.what)
 
+    def __reduce__(self) -> tuple[type["MopeqError"], tuple[str, str]]:
+        return type(self), (self.what, self.hint)
+
 
 def _one_line(text: str) -> str:
     """Without line breaks, and without control characters: names in it come from strangers' files."""

@@ -1,7 +1,10 @@
 """A model opened for work: its source, its tensors, and who is who among them; made once, at the head of every
 command."""
 
+import platform
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from mopeq_hub.checkpoint import Checkpoint
@@ -21,6 +24,10 @@ class Model:
     config: dict[str, Any]
     checkpoint: Checkpoint
     layout: Layout
+
+    @property
+    def weights(self) -> "Weights":
+        return Weights(self.source, self.checkpoint)
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -51,3 +58,28 @@ def open_model(name: str) -> Model:
     family = identify(config, source.name)
     checkpoint = Checkpoint(source, block)
     return Model(source, config, checkpoint, read_layout(checkpoint, family, source.path("config.json"), source.name))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's files and tensors, without who is who among them: all that work on a shard needs.
+
+    Pickled it is where they are; another process opens them again, once, with neither torch nor transformers.
+    """
+
+    source: Source
+    checkpoint: Checkpoint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened_again, (self.source.location, self.checkpoint.block)
+
+
+@lru_cache(maxsize=1)
+def _opened_again(location: str, block: tuple[int, int]) -> Weights:
+    if Path(location).is_absolute() and not Path(location).is_dir():
+        raise MopeqError(
+            f"{location} is not on {platform.node()}",
+            "let all machines of the cluster have that folder in common, or name a model on the Hub",
+        )
+    source = open_source(location)
+    return Weights(source, Checkpoint(source, block))

@@ -10,6 +10,8 @@ from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import workplace
+from mopeq_hub.engines import Engine
+from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.fidelity.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.hub import Destination, destination_for
@@ -69,6 +71,7 @@ def publish(
     private: bool = False,
     dry_run: bool = False,
     stream: bool | None = None,
+    engine: Engine = LOCAL,
     progress: Progress | None = None,
 ) -> Publication:
     """Quantize a model expert by expert, prove the result, and publish it with its card and its Space.
@@ -78,7 +81,8 @@ def publish(
     measured on; None takes the bundled set. fidelity_tokens: how many of its tokens, from the first question; 0 for
     all. calibration: questions for what the recipe tunes on, where it does. compare: measure uniform widths too; None
     does so for small models. dry_run: do everything but push. stream: let go of every shard of a Hub model once it is
-    quantized and sent; None does so where the disk cannot hold it.
+    quantized and sent; None does so where the disk cannot hold it. engine: who measures and quantizes shards; one that
+    works elsewhere always streams to the Hub.
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
@@ -101,14 +105,19 @@ def publish(
         return same
     to_hub, place = destination.repo_id is not None, destination.folder or workplace.home()
     check_memory(opened, recipe)
+    sending = to_hub and not dry_run
+    if engine.elsewhere and sending:
+        stream = True
     needs = needs_for(opened, recipe, asked, place, to_hub=to_hub, stream=stream)
     check_fits(needs, place)
     with destination.workplace(name) as work:
         if needs.passing:
-            send = destination.send if to_hub and not dry_run else None
-            repo, fidelity = prove_on_the_way(opened, recipe, work, asked, progress, calibration_path, send)
+            send = destination.send if sending else None
+            if send and engine.elsewhere:
+                destination.prepare()
+            repo, fidelity = prove_on_the_way(opened, recipe, work, asked, progress, calibration_path, send, engine)
         else:
-            repo = build(opened, recipe, None, work, progress, calibration_path)
+            repo = build(opened, recipe, None, work, progress, calibration_path, engine=engine)
             fidelity = prove(opened, repo, asked, compare, progress)
         card(repo.folder, destination, space=space)
         if dry_run:
@@ -126,12 +135,13 @@ def quantize(
     profile: Profile | None = None,
     progress: Progress | None = None,
     calibration: str | Path | None = None,
+    engine: Engine = LOCAL,
 ) -> QuantizedRepo:
     """Quantize a model into `folder`, which must be empty or not exist.
 
     model: a folder, owner/name[@revision], or an opened Model. profile: sensitivities of these very weights by the
     recipe's signal, measured before; None measures them. calibration: questions that the recipe tunes on; None for the
-    bundled ones.
+    bundled ones. engine: as in `publish`.
     Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
     """
     progress, folder = progress or Quiet(), Path(folder)
@@ -147,7 +157,7 @@ def quantize(
     with workplace.kept(f"{folder.resolve()} {name} {__version__}", beside=folder.resolve()) as work:
         if folder.exists() and any(folder.iterdir()):
             return quantized_before(folder, name)
-        repo = build(opened, recipe, profile, work, progress, calibration)
+        repo = build(opened, recipe, profile, work, progress, calibration, engine=engine)
         if folder.exists():
             folder.rmdir()
         repo.folder.rename(folder)

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from mopeq_hub import workplace
+from mopeq_hub.engines import Engine
+from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
@@ -11,12 +13,12 @@ from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.run import measure
 
 
-def profile_of(model: Model, recipe: Recipe, progress: Progress) -> Profile:
+def profile_of(model: Model, recipe: Recipe, progress: Progress, engine: Engine = LOCAL) -> Profile:
     """The profile the recipe asks for, measured now or, for the same weights and signal, before."""
     cached = cache_of(model, recipe)
     if cached.is_file():
         return Profile.read(cached)
-    profile = measure(model, recipe, cached.with_suffix(".partial"), progress)
+    profile = measure(model, recipe, cached.with_suffix(".partial"), progress, engine)
     profile.write(cached)
     return profile
 

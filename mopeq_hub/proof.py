@@ -6,6 +6,8 @@ from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import workplace
+from mopeq_hub.engines import Engine
+from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.fidelity.measure import Way, measure, way_of
 from mopeq_hub.fidelity.questions import Questions
 from mopeq_hub.model import Model
@@ -73,6 +75,7 @@ def prove_on_the_way(
     progress: Progress,
     calibration: Path | None = None,
     send: Send | None = None,
+    engine: Engine = LOCAL,
 ) -> tuple[QuantizedRepo, dict[str, Any]]:
     """Quantize a model that only passes through into `work`/repo, its weights sent if there is `send`, and measure it
     meanwhile; the folder, with its fidelity.json, and that document.
@@ -84,7 +87,7 @@ def prove_on_the_way(
     if isinstance(model.source, HubSource):
         model.source.pass_through(work / "source")
     proof = RidingProof(model, questions, recipe, work / "states")
-    repo = build(model, recipe, None, work, progress, calibration, send, proof)
+    repo = build(model, recipe, None, work, progress, calibration, send, proof, engine)
     fidelity = proof.document(repo.folder, repo.manifest, progress)
     manifests.write_json(repo.folder / manifests.FIDELITY_NAME, fidelity, "fidelity")
     return repo, fidelity

@@ -11,6 +11,8 @@ from mopeq_hub import manifest as manifests
 from mopeq_hub import profiles
 from mopeq_hub.allocation import allocate
 from mopeq_hub.bitmap import quantization_config
+from mopeq_hub.engines import Engine
+from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
@@ -58,6 +60,7 @@ def build(
     calibration: Path | None = None,
     send: Send | None = None,
     watch: Watch | None = None,
+    engine: Engine = LOCAL,
 ) -> QuantizedRepo:
     """`work`/repo with all that a quantized folder holds before it is measured.
 
@@ -66,7 +69,9 @@ def build(
     MopeqError on what is wrong with the source, and OSError where the folder cannot be written.
     """
     _check_usable(model)
-    profile = profiles.checked(profile, model, recipe) if profile else profiles.profile_of(model, recipe, progress)
+    profile = (
+        profiles.checked(profile, model, recipe) if profile else profiles.profile_of(model, recipe, progress, engine)
+    )
     bitmap = allocate(profile, recipe)
     folder = work / "repo"
     units = plan_units(model.checkpoint, model.layout, bitmap, recipe)
@@ -76,7 +81,7 @@ def build(
         left = model.layout.ignored
         progress.say(f"left out: {len(left)} tensors that {model.layout.auto_class} does not load, such as {left[0]}")
     tuned = tuned_weights(model, bitmap, recipe, calibration, work, progress)
-    weights = quantize_units(model, units, recipe, work, folder, progress, tuned.weights, send, watch)
+    weights = quantize_units(model, units, recipe, work, folder, progress, tuned.weights, send, watch, engine)
     write_index(folder, shards)
     for name in companions(model.source):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

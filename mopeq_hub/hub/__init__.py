@@ -58,8 +58,12 @@ class Destination(Protocol):
     def tag(self, publication: str) -> None:
         """Give the commit that is there the publication's name."""
 
+    def prepare(self) -> None:
+        """Have a repo that files can be sent to. Only where `repo_id` is set."""
+
     def send(self, path: Path, sha256: str) -> None:
-        """Upload a file of the commit to come; nobody sees it before. Only where `repo_id` is set."""
+        """Upload a file of the commit to come; nobody sees it before. Only where `repo_id` is set,
+        and from other processes only after `prepare`."""
 
     def commit(
         self, folder: Path, publication: str, progress: Progress, *, consume: bool, sent: Mapping[str, Any] = ...

@@ -1,13 +1,17 @@
 """A run over the units of a model: each shard got, quantized, hashed, sent where it will be published, and let go."""
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from mopeq_hub.engines import local
-from mopeq_hub.model import Model
+from mopeq_hub.engines import Engine
+from mopeq_hub.engines.local import LOCAL
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.model import Model, Weights
 from mopeq_hub.passage import Passage
 from mopeq_hub.progress import Advance, Progress
 from mopeq_hub.quantization.journal import Finished, Journal, digest
@@ -43,12 +47,17 @@ def quantize_units(
     tuned: Mapping[str, Packed],
     send: Send | None = None,
     watch: Watch | None = None,
+    engine: Engine = LOCAL,
 ) -> list[Finished]:
     """Have every unit's files finished: in `folder`, or sent and gone from there.
 
     tuned: packed weights by the name of their matrix, which are not quantized here. Units that an earlier run finished,
     as the journal in `work` says and their contents prove, are not done again.
     """
+    if watch and engine.elsewhere:
+        finished = quantize_units(model, units, recipe, work, folder, progress, tuned, send, None, engine)
+        _show(model, units, recipe, work, progress, tuned, watch)
+        return finished
     journal = Journal(work, folder)
     if watch and not watch.resumed:
         # What went by before was not seen: it has to come again.
@@ -59,52 +68,85 @@ def quantize_units(
     remote = model.source.kind == "hub"
     total = sum(unit.nbytes + (model.source.files()[unit.shard] if remote else 0) for unit in left)
     with progress.stage("download, quantize" if remote else "quantize", total) as advance:
-        local.run(_Stages(model, recipe, journal, folder, advance, tuned, send, watch), left)
+        engine.run(Quantizing(model.weights, recipe, folder, tuned, send, watch), left, journal.add, advance)
     return [file for unit in units for file in journal.finished(unit)]
+
+
+def _show(
+    model: Model,
+    units: Sequence[Unit],
+    recipe: Recipe,
+    work: Path,
+    progress: Progress,
+    tuned: Mapping[str, Packed],
+    watch: Watch,
+) -> None:
+    """Let the watcher see what was made elsewhere: here the same bytes are made once more, and thrown away."""
+    seen = work / "seen"
+    seen.mkdir(exist_ok=True)
+    quantize_units(model, units, recipe, seen, seen, progress, tuned, _throw_away, watch)
+
+
+def _throw_away(path: Path, sha256: str) -> None:
+    """What is sent is taken from the folder afterwards."""
+
+
+@dataclass(frozen=True)
+class Quantizing:
+    """The work on units: their files in `folder`, or sent and gone."""
+
+    weights: Weights
+    recipe: Recipe
+    folder: Path
+    tuned: Mapping[str, Packed]
+    send: Send | None
+    watch: Watch | None
+
+    def open(self, advance: Advance, place: Path | None = None) -> "_Stages":
+        return _Stages(self, advance, place)
+
+    def part(self, unit: Unit) -> "Quantizing":
+        names = [piece.name for piece in unit.pieces if piece.name in self.tuned]
+        return replace(self, tuned={name: self.tuned[name] for name in names})
 
 
 class _Stages:
     """The stages of one unit."""
 
-    def __init__(
-        self,
-        model: Model,
-        recipe: Recipe,
-        journal: Journal,
-        folder: Path,
-        advance: Advance,
-        tuned: Mapping[str, Packed],
-        send: Send | None,
-        watch: Watch | None,
-    ) -> None:
-        self._model, self._recipe, self._journal, self._folder = model, recipe, journal, folder
-        self._passage = Passage(model, advance)
-        self._advance, self._tuned, self._send, self._watch = advance, tuned, send, watch
+    def __init__(self, asked: Quantizing, advance: Advance, place: Path | None) -> None:
+        self._asked, self._advance = asked, advance
+        self._folder = place if place and asked.send else asked.folder
+        self._passage = Passage(asked.weights, advance, place)
+        if not self._folder.is_dir():
+            raise MopeqError(
+                f"{self._folder} is not on {platform.node()}",
+                "let all machines of the cluster have that folder in common",
+            )
 
     def get(self, unit: Unit) -> None:
         self._passage.get(unit.shard)
 
-    def work(self, unit: Unit) -> None:
-        checkpoint = self._model.checkpoint
-        see = self._watch.see if self._watch else None
-        quantize_unit(checkpoint, unit, self._recipe, self._folder, self._advance, self._tuned, see)
-        if self._watch:
+    def work(self, unit: Unit) -> list[Path]:
+        asked = self._asked
+        checkpoint = asked.weights.checkpoint
+        see = asked.watch.see if asked.watch else None
+        quantize_unit(checkpoint, unit, asked.recipe, self._folder, self._advance, asked.tuned, see)
+        if asked.watch:
             # Before the journal says that this unit need not come again.
-            self._watch.keep()
+            asked.watch.keep()
         self._passage.let_go(unit.shard)
+        return [self._folder / output.file for output in unit.outputs]
 
-    def finish(self, unit: Unit) -> None:
-        files = []
-        for output in unit.outputs:
-            path = self._folder / output.file
-            finished = Finished(output.file, path.stat().st_size, digest(path), sent=self._send is not None)
-            if self._send:
-                self._send(path, finished.sha256)
-            files.append(finished)
-        self._journal.add(unit, files)
-        for file in files:
-            if file.sent:
-                (self._folder / file.file).unlink()
+    def finish(self, made: list[Path]) -> list[Finished]:
+        return [self._finished(path) for path in made]
+
+    def _finished(self, path: Path) -> Finished:
+        send = self._asked.send
+        file = Finished(path.name, path.stat().st_size, digest(path), sent=send is not None)
+        if send:
+            send(path, file.sha256)
+            path.unlink()
+        return file
 
     def stop(self) -> None:
         self._passage.stop()

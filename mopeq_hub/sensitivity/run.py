@@ -1,18 +1,21 @@
 """A run over the shards of a model that measures every expert; a run that was stopped is gone on with."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mopeq_hub.engines import local
+from mopeq_hub.engines import Engine
+from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.experts import Matrix
-from mopeq_hub.model import Model
+from mopeq_hub.model import Model, Weights
 from mopeq_hub.passage import Passage
 from mopeq_hub.progress import Advance, Progress
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.sensitivity import Profile, measure_matrices, profile_of
 
 
-def measure(model: Model, recipe: Recipe, notes: Path, progress: Progress) -> Profile:
+def measure(model: Model, recipe: Recipe, notes: Path, progress: Progress, engine: Engine = LOCAL) -> Profile:
     """The profile of a model. `notes`, a file, keeps what each shard gave until the whole is there.
 
     Raises MopeqError on NaN or infinite weights, naming the tensor.
@@ -27,8 +30,14 @@ def measure(model: Model, recipe: Recipe, notes: Path, progress: Progress) -> Pr
     sources = {matrix.source for shard in left for matrix in shards[shard]}
     total = sum(model.checkpoint.tensors[source].nbytes for source in sources)
     total += sum(model.source.files()[shard] for shard in left) if remote else 0
+
+    def keep(shard: str, found: dict[str, float]) -> None:
+        measured.update(found)
+        with open(notes, "a", encoding="utf-8") as file:
+            file.write(("\n" if file.tell() else "") + json.dumps(found) + "\n")
+
     with progress.stage("download, measure" if remote else "measure the experts", total) as advance:
-        local.run(_Stages(model, recipe, shards, measured, notes, advance), left)
+        engine.run(Measuring(model.weights, recipe, shards), left, keep, advance)
     profile = profile_of(model.layout, measured, recipe, model.source.commit)
     notes.unlink(missing_ok=True)
     return profile
@@ -46,34 +55,39 @@ def _noted(notes: Path) -> dict[str, float]:
     return measured
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """The work on shards: the sensitivity of each expert's projection in one."""
+
+    weights: Weights
+    recipe: Recipe
+    shards: Mapping[str, list[Matrix]]
+
+    def open(self, advance: Advance, place: Path | None = None) -> "_Stages":
+        return _Stages(self, advance, place)
+
+    def part(self, shard: str) -> "Measuring":
+        return replace(self, shards={shard: self.shards[shard]})
+
+
 class _Stages:
     """The stages of one shard."""
 
-    def __init__(
-        self,
-        model: Model,
-        recipe: Recipe,
-        shards: dict[str, list[Matrix]],
-        measured: dict[str, float],
-        notes: Path,
-        advance: Advance,
-    ) -> None:
-        self._model, self._recipe, self._shards = model, recipe, shards
-        self._measured, self._notes, self._advance = measured, notes, advance
-        self._passage = Passage(model, advance)
+    def __init__(self, asked: Measuring, advance: Advance, place: Path | None) -> None:
+        self._asked, self._advance = asked, advance
+        self._passage = Passage(asked.weights, advance, place)
 
     def get(self, shard: str) -> None:
         self._passage.get(shard)
 
-    def work(self, shard: str) -> None:
-        found = measure_matrices(self._model.checkpoint, self._shards[shard], self._recipe, self._advance)
+    def work(self, shard: str) -> dict[str, float]:
+        asked = self._asked
+        found = measure_matrices(asked.weights.checkpoint, asked.shards[shard], asked.recipe, self._advance)
         self._passage.let_go(shard)
-        self._measured |= found
-        with open(self._notes, "a", encoding="utf-8") as file:
-            file.write(("\n" if file.tell() else "") + json.dumps(found) + "\n")
+        return found
 
-    def finish(self, shard: str) -> None:
-        pass
+    def finish(self, made: dict[str, float]) -> dict[str, float]:
+        return made
 
     def stop(self) -> None:
         self._passage.stop()

@@ -2,7 +2,8 @@
 
 It speaks the protocol of the Hub over real sockets and keeps content on disk, so nothing in the code under test is
 replaced.  It serves repositories of all three kinds, commits, LFS uploads in one piece and in parts, downloads with
-ranges, and the typed errors; it does not serve Xet, pull requests, collections or web pages.
+ranges, the typed errors, and jobs that only say what a test planned; it does not serve Xet, pull requests, collections
+or web pages.
 
 In the same process::
 

@@ -9,7 +9,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from . import routes_account, routes_download, routes_refs, routes_repos, routes_spaces, routes_upload
+from . import (
+    routes_account,
+    routes_download,
+    routes_jobs,
+    routes_refs,
+    routes_repos,
+    routes_spaces,
+    routes_upload,
+)
 from .accounts import Role
 from .faults import Fault, Side
 from .handler import HubListener
@@ -18,7 +26,7 @@ from .repositories import Gating, RepoKind, Repository, SpaceState
 from .state import Hub, Quota, QuotaStage, RequestRecord, Settings, Traffic
 
 # Importing a module of routes registers them; the tuple states that this is on purpose.
-ROUTES = (routes_account, routes_download, routes_refs, routes_repos, routes_spaces, routes_upload)
+ROUTES = (routes_account, routes_download, routes_jobs, routes_refs, routes_repos, routes_spaces, routes_upload)
 
 _POLL_SECONDS = 0.02
 
@@ -137,6 +145,18 @@ class HubServer:
         """Whether a space's secret has this value, which is all that can be learned of it."""
         space = self._repo(repo_id, "space").space
         return space is not None and space.secret_digests.get(key) == routes_spaces.secret_digest(value)
+
+    # Jobs
+
+    def plan_job(self, *parts: Iterable[str], outcome: str = "COMPLETED", message: str | None = None) -> None:
+        """What the next job that is submitted will say, in parts that come one with each request, and how it ends."""
+        plan = {"parts": [list(part) for part in parts], "outcome": outcome, "message": message}
+        self._hub.job_plans.append(plan)
+
+    @property
+    def jobs(self) -> list[routes_jobs.Job]:
+        """The jobs that were submitted, in order."""
+        return list(self._hub.jobs.values())
 
     # Failures and observations
 

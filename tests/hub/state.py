@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .accounts import Account, TokenBook
 from .blobs import Blob, BlobStore
@@ -20,6 +20,9 @@ from .objects import Entry, Tree, lfs_entry, regular_entry
 from .repositories import RepoKind, Repository, require_consistent, require_path
 from .upload_rules import belongs_in_lfs
 from .wire import Request
+
+if TYPE_CHECKING:
+    from .routes_jobs import Job
 
 _SAMPLE = 512
 QuotaStage = Literal["preupload", "commit"]
@@ -87,6 +90,8 @@ class Hub:
         self.moved: dict[tuple[RepoKind, str], str] = {}
         self.uploads: dict[str, Upload] = {}
         self.quotas: dict[str, Quota] = {}
+        self.jobs: dict[str, Job] = {}
+        self.job_plans: list[dict[str, Any]] = []
         self.traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
         self.log: list[RequestRecord] = []
         self.endpoint = ""

@@ -1,0 +1,98 @@
+"""Jobs: submitted, looked at, and their logs as a stream of events; nothing is run.
+
+What a job will say and how it will end is planned by the test.  Its log comes in parts, one more with each request, as
+a client sees it that is cut off and asks again; with the last part the job has ended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import HubError, bad_request, login_required
+from .state import Hub, require_writer
+from .wire import Request, Response, json_response, router
+
+_FLAVORS = ("cpu-basic", "cpu-upgrade", "cpu-xl", "t4-small", "a10g-small", "h200")
+_STARTED = "2026-01-01T00:00:00.000Z"
+
+
+@dataclass
+class Job:
+    """A submitted job; of its secrets only digests are kept."""
+
+    id: str
+    namespace: str
+    spec: dict[str, Any]
+    secret_digests: dict[str, str]
+    parts: list[list[str]]
+    outcome: str
+    message: str | None
+    shown: list[str] = field(default_factory=list)
+
+    @property
+    def stage(self) -> str:
+        """Where it is now."""
+        return "RUNNING" if self.parts else self.outcome
+
+    def secret_is(self, key: str, value: str) -> bool:
+        """Whether a secret has this value."""
+        return self.secret_digests.get(key) == _digest(value)
+
+    def info(self) -> dict[str, Any]:
+        """The answer of the Hub: everything but the secrets."""
+        return {
+            "id": self.id,
+            "createdAt": _STARTED,
+            "owner": {"id": self.namespace, "name": self.namespace, "type": "user"},
+            "status": {"stage": self.stage, "message": None if self.parts else self.message},
+            **self.spec,
+        }
+
+
+@router.add("POST", "/api/jobs/{namespace}")
+def submit(hub: Hub, request: Request) -> Response:
+    """A new job, which begins to run at once."""
+    namespace = request.params["namespace"]
+    require_writer(request.account, namespace)
+    spec = request.json()
+    if spec.get("flavor") not in _FLAVORS:
+        raise bad_request(f"Invalid flavor: {spec.get('flavor')}")
+    secrets = spec.pop("secrets", {})
+    plan = hub.job_plans.pop(0) if hub.job_plans else {"parts": [[]], "outcome": "COMPLETED", "message": None}
+    digests = {key: _digest(str(value)) for key, value in secrets.items()}
+    job = Job(f"{len(hub.jobs) + 1:024x}", namespace, spec, digests, **plan)
+    hub.jobs[job.id] = job
+    return json_response(job.info())
+
+
+@router.add("GET", "/api/jobs/{namespace}/{job}")
+def inspect(hub: Hub, request: Request) -> Response:
+    """The job as it is now."""
+    return json_response(_own(hub, request).info())
+
+
+@router.add("GET", "/api/jobs/{namespace}/{job}/logs")
+def logs(hub: Hub, request: Request) -> Response:
+    """The log from its beginning, with one part more than before."""
+    job = _own(hub, request)
+    if job.parts:
+        job.shown += job.parts.pop(0)
+    events = [{"data": line, "timestamp": _STARTED} for line in ["===== Job started at 2026-01-01 =====", *job.shown]]
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    return Response(200, {"Content-Type": "text/event-stream"}, body.encode())
+
+
+def _own(hub: Hub, request: Request) -> Job:
+    if request.account is None:
+        raise login_required()
+    job = hub.jobs.get(request.params["job"])
+    if job is None or not request.account.owns(job.namespace):
+        raise HubError(404, "Job not found")
+    return job
+
+
+def _digest(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()
