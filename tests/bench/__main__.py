@@ -14,7 +14,7 @@ from tests.bench.hessian import hessian
 from tests.bench.kernels import kernels
 from tests.bench.quantize import quantize
 from tests.bench.stream import stream
-from tests.bench.tables import Settings, machine, set_threads
+from tests.bench.tables import Settings, busy, machine, set_threads
 
 SECTIONS: dict[str, Callable[[Settings], Iterator[Table]]] = {
     "fidelity": bit_maps,
@@ -53,9 +53,11 @@ def main() -> None:
         )
         console.print(machine(settings), highlight=False)
         for name in given.sections or SECTIONS:
+            before = f"{name}: {busy():.0%} of the cores were busy before it began"
             for made in SECTIONS[name](settings):
                 console.print()
                 console.print(made)
+            console.print(before, highlight=False)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def kernels(settings: Settings) -> Iterator[Table]:
         f"Search and pack, {len(matrices)} matrices of {rows} x {columns}, groups of 64",
         _SPEED_COLUMNS,
         (_speed_row(rival, bits, matrices, settings) for rival in rivals for bits in _BITS),
-        "GB of bfloat16 a second; auto-round's is given as many rows of one matrix as take some seconds, and does "
-        "not pack. Targets: 0.4 GB/s, and 200x the scale search.",
+        "GB of bfloat16 a second; auto-round's is given one matrix, or for the asymmetric search 128 rows of it, as "
+        "float32, and does not pack. Targets: 0.4 GB/s, and 200x.",
     )
     yield table(
         "Search and pack by stored dtype",

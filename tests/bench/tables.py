@@ -79,13 +79,20 @@ def machine(settings: Settings) -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.is_file() else []
     model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    busy = f"load {os.getloadavg()[0]:.1f} at the start" + (", small sizes: figures mean nothing" * settings.small)
+    small = ", small sizes: figures mean nothing" * settings.small
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return (
-        f"{model or platform.machine()} ({binding.get_host_cpu_name()}), {len(os.sched_getaffinity(0))} cores, {busy}; "
+        f"{model or platform.machine()} ({binding.get_host_cpu_name()}), {len(os.sched_getaffinity(0))} cores{small}; "
         f"{settings.threads} threads each, torch {torch.get_num_threads()}, Numba {numba.get_num_threads()}\n"
         f"Python {platform.python_version()}, {packages}"
     )
+
+
+def busy() -> float:
+    """The share of the cores that others use, while this waits for a second."""
+    import psutil
+
+    return float(psutil.cpu_percent(interval=1.0)) / 100
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
