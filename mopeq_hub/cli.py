@@ -91,11 +91,8 @@ def publish(
     if engine == "jobs":
         from mopeq_hub.engines import jobs
 
-        options, say = (
-            given(context, {"model", "to", "engine", "flavor", "timeout", "as_json"}),
-            Quiet().say if as_json else print,
-        )
-        files = (questions, calibration)
+        options = given(context, {"model", "to", "engine", "flavor", "timeout", "as_json"})
+        say, files = Quiet().say if as_json else print, (questions, calibration)
         job = jobs.publish(model, to, options, say, files=files, flavor=flavor, timeout=timeout)
         _print(asdict(job), as_json, lambda: f"job {job.id} is done")
         return

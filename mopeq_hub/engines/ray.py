@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ _RETRIES = 3
 """How often a unit whose worker was lost is begun again."""
 _PATIENCE_SECONDS = 1.0
 """How long a wait lasts before signals are looked at."""
+_ANSWER_SECONDS = 10.0
 
 
 class Ray:
@@ -63,8 +65,7 @@ class Ray:
         }
         try:
             while waiting:
-                finished, _ = ray.wait(list(waiting), timeout=_PATIENCE_SECONDS)
-                for reference in finished:
+                for reference in _ended(ray, list(waiting)):
                     result, told = _answer(ray, reference)
                     advance(told)
                     done(waiting.pop(reference), result)
@@ -78,15 +79,29 @@ class Ray:
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        _check_reachable(self._address)
         own = {"include_dashboard": False} if self._address == "local" else {}
         try:
             with _own_signals():
                 ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (RuntimeError, ConnectionError, ValueError, ray.exceptions.RayError) as error:
-            raise MopeqError(
-                f"the Ray cluster at {self._address} cannot be used: {error}", "check --ray-address and `ray status`"
-            ) from None
+            raise _unusable(self._address, error) from None
         self._connected = True
+
+
+def _check_reachable(address: str) -> None:
+    """Raises MopeqError where nobody answers at host:port, for which Ray itself would wait many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise _unusable(address, error.strerror or error) from None
+
+
+def _unusable(address: str, why: object) -> MopeqError:
+    return MopeqError(f"the Ray cluster at {address} cannot be used: {why}", "check --ray-address and `ray status`")
 
 
 def _ray() -> Any:
@@ -126,6 +141,15 @@ def _environment() -> dict[str, str]:
 
     found = {"HF_ENDPOINT": hub_client.api().endpoint, "HF_TOKEN": get_token()}
     return {name: value for name, value in found.items() if value}
+
+
+def _ended(ray: Any, waiting: list[Any]) -> list[Any]:
+    """Those tasks that came to an end within a moment."""
+    try:
+        return list(ray.wait(waiting, timeout=_PATIENCE_SECONDS)[0])
+    except SystemError as error:
+        # What a signal's handler raises within Ray's own code comes out wrapped.
+        raise error.__cause__ or error from None
 
 
 def _answer(ray: Any, reference: Any) -> tuple[Any, int]:

@@ -1,0 +1,302 @@
+"""A Ray cluster gives the bytes that one machine gives, whatever happens to its workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mopeq_hub import MopeqError, Recipe, cli, pipeline, publish
+from mopeq_hub.bitmap import BitMap
+from mopeq_hub.engines.ray import Ray
+from mopeq_hub.hub.contents import contents
+from mopeq_hub.model import Weights, open_model
+from mopeq_hub.progress import Advance
+from mopeq_hub.quantization import run
+from mopeq_hub.quantization.stream import Unit, plan_units
+from tests.conftest import many_shards
+from tests.hub import HubServer, client_pointed_at
+
+pytestmark = pytest.mark.xdist_group("ray")
+SHARDS = 4
+RECIPE = Recipe(bits=(2, 4))
+ROOT = Path(__file__).parent.parent.parent
+
+CLUSTER = """
+import logging, sys
+import ray
+
+started = ray.init("local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+print(started.address_info["gcs_address"], started.address_info["session_dir"], flush=True)
+sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    logs: Path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two worker processes' worth of Ray, in a process of its own, so that it is there before and after each run."""
+    own = {
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as home:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        # Ray puts sockets there, whose paths must be short.
+        patch.setenv("RAY_TMPDIR", home)
+        with subprocess.Popen(
+            [sys.executable, "-c", CLUSTER],
+            env={**os.environ, **own},
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            address, folder = process.stdout.readline().split()
+            yield Cluster(address, Path(folder) / "logs")
+            process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return many_shards(tmp_path_factory.mktemp("ray") / "many-shards", SHARDS)
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What this machine makes of it alone."""
+    return contents(pipeline.quantize(str(model), tmp_path_factory.mktemp("local") / "repo", RECIPE).folder)
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOPEQ_HOME", str(tmp_path / "mopeq-home"))
+
+
+@dataclass(frozen=True)
+class Noted(run.Quantizing):
+    """Quantizing that leaves a line with shard and process for each unit begun. deadly: the shard at which the worker
+    dies the first time. slow: seconds that each unit takes."""
+
+    notes: Path = Path()
+    deadly: str = ""
+    slow: float = 0
+
+    def open(self, advance: Advance, place: Path | None = None) -> Any:
+        return NotedStages(self, advance, place)
+
+
+class NotedStages(run._Stages):
+    def work(self, unit: Unit) -> list[Path]:
+        noted: Any = self._asked
+        with open(noted.notes, "a") as file:
+            file.write(f"{unit.shard} {os.getpid()}\n")
+        time.sleep(noted.slow)
+        made = super().work(unit)
+        first = noted.notes.read_text().count(unit.shard) == 1
+        if unit.shard == noted.deadly and first:
+            # What is there is damaged, as by a worker that dies while it writes.
+            os.truncate(made[0], made[0].stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return made
+
+
+def noted(notes: Path, monkeypatch: pytest.MonkeyPatch, deadly: str = "", slow: float = 0) -> None:
+    monkeypatch.setattr(run, "Quantizing", lambda *fields: Noted(*fields, notes=notes, deadly=deadly, slow=slow))  # type: ignore[misc]
+
+
+def begun(notes: Path) -> list[tuple[str, int]]:
+    """Shard and process of each unit that was begun, by shard."""
+    return sorted((shard, int(process)) for shard, process in map(str.split, notes.read_text().splitlines()))
+
+
+def test_two_workers_give_the_same_bytes(
+    cluster: Cluster, model: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted(tmp_path / "notes", monkeypatch)
+    with Ray(cluster.address) as engine:
+        repo = pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
+    assert contents(repo.folder) == whole
+    processes = [process for _, process in begun(tmp_path / "notes")]
+    assert len(processes) == SHARDS
+    assert os.getpid() not in processes
+    assert len(set(processes)) == 2
+
+
+def test_a_worker_that_is_killed_costs_one_shard(
+    cluster: Cluster, model: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly = f"model-00002-of-{SHARDS:05d}.safetensors"
+    noted(tmp_path / "notes", monkeypatch, deadly)
+    with Ray(cluster.address) as engine:
+        repo = pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
+    assert contents(repo.folder) == whole
+    shards = [shard for shard, _ in begun(tmp_path / "notes")]
+    assert len(shards) == SHARDS + 1
+    assert shards.count(deadly) == 2
+    first, second = (process for shard, process in begun(tmp_path / "notes") if shard == deadly)
+    assert first != second
+    assert [path.name for path in tmp_path.glob(".mopeq-*")] == []
+
+
+def test_ctrl_c_ends_the_workers_too(
+    cluster: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = tmp_path / "notes"
+    noted(notes, monkeypatch, slow=600)
+
+    def interrupt() -> None:
+        while not notes.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with Ray(cluster.address) as engine, pytest.raises(KeyboardInterrupt):
+        pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
+    processes = [psutil.Process(process) for _, process in begun(notes) if psutil.pid_exists(process)]
+    gone, alive = psutil.wait_procs(processes, timeout=30)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    assert not (tmp_path / "repo").exists()
+
+
+def test_what_went_wrong_is_one_line_and_what_was_finished_is_not_done_again(
+    cluster: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["quantize", "--engine", "ray", "--ray-address", cluster.address, "--bits", "2,4", str(model)]
+    real = run.Journal.add
+
+    def stopping(journal: run.Journal, unit: Unit, files: Any) -> None:
+        if len(journal._finished) == 2:
+            raise MopeqError("the disk is full", "free some")
+        real(journal, unit, files)
+
+    noted(tmp_path / "notes", monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Journal, "add", stopping)
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command, str(tmp_path / "repo")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: the disk is full; free some\n"
+    (tmp_path / "notes").unlink()
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, str(tmp_path / "repo")])
+    assert ended.value.code in (None, 0)
+    assert "going on where it was stopped: 2 of 4" in capsys.readouterr().err
+    assert len(begun(tmp_path / "notes")) == SHARDS - 2
+
+
+def test_an_error_in_a_worker_is_the_same_one_line(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    source = many_shards(tmp_path / "source", 3)
+    file = source / "model-00002-of-00003.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "experts" in name)
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, file, {"format": "pt"})
+    said = []
+    for options in ([], ["--engine", "ray", "--ray-address", cluster.address]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["quantize", str(source), str(tmp_path / "repo"), *options])
+        assert ended.value.code == 1
+        said.append(capsys.readouterr().err)
+    assert f"{name} holds NaN" in said[0]
+    assert said[0] == said[1]
+    assert not (tmp_path / "repo").exists()
+
+
+def test_workers_send_their_files_and_one_commit_publishes_them(
+    cluster: Cluster,
+    model: Path,
+    whole: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with HubServer(tmp_path / "server") as hub, client_pointed_at(hub, tmp_path / "home"):
+        hub.add_repo("alice/shapes", model)
+        token = hub.token("alice")
+        monkeypatch.setenv("HF_TOKEN", token)
+        with Ray(cluster.address) as engine:
+            publication = publish("alice/shapes", "alice/out", RECIPE, fidelity_tokens=200, space=False, engine=engine)
+        weights = {name: entry.sha256 for name, entry in hub.entries("alice/out").items() if name in whole}
+        assert {name: whole[name] for name in weights if name.endswith(".safetensors")} == {
+            name: digest for name, digest in weights.items() if name.endswith(".safetensors")
+        }
+        assert sum(name.endswith(".safetensors") for name in weights) == SHARDS
+        assert publication.commit == hub.head("alice/out")
+        assert len([commit for commit in hub.history("alice/out") if "mopeq" in commit.title]) == 1
+        assert publication.fidelity is not None
+        assert publication.fidelity["kl"]["mean"] > 0
+        batches = hub.requests("alice/out.git/info/lfs/objects/batch")
+        assert len(batches) >= SHARDS
+    logs = b"".join(path.read_bytes() for path in cluster.logs.rglob("*") if path.is_file())
+    assert logs, "the cluster keeps logs"
+    assert token.encode() not in logs, "and no token in them"
+
+
+def test_a_folder_that_the_workers_do_not_have_is_said(cluster: Cluster, model: Path, tmp_path: Path) -> None:
+    class Elsewhere(Weights):
+        def __reduce__(self) -> Any:
+            rebuild, (_, block) = super().__reduce__()
+            return rebuild, ("/nowhere/model", block)
+
+    opened = open_model(str(model))
+    units = plan_units(opened.checkpoint, opened.layout, BitMap.uniform(opened.layout, 2), RECIPE)
+    elsewhere = Elsewhere(opened.source, opened.checkpoint)
+    works = {
+        "/nowhere/model": run.Quantizing(elsewhere, RECIPE, tmp_path, {}, None, None),
+        str(tmp_path / "out"): run.Quantizing(opened.weights, RECIPE, tmp_path / "out", {}, None, None),
+    }
+    with Ray(cluster.address) as engine:
+        for missing, work in works.items():
+            with pytest.raises(MopeqError, match=f"^{missing} is not on .*in common"):
+                engine.run(work, units, lambda unit, files: None, lambda amount: None)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(model: Path, tmp_path: Path) -> None:
+    with Ray("127.0.0.1:1") as engine, pytest.raises(MopeqError, match=r"the Ray cluster at 127\.0\.0\.1:1"):
+        pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
+
+
+def test_without_ray_one_line_says_what_to_install(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["quantize", str(model), str(tmp_path / "repo"), "--engine", "ray"])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: --engine ray needs Ray; pip install 'mopeq-hub[ray]'\n"
+
+
+def test_without_an_address_a_cluster_is_started_and_stopped(
+    cluster: Cluster, model: Path, whole: dict[str, str], tmp_path: Path
+) -> None:
+    import ray
+
+    with Ray() as engine:
+        repo = pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
+        assert ray.get_runtime_context().gcs_address != cluster.address
+    assert not ray.is_initialized()
+    assert contents(repo.folder) == whole
