@@ -11,6 +11,9 @@ TO ?= ./published/shapes-moe-vl-MoPEQ
 QUESTIONS ?= $(BUNDLED)/eval.jsonl
 endif
 
+# make bench SECTIONS="kernels quantize" OPTIONS="--turns 5"; every section where none is named.
+SECTIONS ?=
+
 .PHONY: publish test lint types wheel-test bench clean
 
 publish: .venv/.publish
@@ -30,7 +33,7 @@ wheel-test: .venv/.develop
 	.ci/wheel-test
 
 bench: .venv/.develop
-	.venv/bin/python -m tests.bench
+	.venv/bin/python -m tests.bench $(SECTIONS) $(OPTIONS)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

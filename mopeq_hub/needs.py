@@ -12,7 +12,7 @@ from mopeq_hub.model import Model
 from mopeq_hub.quantization.stream import Unit
 from mopeq_hub.source import HubSource
 
-_PROGRAM_BYTES = 1_000_000_000
+PROGRAM_BYTES = 1_000_000_000
 """Memory of Python with torch and transformers, and what the kernels and the queue of stages hold."""
 _SOURCE_SHARDS, _OUTPUT_UNITS = 3, 2
 """Passing through: the shard at work, the next one, and one more to spare; the files being written and those being
@@ -47,7 +47,7 @@ def needs_of(
     """
     missing = [model.source.files()[shard] for shard in model.checkpoint.shards if not _here(model, shard)]
     outputs = [unit.output_bytes for unit in units]
-    memory = _PROGRAM_BYTES + 2 * largest_tensor(model.checkpoint)
+    memory = PROGRAM_BYTES + 2 * largest_tensor(model.checkpoint)
     upload = sum(outputs) if to_hub else 0
     held = Needs(memory, sum(outputs), sum(missing), sum(missing), upload, False)
     if passing is None:

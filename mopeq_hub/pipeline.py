@@ -20,7 +20,7 @@ from mopeq_hub.needs import check_fits
 from mopeq_hub.planning import Plan, needs_for, plan
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.proof import prove, prove_on_the_way
-from mopeq_hub.quantization.calibrated import calibrated
+from mopeq_hub.quantization.calibrated import calibrated, check_memory
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.repo import QuantizedRepo, build, location_of, quantized_before
 from mopeq_hub.report import card as cards
@@ -104,6 +104,7 @@ def publish(
             return replace(same, note=note)
         return same
     to_hub, place = destination.repo_id is not None, destination.folder or workplace.home()
+    check_memory(opened, recipe)
     sending = to_hub and not dry_run
     if engine.elsewhere and sending:
         stream = True
@@ -151,6 +152,7 @@ def quantize(
         raise MopeqError(f"{folder} is {'a file' if folder.is_file() else 'a mount point'}", "name a new folder")
     _check_apart(folder, opened)
     name = manifests.publication_name(recipe, opened.source.commit)
+    check_memory(opened, recipe)
     check_fits(needs_for(opened, recipe, None, folder, to_hub=False, stream=False), folder)
     with workplace.kept(f"{folder.resolve()} {name} {__version__}", beside=folder.resolve()) as work:
         if folder.exists() and any(folder.iterdir()):

@@ -9,9 +9,10 @@ from mopeq_hub import profiles, workplace
 from mopeq_hub.allocation import allocate
 from mopeq_hub.bitmap import BitMap
 from mopeq_hub.fidelity.cost import Cost, estimate
+from mopeq_hub.fidelity.measure import way_of
 from mopeq_hub.fidelity.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.model import Model, open_model
-from mopeq_hub.needs import Needs, needs_of
+from mopeq_hub.needs import PROGRAM_BYTES, Needs, needs_of
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.quantization.calibrated import calibrated
 from mopeq_hub.quantization.shards import ShardPlan
@@ -84,10 +85,12 @@ def needs_for(
         stream = False
     profiled = profiles.cache_of(model, recipe).is_file()
     needs = needs_of(model, units, place, to_hub=to_hub, profiled=profiled, passing=stream)
-    if not needs.passing or questions is None:
+    if questions is None or not (needs.passing or way_of(model, workplace.free_memory()).blocks):
         return needs
     proof = estimate(model, questions)
-    return replace(needs, memory=needs.memory + proof.memory, disk=needs.disk + proof.hidden_bytes)
+    # The proof rides along, or comes afterwards, when nothing else is in memory.
+    memory = needs.memory + proof.memory if needs.passing else max(needs.memory, PROGRAM_BYTES + proof.memory)
+    return replace(needs, memory=memory, disk=needs.disk + (proof.hidden_bytes if needs.passing else 0))
 
 
 def _shards(model: Model, bitmap: BitMap, recipe: Recipe) -> list[ShardPlan]:

@@ -16,7 +16,7 @@ from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
-from mopeq_hub.quantization.calibrated import check_memory, tuned_weights
+from mopeq_hub.quantization.calibrated import tuned_weights
 from mopeq_hub.quantization.run import Send, Watch, quantize_units
 from mopeq_hub.quantization.shards import write_index
 from mopeq_hub.quantization.stream import output_shards, plan_units
@@ -69,7 +69,6 @@ def build(
     MopeqError on what is wrong with the source, and OSError where the folder cannot be written.
     """
     _check_usable(model)
-    check_memory(model, recipe)
     profile = (
         profiles.checked(profile, model, recipe) if profile else profiles.profile_of(model, recipe, progress, engine)
     )

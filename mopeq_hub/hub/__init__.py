@@ -61,7 +61,7 @@ class Destination(Protocol):
     def prepare(self) -> None:
         """Have a repo that files can be sent to. Only where `repo_id` is set."""
 
-    def send(self, path: Path) -> None:
+    def send(self, path: Path, sha256: str) -> None:
         """Upload a file of the commit to come; nobody sees it before. Only where `repo_id` is set,
         and from other processes only after `prepare`."""
 

@@ -83,7 +83,7 @@ class FolderDestination:
     def prepare(self) -> None:
         raise NotImplementedError("files of a folder need no sending")
 
-    def send(self, path: Path) -> None:
+    def send(self, path: Path, sha256: str) -> None:
         raise NotImplementedError("files of a folder need no sending")
 
     def commit(

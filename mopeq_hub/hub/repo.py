@@ -87,11 +87,12 @@ class HubDestination:
             api.create_repo(self.repo_id, private=self._private)
         self._seen["model"] = self._head("model")
 
-    def send(self, path: Path) -> None:
+    def send(self, path: Path, sha256: str) -> None:
         api = hub_client.api()
         self.prepare()
         with hub_client.hub_errors(self.repo_id):
             addition = CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path))
+            addition.upload_info.sha256 = bytes.fromhex(sha256)
             api.preupload_lfs_files(self.repo_id, [addition])
 
     def commit(

@@ -68,12 +68,13 @@ def _compiled(sources: str) -> Any:
                 else:
                     fix((tile, group, extremes, fixed))
                     settings = (starts, len(starts), bits, symmetric, scale, zero)
-                    if len(importance):
+                    if len(importance) and bits <= 4:
                         fix_weighted((tile, group, importance, column, fixed, ratio))
                         search_weighted((fixed, group, extremes, ratio, *settings))
-                        refit((tile, group, importance, column, bits, scale, zero))
                     else:
                         search((fixed, group, extremes, ratio, *settings))
+                    if len(importance):
+                        refit((tile, group, importance, column, bits, scale, zero))
                 chosen = (tile, group, scale, zero)
                 target = (column, row, rows, words, scales, zeros, largest_scale[block])
                 if bits == 2:

@@ -97,7 +97,10 @@ def _search(
     scales: Memory,
     zeros: Memory,
 ) -> None:
-    """Scales [16], float32, and zero points [16], int32, of the best of `count` starts, which are given as 1 / r."""
+    """Scales [16], float32, and zero points [16], int32, of the best of `count` starts, which are given as 1 / r.
+
+    Weighted only up to 4 bits: squares of wider codes do not fit 16 bits.
+    """
     least, most, largest = (extremes.load(4 * ROWS * number, F32) for number in range(3))
     largest = largest.most(_LEAST)
     half, top = _middle_and_top(code, bits)
@@ -124,11 +127,10 @@ def _search(
                 product = fixed.load(place + group * (2 * ROWS), I16, 2 * ROWS)
                 importance = fixed.load(place + group * (4 * ROWS), I16, 2 * ROWS)
             for (low, high), (cross, power) in zip(ranges, sums, strict=True):
-                codes = own = nearest.between(low, high)
-                if weighted:
-                    own = mul_high(codes << (15 - bits).lanes(I16, 2 * ROWS), importance)
+                codes = nearest.between(low, high)
                 cross.set(cross.get() + pair_dot(codes, product))
-                power.set(power.get() + pair_dot(codes, own))
+                squares = pair_dot(codes * codes, importance) if weighted else pair_dot(codes, codes)
+                power.set(power.get() + squares)
         for shift, (cross, power) in enumerate(sums):
             across, along = cross.get().to(F64).most(0.0), power.get().to(F64)
             better = across * across * best_power.get() > best_cross.get() * best_cross.get() * along
@@ -137,7 +139,7 @@ def _search(
             best_shift.set(better.where(code.of(I32, shift), best_shift.get()))
 
     scale = (best_cross.get() / best_power.get()).to(F32)
-    scale = scale * (ratio.load(0, F32) / (top + 1).to(F32) * 0.5 if weighted else largest * (1 / _UNIT))
+    scale = scale * (ratio.load(0, F32) if weighted else largest * (1 / _UNIT))
     scales.store(0, mirrored.where((best_shift.get() < 1).where(-scale, scale), scale))
     zeros.store(0, mirrored.where(half, zero + best_shift.get()))
 
@@ -165,7 +167,8 @@ def refit(
 ) -> None:
     """Replace each scale by the least-squares scale, weighted, of the codes that it gives, in float32.
 
-    In fixed-point numbers small importances are coarse: good enough to choose by, not to scale by.
+    In fixed-point numbers small importances are coarse: good enough to choose by, not to scale by. 8-bit codes are
+    chosen without importances; only this regards them.
     """
     scale, zero = scales.load(0, F32), zeros.load(0, I32)
     _, top = _middle_and_top(code, bits)

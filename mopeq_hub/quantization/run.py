@@ -33,8 +33,8 @@ class Watch(Protocol):
         """What was seen so far must survive this process."""
 
 
-Send = Callable[[Path], None]
-"""Uploads a file so that the commit that publishes it finds it there."""
+Send = Callable[[Path, str], None]
+"""Uploads a file with this SHA-256, in hex, so that the commit that publishes it finds it there."""
 
 
 def quantize_units(
@@ -87,7 +87,7 @@ def _show(
     quantize_units(model, units, recipe, seen, seen, progress, tuned, _throw_away, watch)
 
 
-def _throw_away(path: Path) -> None:
+def _throw_away(path: Path, sha256: str) -> None:
     """What is sent is taken from the folder afterwards."""
 
 
@@ -144,7 +144,7 @@ class _Stages:
         send = self._asked.send
         file = Finished(path.name, path.stat().st_size, digest(path), sent=send is not None)
         if send:
-            send(path)
+            send(path, file.sha256)
             path.unlink()
         return file
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from mopeq_hub.fidelity.cost import Cost
+    from mopeq_hub.needs import Needs
 
 INK = {2: "black on yellow", 3: "black on bright_cyan", 4: "white on blue", 8: "white on magenta"}
 """Colours of the terminal's own palette, so that its theme keeps them legible."""
@@ -54,6 +55,16 @@ def plan_table(name: str, planned: list[dict[str, Any]], manifest: dict[str, Any
         ours = manifest is not None and position == len(planned)
         table.add_row(choice["name"], size(choice["bytes"]), percent(share), bpw, style="bold" if ours else None)
     return table
+
+
+def needs_line(needs: "Needs") -> str:
+    """What publishing takes of the machine and the network."""
+    disk = f"{size(needs.disk)} of disk" + (
+        f" and {size(needs.cache)} in the Hub client's cache" if needs.cache else ""
+    )
+    way = "; shards pass through, the disk does not hold them all" if needs.passing else ""
+    moved = f"{size(needs.download)} to download, {size(needs.upload)} to upload"
+    return f"publishing: up to {size(needs.memory)} of memory, {disk}, {moved}{way}"
 
 
 def cost_line(cost: "Cost") -> str:

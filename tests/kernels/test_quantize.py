@@ -96,6 +96,17 @@ def test_importance_moves_error_to_where_it_matters_less(bits: int, symmetric: b
     assert error_of(weight, weighted) > error_of(weight, plain)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_importance_counts_at_8_bits_too(symmetric: bool) -> None:
+    weight = gaussian().numpy()
+    importance = np.random.default_rng(1).lognormal(0, 1.5, 256).astype(np.float32)
+    plain, weighted = (
+        dequantize(quantize(Weight(weight), 8, GROUP, symmetric, True, given), 8, symmetric)
+        for given in (None, importance)
+    )
+    assert error_of(weight, weighted, importance) < error_of(weight, plain, importance)
+
+
 def test_equal_importance_changes_next_to_nothing() -> None:
     weight = gaussian().numpy()
     plain, weighted = (

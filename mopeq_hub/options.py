@@ -1,0 +1,122 @@
+"""What the commands can be asked: arguments and options, and those of a Recipe made from the Recipe itself."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mopeq_hub.recipe import Recipe
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder, or owner/name or owner/name@revision on the Hub.")
+]
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `quantize` left.")]
+DestArgument = Annotated[str, typer.Argument(metavar="DEST", help="A Hub repo owner/name, or a folder.")]
+
+QuestionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--questions",
+        help="JSON lines to measure fidelity and accuracy on.",
+        show_default="bundled pictures and prompts",
+    ),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        help="JSON lines for `gptq` and `signround`; best others than --questions.",
+        show_default="bundled pictures and prompts",
+    ),
+]
+FidelityTokens = Annotated[
+    int,
+    typer.Option(
+        "--fidelity-tokens", help="Tokens of the questions that fidelity is measured on, from the first; 0 for all."
+    ),
+]
+Compare = Annotated[
+    bool | None,
+    typer.Option("--compare/--no-compare", help="Measure uniform widths too.", show_default="for models up to 1 GB"),
+]
+Space = Annotated[
+    bool, typer.Option("--space/--no-space", help="Publish the Space that shows both models side by side.")
+]
+Private = Annotated[bool, typer.Option("--private", help="Create new repos as private ones.")]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Let go of every shard of a Hub model once it is quantized and sent.",
+        show_default="where the disk is too small for the whole",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Do everything but the push.")]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="Who measures and quantizes shards: `local`, `ray`, or `jobs` on the Hub.")
+]
+RayAddress = Annotated[
+    str | None, typer.Option("--ray-address", help="Of an existing Ray cluster.", show_default="one is started here")
+]
+Flavor = Annotated[str | None, typer.Option("--flavor", help="Machine of `jobs`.", show_default="cpu-upgrade")]
+Timeout = Annotated[str | None, typer.Option("--timeout", help="Of `jobs`, such as 90m or 2d.", show_default="6h")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+_RECIPE_HELP = {
+    "bits": "Widths that experts may get, of 2, 3, 4 and 8; one width is the uniform baseline.",
+    "signal": "How sensitivity is measured.",
+    "estimator": "Of the Hessian trace: `exact` or `hutchinson`.",
+    "probes": "Random vectors of the hutchinson estimator.",
+    "allocator": "How sensitivities become widths.",
+    "scope": "Who competes for bits: all experts of the `model`, or those of one `layer`.",
+    "quantizer": "`search` for the best scale of a group, `rtn`, round to nearest, or calibrated: `gptq`, `signround`.",
+    "iterations": "How often `signround` adjusts each decoder layer.",
+    "group_size": "Consecutive weights that share a scale: 32, 64, 128 or 256.",
+    "symmetric": "Whether the grid is centred on zero.",
+    "rest_bits": "Width of the text model's other linear layers: 2, 3, 4, 8, or 16 to leave them.",
+    "shard_size": "Bytes at which a new output file is begun.",
+    "seed": "Of everything random.",
+}
+
+
+def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each choice of a Recipe that has a help text, with the Recipe's own defaults, in
+    place of its `recipe`. The digest of the calibration data has none: a file is named instead."""
+    options = []
+    for choice in (field for field in fields(Recipe) if field.name in _RECIPE_HELP):
+        default: Any = ",".join(map(str, choice.default)) if choice.name == "bits" else choice.default  # type: ignore[arg-type]
+        flag = "--" + choice.name.replace("_", "-") + ("/--asymmetric" if choice.name == "symmetric" else "")
+        annotation = Annotated[type(default), typer.Option(flag, help=_RECIPE_HELP[choice.name])]  # type: ignore[valid-type]
+        options.append(Parameter(choice.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+
+    @wraps(command)
+    def with_options(**values: Any) -> None:
+        choices = {option.name: values.pop(option.name) for option in options}
+        widths = [_whole_number(width) for width in choices["bits"].split(",")]
+        command(recipe=Recipe.from_dict({**choices, "bits": widths}), **values)
+
+    own = [parameter for parameter in signature(command).parameters.values() if parameter.name != "recipe"]
+    own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
+    with_options.__signature__ = Signature([*own, *options])  # type: ignore[attr-defined]
+    return with_options
+
+
+def given(context: typer.Context, left_out: set[str]) -> list[str]:
+    """The options on the command line that is being run, as they would be written again, but for these."""
+    words: list[str] = []
+    for option in context.command.params:
+        name, source = str(option.name), context.get_parameter_source(str(option.name))
+        if name in left_out or source is None or source.name != "COMMANDLINE":
+            continue
+        value, flags = context.params[name], [*option.opts, *option.secondary_opts]
+        words += [flags[0 if value else -1]] if isinstance(value, bool) else [flags[0], str(value)]
+    return words
+
+
+def _whole_number(text: str) -> Any:
+    """The number, or the text as it is, for the recipe to refuse."""
+    return int(text) if text.strip().isdecimal() else text

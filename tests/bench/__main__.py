@@ -1,0 +1,64 @@
+"""`python -m tests.bench [section ...]`."""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.compile import compilation
+from tests.bench.fidelity import bit_maps, quantizers
+from tests.bench.hessian import hessian
+from tests.bench.kernels import kernels
+from tests.bench.quantize import quantize
+from tests.bench.stream import stream
+from tests.bench.tables import Settings, busy, machine, set_threads
+
+SECTIONS: dict[str, Callable[[Settings], Iterator[Table]]] = {
+    "fidelity": bit_maps,
+    "calibrated": quantizers,
+    "kernels": kernels,
+    "compile": compilation,
+    "hessian": hessian,
+    "quantize": quantize,
+    "stream": stream,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description="Measure this project beside auto-round."
+    )
+    parser.add_argument(
+        "sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}; all if none is named"
+    )
+    parser.add_argument("--small", action="store_true", help="small sizes: to see that it runs, not how fast")
+    parser.add_argument("--turns", type=int, default=3, help="how often each timing is repeated")
+    parser.add_argument("--threads", type=int, default=2, help="of torch and Numba")
+    parser.add_argument("--limit", type=float, default=30, help="minutes after which auto-round is stopped")
+    parser.add_argument("--ours", action="store_true", help="in `stream`, leave auto-round out")
+    parser.add_argument("--publish", action="store_true", help="in `stream`, publish from a Hub to a Hub too")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where large files may be")
+    given = parser.parse_args()
+    unknown = sorted(set(given.sections) - set(SECTIONS))
+    if unknown:
+        parser.error(f"there is no section {unknown[0]}; choose from {', '.join(SECTIONS)}")
+    console = Console(width=130)
+    set_threads(given.threads)
+    with tempfile.TemporaryDirectory(prefix="mopeq-bench-", dir=given.folder) as folder:
+        settings = Settings(
+            Path(folder), given.small, given.turns, given.threads, 60 * given.limit, not given.ours, given.publish
+        )
+        console.print(machine(settings), highlight=False)
+        for name in given.sections or SECTIONS:
+            before = f"{name}: {busy():.0%} of the cores were busy before it began"
+            for made in SECTIONS[name](settings):
+                console.print()
+                console.print(made)
+            console.print(before, highlight=False)
+
+
+if __name__ == "__main__":
+    main()
