@@ -65,15 +65,14 @@ def _read(files: list[Path], take: Callable[[Path, int, int], None], threads: in
 
 
 def _read_part(path: Path, start: int, end: int) -> None:
-    """Into new memory each time."""
-    descriptor = os.open(path, os.O_RDONLY)
-    for position in range(start, end, _CHUNK):
-        os.pread(descriptor, min(_CHUNK, end - position), position)
-    os.close(descriptor)
+    """All of it at once, into new memory."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        file.read(end - start)
 
 
 def _read_into_part(path: Path, start: int, end: int) -> None:
-    """Into one buffer."""
+    """Into one small buffer, again and again: nothing reads faster, and nothing is left of what was read."""
     buffer = memoryview(bytearray(_CHUNK))
     descriptor = os.open(path, os.O_RDONLY)
     for position in range(start, end, _CHUNK):

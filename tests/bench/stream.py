@@ -83,7 +83,9 @@ def _program(name: str, source: str, target: str) -> list[str]:
 
 
 def _figures(run: Watched, ours: Watched) -> tuple[str, ...]:
-    peaks = (f"{peak / 1e9:.2f}" for peak in (run.rss, run.anonymous, run.disk))
+    # What was stopped had not come to its peaks, perhaps, and certainly not to its end.
+    least = ">" if run.stopped else ""
+    peaks = (f"{least}{peak / 1e9:.2f}" for peak in (run.rss, run.anonymous, run.disk))
     ratios = (run.seconds / ours.seconds, run.rss / ours.rss, run.disk / ours.disk)
-    shown = ("", "", "") if run is ours else tuple(map(times, ratios))
-    return f"{run.seconds:.1f}", *peaks, *shown, run.outcome
+    shown = ("", "", "") if run is ours else tuple(least + times(ratio) for ratio in ratios)
+    return f"{least}{run.seconds:.1f}", *peaks, *shown, run.outcome

@@ -125,6 +125,8 @@ def table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]],
     for column in columns:
         made.add_column(column, justify="left" if column == columns[0] else "right")
     for row in rows:
+        # A long run tells what it has so far.
+        print(" | ".join(row), file=sys.stderr, flush=True)
         made.add_row(*row)
     return made
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-_PERIOD, _DISK_PERIOD = 0.05, 0.5
+_PERIOD, _SLOW_PERIOD = 0.05, 1.0
 _LAST_WORDS, _LAST_LINE = 2000, 120
 
 
@@ -36,7 +36,7 @@ class Watched:
         """How it ended, in words."""
         if self.stopped:
             reached = re.findall(r"\d+%", self.words)
-            return f"stopped after {self.seconds / 60:.0f} min at {reached[-1] if reached else 'an unknown point'}"
+            return f"stopped after {self.seconds / 60:.3g} min at {reached[-1] if reached else 'an unknown point'}"
         last = next((line for line in reversed(self.words.splitlines()) if line.strip()), "")
         return "done" if self.status == 0 else f"failed: {last.strip()[:_LAST_LINE]}"
 
@@ -82,22 +82,27 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _sample(pid: int, before: dict[Path, int], peaks: dict[str, int], over: threading.Event) -> None:
-    looked = 0.0
+    """Often enough for peaks, seldom enough to take no time from what is watched."""
+    looked, tree = 0.0, [pid]
     while not over.wait(_PERIOD):
-        rss, anonymous = _memory(pid)
-        peaks["rss"], peaks["anonymous"] = max(peaks["rss"], rss), max(peaks["anonymous"], anonymous)
-        if time.perf_counter() - looked > _DISK_PERIOD:
+        if time.perf_counter() - looked > _SLOW_PERIOD:
+            tree = _tree(pid)
             peaks["disk"] = max(peaks["disk"], _grown(before))
             looked = time.perf_counter()
+        rss, anonymous = _memory(tree)
+        peaks["rss"], peaks["anonymous"] = max(peaks["rss"], rss), max(peaks["anonymous"], anonymous)
     peaks["disk"] = max(peaks["disk"], _grown(before))
 
 
-def _memory(pid: int) -> tuple[int, int]:
-    """Resident and anonymous bytes of the tree."""
+def _tree(pid: int) -> list[int]:
     try:
-        tree = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.NoSuchProcess:
-        return 0, 0
+        return [pid]
+
+
+def _memory(tree: list[int]) -> tuple[int, int]:
+    """Resident and anonymous bytes of these processes."""
     resident = anonymous = 0
     for each in tree:
         try:
