@@ -75,7 +75,8 @@ def quantize(
     if largest_scale >= _FLOAT16_END:
         raise MopeqError("weights too large for a float16 scale", "the source is damaged; use another")
     if symmetric:
-        zeros -= 1
+        middle = _repeated((1 << (bits - 1)) - 1, bits, rows)
+        return Packed(words, np.repeat(middle[None], groups, 0), scales.view(np.float16))
     return Packed(words, _pack_rows(zeros, bits), scales.view(np.float16))
 
 
@@ -101,6 +102,13 @@ def dequantize(packed: Packed, bits: int, symmetric: bool) -> np.ndarray:
     zeros = zeros_of(packed, bits).astype(np.float32) + (1.0 if symmetric else 0.0)
     grouped = codes.reshape(rows, groups, columns // groups).astype(np.float32) - zeros[..., None]
     return (grouped * packed.scales.T.astype(np.float32)[..., None]).reshape(rows, columns)
+
+
+def _repeated(value: int, bits: int, count: int) -> np.ndarray:
+    """int32 [count * bits / 32]: one value `count` times, packed."""
+    stream = sum(value << (bits * place) for place in range(32))
+    words = [stream >> (32 * word) & 0xFFFFFFFF for word in range(bits)]
+    return np.tile(np.array(words, np.uint32).view(np.int32), count // 32)
 
 
 @njit(parallel=True, **_OPTIONS)
