@@ -76,10 +76,10 @@ class Ray:
 
     def _connect(self, ray: Any) -> None:
         """Raises MopeqError where there is no such cluster, or it is of another version."""
+        _check_reachable(self._address)
         if ray.is_initialized():
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        _check_reachable(self._address)
         own = {"include_dashboard": False} if self._address == "local" else {}
         try:
             with _own_signals():

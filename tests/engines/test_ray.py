@@ -77,6 +77,20 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    folder = tmp_path_factory.mktemp("hub")
+    with HubServer(folder / "server") as server, client_pointed_at(server, folder / "home"):
+        yield server
+
+
+@pytest.fixture(scope="module")
+def engine(cluster: Cluster, hub: HubServer) -> Iterator[Ray]:
+    """Connected once for all tests, since new workers take seconds to begin."""
+    with Ray(cluster.address) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return many_shards(tmp_path_factory.mktemp("ray") / "many-shards", SHARDS)
 
@@ -92,14 +106,23 @@ def nothing_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOPEQ_HOME", str(tmp_path / "mopeq-home"))
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is Python's own, whatever command ran in this process before."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @dataclass(frozen=True)
 class Noted(run.Quantizing):
     """Quantizing that leaves a line with shard and process for each unit begun. deadly: the shard at which the worker
-    dies the first time. slow: seconds that each unit takes."""
+    dies the first time. slow: seconds that each unit takes. together: processes that wait for each other."""
 
     notes: Path = Path()
     deadly: str = ""
     slow: float = 0
+    together: int = 1
 
     def open(self, advance: Advance, place: Path | None = None) -> Any:
         return NotedStages(self, advance, place)
@@ -111,6 +134,8 @@ class NotedStages(run._Stages):
         with open(noted.notes, "a") as file:
             file.write(f"{unit.shard} {os.getpid()}\n")
         time.sleep(noted.slow)
+        while len({process for _, process in begun(noted.notes)}) < noted.together:
+            time.sleep(0.05)
         made = super().work(unit)
         first = noted.notes.read_text().count(unit.shard) == 1
         if unit.shard == noted.deadly and first:
@@ -120,8 +145,9 @@ class NotedStages(run._Stages):
         return made
 
 
-def noted(notes: Path, monkeypatch: pytest.MonkeyPatch, deadly: str = "", slow: float = 0) -> None:
-    monkeypatch.setattr(run, "Quantizing", lambda *fields: Noted(*fields, notes=notes, deadly=deadly, slow=slow))  # type: ignore[misc]
+def noted(notes: Path, monkeypatch: pytest.MonkeyPatch, deadly: str = "", slow: float = 0, together: int = 1) -> None:
+    how: Any = {"notes": notes, "deadly": deadly, "slow": slow, "together": together}
+    monkeypatch.setattr(run, "Quantizing", lambda *fields: Noted(*fields, **how))
 
 
 def begun(notes: Path) -> list[tuple[str, int]]:
@@ -130,11 +156,10 @@ def begun(notes: Path) -> list[tuple[str, int]]:
 
 
 def test_two_workers_give_the_same_bytes(
-    cluster: Cluster, model: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Ray, model: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noted(tmp_path / "notes", monkeypatch)
-    with Ray(cluster.address) as engine:
-        repo = pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
+    noted(tmp_path / "notes", monkeypatch, together=2)
+    repo = pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
     assert contents(repo.folder) == whole
     processes = [process for _, process in begun(tmp_path / "notes")]
     assert len(processes) == SHARDS
@@ -143,12 +168,11 @@ def test_two_workers_give_the_same_bytes(
 
 
 def test_a_worker_that_is_killed_costs_one_shard(
-    cluster: Cluster, model: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Ray, model: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deadly = f"model-00002-of-{SHARDS:05d}.safetensors"
     noted(tmp_path / "notes", monkeypatch, deadly)
-    with Ray(cluster.address) as engine:
-        repo = pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
+    repo = pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
     assert contents(repo.folder) == whole
     shards = [shard for shard, _ in begun(tmp_path / "notes")]
     assert len(shards) == SHARDS + 1
@@ -159,7 +183,7 @@ def test_a_worker_that_is_killed_costs_one_shard(
 
 
 def test_ctrl_c_ends_the_workers_too(
-    cluster: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interruptible: None, engine: Ray, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes = tmp_path / "notes"
     noted(notes, monkeypatch, slow=600)
@@ -170,7 +194,7 @@ def test_ctrl_c_ends_the_workers_too(
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with Ray(cluster.address) as engine, pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):
         pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
     processes = [psutil.Process(process) for _, process in begun(notes) if psutil.pid_exists(process)]
     _, alive = psutil.wait_procs(processes, timeout=30)
@@ -179,7 +203,12 @@ def test_ctrl_c_ends_the_workers_too(
 
 
 def test_what_went_wrong_is_one_line_and_what_was_finished_is_not_done_again(
-    cluster: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    engine: Ray,
+    cluster: Cluster,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = ["quantize", "--engine", "ray", "--ray-address", cluster.address, "--bits", "2,4", str(model)]
     real = run.Journal.add
@@ -205,7 +234,7 @@ def test_what_went_wrong_is_one_line_and_what_was_finished_is_not_done_again(
 
 
 def test_an_error_in_a_worker_is_the_same_one_line(
-    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: Ray, cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -228,35 +257,35 @@ def test_an_error_in_a_worker_is_the_same_one_line(
 
 
 def test_workers_send_their_files_and_one_commit_publishes_them(
+    engine: Ray,
     cluster: Cluster,
     model: Path,
     whole: dict[str, str],
-    tmp_path: Path,
+    hub: HubServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with HubServer(tmp_path / "server") as hub, client_pointed_at(hub, tmp_path / "home"):
-        hub.add_repo("alice/shapes", model)
-        token = hub.token("alice")
-        monkeypatch.setenv("HF_TOKEN", token)
-        with Ray(cluster.address) as engine:
-            publication = publish("alice/shapes", "alice/out", RECIPE, fidelity_tokens=200, space=False, engine=engine)
-        weights = {name: entry.sha256 for name, entry in hub.entries("alice/out").items() if name in whole}
-        assert {name: whole[name] for name in weights if name.endswith(".safetensors")} == {
-            name: digest for name, digest in weights.items() if name.endswith(".safetensors")
-        }
-        assert sum(name.endswith(".safetensors") for name in weights) == SHARDS
-        assert publication.commit == hub.head("alice/out")
-        assert len([commit for commit in hub.history("alice/out") if "mopeq" in commit.title]) == 1
-        assert publication.fidelity is not None
-        assert publication.fidelity["kl"]["mean"] > 0
-        batches = hub.requests("alice/out.git/info/lfs/objects/batch")
-        assert len(batches) >= SHARDS
+    hub.add_repo("alice/shapes", model)
+    token = hub.token("alice")
+    monkeypatch.setenv("HF_TOKEN", token)
+    with Ray(cluster.address) as engine:
+        publication = publish("alice/shapes", "alice/out", RECIPE, fidelity_tokens=200, space=False, engine=engine)
+    weights = {name: entry.sha256 for name, entry in hub.entries("alice/out").items() if name in whole}
+    assert {name: whole[name] for name in weights if name.endswith(".safetensors")} == {
+        name: digest for name, digest in weights.items() if name.endswith(".safetensors")
+    }
+    assert sum(name.endswith(".safetensors") for name in weights) == SHARDS
+    assert publication.commit == hub.head("alice/out")
+    assert len([commit for commit in hub.history("alice/out") if "mopeq" in commit.title]) == 1
+    assert publication.fidelity is not None
+    assert publication.fidelity["kl"]["mean"] > 0
+    batches = hub.requests("alice/out.git/info/lfs/objects/batch")
+    assert len(batches) >= SHARDS
     logs = b"".join(path.read_bytes() for path in cluster.logs.rglob("*") if path.is_file())
     assert logs, "the cluster keeps logs"
     assert token.encode() not in logs, "and no token in them"
 
 
-def test_a_folder_that_the_workers_do_not_have_is_said(cluster: Cluster, model: Path, tmp_path: Path) -> None:
+def test_a_folder_that_the_workers_do_not_have_is_said(engine: Ray, model: Path, tmp_path: Path) -> None:
     class Elsewhere(Weights):
         def __reduce__(self) -> Any:
             rebuild, (_, block) = super().__reduce__()
@@ -269,10 +298,9 @@ def test_a_folder_that_the_workers_do_not_have_is_said(cluster: Cluster, model: 
         "/nowhere/model": run.Quantizing(elsewhere, RECIPE, tmp_path, {}, None, None),
         str(tmp_path / "out"): run.Quantizing(opened.weights, RECIPE, tmp_path / "out", {}, None, None),
     }
-    with Ray(cluster.address) as engine:
-        for missing, work in works.items():
-            with pytest.raises(MopeqError, match=f"^{missing} is not on .*in common"):
-                engine.run(work, units, lambda unit, files: None, lambda amount: None)
+    for missing, work in works.items():
+        with pytest.raises(MopeqError, match=f"^{missing} is not on .*in common"):
+            engine.run(work, units, lambda unit, files: None, lambda amount: None)
 
 
 def test_a_cluster_that_is_not_there_is_one_line(model: Path, tmp_path: Path) -> None:
@@ -291,12 +319,16 @@ def test_without_ray_one_line_says_what_to_install(
 
 
 def test_without_an_address_a_cluster_is_started_and_stopped(
-    cluster: Cluster, model: Path, whole: dict[str, str], tmp_path: Path
+    model: Path, whole: dict[str, str], tmp_path: Path
 ) -> None:
-    import ray
-
-    with Ray() as engine:
-        repo = pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
-        assert ray.get_runtime_context().gcs_address != cluster.address
-    assert not ray.is_initialized()
-    assert contents(repo.folder) == whole
+    command = [sys.executable, "-m", "mopeq_hub.cli", "quantize", str(model), str(tmp_path / "repo")]
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as home:
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": home}
+        environment.pop("RAY_ADDRESS", None)
+        options = ["--engine", "ray", "--bits", "2,4", "--json"]
+        ended = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=True)
+        started = list(Path(home).glob("ray/session_2*/logs/raylet.out"))
+        assert len(started) == 1
+        assert not [each for each in psutil.process_iter(["cmdline"]) if home in " ".join(each.info["cmdline"] or [])]
+    assert ended.stderr == "", "Ray's own words are not shown"
+    assert contents(tmp_path / "repo") == whole
