@@ -257,29 +257,19 @@ def test_an_error_in_a_worker_is_the_same_one_line(
 
 
 def test_workers_send_their_files_and_one_commit_publishes_them(
-    engine: Ray,
-    cluster: Cluster,
-    model: Path,
-    whole: dict[str, str],
-    hub: HubServer,
-    monkeypatch: pytest.MonkeyPatch,
+    engine: Ray, cluster: Cluster, hub: HubServer, model: Path, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add_repo("alice/shapes", model)
     token = hub.token("alice")
     monkeypatch.setenv("HF_TOKEN", token)
-    with Ray(cluster.address) as engine:
-        publication = publish("alice/shapes", "alice/out", RECIPE, fidelity_tokens=200, space=False, engine=engine)
-    weights = {name: entry.sha256 for name, entry in hub.entries("alice/out").items() if name in whole}
-    assert {name: whole[name] for name in weights if name.endswith(".safetensors")} == {
-        name: digest for name, digest in weights.items() if name.endswith(".safetensors")
-    }
-    assert sum(name.endswith(".safetensors") for name in weights) == SHARDS
+    publication = publish("alice/shapes", "alice/out", RECIPE, fidelity_tokens=200, space=False, engine=engine)
+    sent = {name: entry.sha256 for name, entry in hub.entries("alice/out").items() if name.endswith(".safetensors")}
+    assert len(sent) == SHARDS
+    assert sent == {name: digest for name, digest in whole.items() if name.endswith(".safetensors")}
     assert publication.commit == hub.head("alice/out")
     assert len([commit for commit in hub.history("alice/out") if "mopeq" in commit.title]) == 1
     assert publication.fidelity is not None
     assert publication.fidelity["kl"]["mean"] > 0
-    batches = hub.requests("alice/out.git/info/lfs/objects/batch")
-    assert len(batches) >= SHARDS
     logs = b"".join(path.read_bytes() for path in cluster.logs.rglob("*") if path.is_file())
     assert logs, "the cluster keeps logs"
     assert token.encode() not in logs, "and no token in them"
@@ -326,9 +316,9 @@ def test_without_an_address_a_cluster_is_started_and_stopped(
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": home}
         environment.pop("RAY_ADDRESS", None)
         options = ["--engine", "ray", "--bits", "2,4", "--json"]
-        ended = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=True)
-        started = list(Path(home).glob("ray/session_2*/logs/raylet.out"))
-        assert len(started) == 1
+        ended = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert len(list(Path(home).glob("ray/session_2*/logs/raylet.out"))) == 1
         assert not [each for each in psutil.process_iter(["cmdline"]) if home in " ".join(each.info["cmdline"] or [])]
     assert ended.stderr == "", "Ray's own words are not shown"
     assert contents(tmp_path / "repo") == whole
