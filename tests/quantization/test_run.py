@@ -103,7 +103,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(model: Path, tmp_p
         capture_output=True,
         text=True,
         check=False,
-        timeout=180,
+        timeout=600,
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert int(ran.stdout.split()[1]) > 0, "some runs went on from what a killed one had finished"
