@@ -20,9 +20,9 @@ RECIPE = Recipe(group_size=32)
 FAMILIES = {"one tensor an expert": tiny.llava_over_deepseek_v2, "fused": tiny.qwen3_vl_moe}
 
 
-def to_float8(folder: Path, exact: Path) -> None:
+def to_float8(folder: Path, exact: Path, dtype: torch.dtype = torch.float32) -> None:
     """Store the text model's matrices as float8 in two files, factors apart from what they belong to, and in `exact`
-    what they stand for as float32."""
+    what they stand for as `dtype`."""
     tensors = load_file(folder / "model.safetensors")
     first: dict[str, torch.Tensor] = {}
     second: dict[str, torch.Tensor] = {}
@@ -37,7 +37,7 @@ def to_float8(folder: Path, exact: Path) -> None:
         spread = factors.repeat_interleave(BLOCK, -2).repeat_interleave(BLOCK, -1)[..., :rows, :columns]
         stored = (tensor.float() / spread).clamp(-448, 448).to(torch.float8_e4m3fn)
         first[name], second[f"{name}_scale_inv"] = stored, factors
-        plain[name] = stored.float() * spread
+        plain[name] = (stored.float() * spread).to(dtype)
     (folder / "model.safetensors").unlink()
     weight_map: dict[str, str] = {}
     for number, part in enumerate((first, second), start=1):
