@@ -18,6 +18,7 @@ from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.model import Model
 from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.recipe import FORMAT_VERSION, Recipe
+from mopeq_hub.records import sha256_of
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.source import card_metadata
 from mopeq_hub.version import __version__
@@ -133,9 +134,7 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     """SHA-256 and size of each named file of a folder."""
     described = {}
     for name in sorted(names):
-        with open(folder / name, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        described[name] = {"sha256": digest, "bytes": (folder / name).stat().st_size}
+        described[name] = {"sha256": sha256_of(folder / name), "bytes": (folder / name).stat().st_size}
     return described
 
 

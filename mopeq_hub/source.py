@@ -14,6 +14,7 @@ from mopeq_hub import hub_client
 from mopeq_hub.checkpoint import Files
 from mopeq_hub.errors import MopeqError, UsageError
 from mopeq_hub.progress import Advance
+from mopeq_hub.records import sha256_of
 from mopeq_hub.untrusted import check_name
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[^@\s]+)?$")
@@ -92,8 +93,7 @@ class FolderSource:
         """
         whole = hashlib.sha256()
         for name in filter(_OF_THE_MODEL.fullmatch, self._files):
-            with open(self._folder / name, "rb") as file:
-                whole.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            whole.update(f"{name}\0{sha256_of(self._folder / name)}\n".encode())
         return whole.hexdigest()
 
     def path(self, name: str) -> Path:

@@ -3,14 +3,13 @@
 One line of JSON a unit, appended when its files are complete. It lies beside them, in the folder of the work.
 """
 
-import hashlib
-import json
-import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mopeq_hub.quantization.stream import Unit
+from mopeq_hub.records import append, entries, sha256_of
 from mopeq_hub.workplace import JOURNAL
 
 
@@ -30,16 +29,9 @@ class Journal:
     def __init__(self, work: Path, folder: Path) -> None:
         self._path, self._folder = work / JOURNAL, folder
         self._finished: dict[str, tuple[Finished, ...]] = {}
-        for line in self._path.read_text("utf-8").splitlines() if self._path.is_file() else ():
-            self._take(line)
-
-    def _take(self, line: str) -> None:
-        try:
-            entry = json.loads(line)
-            self._finished[entry["shard"]] = tuple(Finished(**file) for file in entry["files"])
-        except (ValueError, KeyError, TypeError):
-            # The last line of a run that was killed while it wrote: that unit is done again.
-            return
+        for entry in entries(self._path):
+            with suppress(KeyError, TypeError):
+                self._finished[entry["shard"]] = tuple(Finished(**file) for file in entry["files"])
 
     def forget(self) -> None:
         """Begin anew."""
@@ -60,19 +52,8 @@ class Journal:
     def add(self, unit: Unit, files: Sequence[Finished]) -> None:
         """Remember a unit's files. What follows may rely on it, whatever happens to this process."""
         self._finished[unit.shard] = tuple(files)
-        line = json.dumps({"shard": unit.shard, "files": [asdict(file) for file in files]}) + "\n"
-        with open(self._path, "a", encoding="utf-8") as file:
-            # A line that a killed run left unfinished is ended, so that this one stands alone.
-            file.write(("\n" if file.tell() else "") + line)
-            file.flush()
-            os.fsync(file.fileno())
+        append(self._path, {"shard": unit.shard, "files": [asdict(file) for file in files]})
 
     def _whole(self, file: Finished) -> bool:
         path = self._folder / file.file
-        return path.is_file() and path.stat().st_size == file.nbytes and digest(path) == file.sha256
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return path.is_file() and path.stat().st_size == file.nbytes and sha256_of(path) == file.sha256

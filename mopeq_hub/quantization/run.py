@@ -14,10 +14,11 @@ from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model, Weights
 from mopeq_hub.passage import Passage
 from mopeq_hub.progress import Advance, Progress
-from mopeq_hub.quantization.journal import Finished, Journal, digest
+from mopeq_hub.quantization.journal import Finished, Journal
 from mopeq_hub.quantization.packing import Packed
 from mopeq_hub.quantization.stream import Piece, Unit, quantize_unit
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.records import sha256_of
 
 
 class Watch(Protocol):
@@ -142,7 +143,7 @@ class _Stages:
 
     def _finished(self, path: Path) -> Finished:
         send = self._asked.send
-        file = Finished(path.name, path.stat().st_size, digest(path), sent=send is not None)
+        file = Finished(path.name, path.stat().st_size, sha256_of(path), sent=send is not None)
         if send:
             send(path, file.sha256)
             path.unlink()

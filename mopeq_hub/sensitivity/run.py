@@ -1,7 +1,7 @@
 """A run over the shards of a model that measures every expert; a run that was stopped is gone on with."""
 
-import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from mopeq_hub.model import Model, Weights
 from mopeq_hub.passage import Passage
 from mopeq_hub.progress import Advance, Progress
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.records import append, entries
 from mopeq_hub.sensitivity import Profile, measure_matrices, profile_of
 
 
@@ -33,8 +34,7 @@ def measure(model: Model, recipe: Recipe, notes: Path, progress: Progress, engin
 
     def keep(shard: str, found: dict[str, float]) -> None:
         measured.update(found)
-        with open(notes, "a", encoding="utf-8") as file:
-            file.write(("\n" if file.tell() else "") + json.dumps(found) + "\n")
+        append(notes, found)
 
     with progress.stage("download, measure" if remote else "measure the experts", total) as advance:
         engine.run(Measuring(model.weights, recipe, shards), left, keep, advance)
@@ -46,12 +46,9 @@ def measure(model: Model, recipe: Recipe, notes: Path, progress: Progress, engin
 def _noted(notes: Path) -> dict[str, float]:
     """What a run that was stopped had measured."""
     measured: dict[str, float] = {}
-    for line in notes.read_text("utf-8").splitlines() if notes.is_file() else ():
-        try:
-            measured |= {str(name): float(value) for name, value in json.loads(line).items()}
-        except (ValueError, AttributeError, TypeError):
-            # The last line of a run that was killed while it wrote: that shard is measured again.
-            continue
+    for entry in entries(notes):
+        with suppress(ValueError, AttributeError, TypeError):
+            measured |= {str(name): float(value) for name, value in entry.items()}
     return measured
 
 
