@@ -79,6 +79,8 @@ class Checkpoint:
         """
         self._files, self.block = files, block
         self._maps: dict[str, tuple[mmap.mmap, int]] = {}
+        # The factors last read from another file than their matrix's, which a stack of matrices asks for one by one.
+        self._far: tuple[str, np.ndarray] | None = None
         self.shards = _shards(files)
         self.tensors: dict[str, TensorInfo] = {}
         for shard in self.shards:
@@ -134,15 +136,22 @@ class Checkpoint:
         They may lie in another file than the matrix and are read without fetching that.
         """
         info, scale = self.tensors[name], self.tensors[str(self.scale_of(name))]
-        data_start = self._data_start(scale.file)
-        raw = self._files.part(scale.file, data_start + scale.start, scale.nbytes)
-        blocks = np.frombuffer(raw, ARRAY_DTYPES[scale.dtype]).reshape(scale.shape)
+        blocks = self._scales(info, scale)
         blocks = blocks if index is None else blocks[index]
         if scale.dtype == "BF16":
             blocks = (blocks.astype(np.uint32) << 16).view(np.float32)
         for axis, (length, block) in enumerate(zip(info.shape[-2:], self.block, strict=True)):
             blocks = blocks.repeat(block // 16, axis).take(range(-(-length // 16)), axis)
         return blocks
+
+    def _scales(self, info: TensorInfo, scale: TensorInfo) -> np.ndarray:
+        if scale.file == info.file:
+            return self.array(scale.name)
+        if self._far is None or self._far[0] != scale.name:
+            start = self._data_start(scale.file) + scale.start
+            raw = self._files.part(scale.file, start, scale.nbytes)
+            self._far = scale.name, np.frombuffer(raw, ARRAY_DTYPES[scale.dtype]).reshape(scale.shape)
+        return self._far[1]
 
     def in_file_order(self) -> Iterator[TensorInfo]:
         """Tensors shard by shard, each shard from its beginning: the order in which reading costs least."""

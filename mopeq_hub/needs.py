@@ -1,9 +1,8 @@
 """What a run will need of its machine, known from headers alone, and whether the machine has it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mopeq_hub import workplace
 from mopeq_hub.checkpoint import Checkpoint
@@ -33,9 +32,6 @@ class Needs:
     download: int
     upload: int
     passing: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def needs_of(

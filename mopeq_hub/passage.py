@@ -1,12 +1,23 @@
 """Shards of a model on their way through this machine: got ahead of the work, let go after it."""
 
 import threading
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Weights
-from mopeq_hub.progress import Advance
-from mopeq_hub.source import HubSource
+from mopeq_hub.progress import Advance, Progress
+from mopeq_hub.source import HubSource, Source
+
+
+def stage(
+    progress: Progress, source: Source, shards: Iterable[str], doing: str, nbytes: int
+) -> AbstractContextManager[Advance]:
+    """The stage of a run over `shards`: their coming, if from the Hub, and the work on `nbytes` of them."""
+    if source.kind != "hub":
+        return progress.stage(doing, nbytes)
+    return progress.stage(f"download, {doing}", nbytes + sum(source.files()[shard] for shard in shards))
 
 
 class Passage:

@@ -14,7 +14,7 @@ from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.fidelity.questions import DEFAULT_TOKENS, read_questions
-from mopeq_hub.hub import Destination, destination_for
+from mopeq_hub.hub import Destination, HubDestination, destination_for
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.needs import check_fits
 from mopeq_hub.planning import Plan, needs_for, plan
@@ -103,18 +103,18 @@ def publish(
             note = f"its fidelity was measured on {measured.get('name')}; to measure on others, use evaluate and push"
             return replace(same, note=note)
         return same
-    to_hub, place = destination.repo_id is not None, destination.folder or workplace.home()
+    to_hub, place = isinstance(destination, HubDestination), destination.folder or workplace.home()
     check_memory(opened, recipe)
-    sending = to_hub and not dry_run
+    sending = destination if isinstance(destination, HubDestination) and not dry_run else None
     if engine.elsewhere and sending:
         stream = True
     needs = needs_for(opened, recipe, asked, place, to_hub=to_hub, stream=stream)
     check_fits(needs, place)
     with destination.workplace(name) as work:
         if needs.passing:
-            send = destination.send if sending else None
-            if send and engine.elsewhere:
-                destination.prepare()
+            send = sending.send if sending else None
+            if sending and engine.elsewhere:
+                sending.prepare()
             repo, fidelity = prove_on_the_way(opened, recipe, work, asked, progress, calibration_path, send, engine)
         else:
             repo = build(opened, recipe, None, work, progress, calibration_path, engine=engine)

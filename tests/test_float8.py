@@ -55,7 +55,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     """A float8 model and the float32 one that it stands for."""
     folders = [FAMILIES[request.param](tmp_path / name) for name in ("float8", "float32")]
     torch.manual_seed(1)
-    to_float8(*folders)
+    to_float8(folders[0], folders[1])
     return folders[0], folders[1]
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -135,4 +136,4 @@ def test_a_plan_says_what_it_takes(hub: HubServer, model: Path) -> None:
     assert planned.needs.cache == sum(sizes)
     assert 1_000_000 < planned.needs.upload == planned.needs.disk < sum(sizes)
     assert not planned.needs.passing
-    assert json.loads(json.dumps(planned.needs.to_dict()))["memory"] > 1_000_000_000
+    assert json.loads(json.dumps(asdict(planned.needs)))["memory"] > 1_000_000_000

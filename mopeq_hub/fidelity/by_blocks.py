@@ -5,7 +5,7 @@ source and from the quantized folder.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def riding(blocks: BlockPass, checkpoint: Checkpoint, recipe: Recipe) -> Watcher
     def watch(piece: Piece, made: dict[str, np.ndarray]) -> None:
         item: Item = piece.matrix or piece.name
         if blocks.wants(item):
-            published = None if piece.bits == 16 else _unpacked(piece.name, made, piece.bits, recipe)
+            published = None if piece.bits == 16 else _unpacked(piece.name, made.__getitem__, piece.bits, recipe)
             blocks.offer(item, original_of(checkpoint, item, piece.source), published)
 
     return watch
@@ -97,10 +97,9 @@ def _tensor(values: np.ndarray, dtype: str) -> torch.Tensor:
     return tensor.view(_TORCH_ONLY[dtype]) if dtype in _TORCH_ONLY else tensor
 
 
-def _unpacked(name: str, tensors: Mapping[str, np.ndarray], bits: int, recipe: Recipe) -> torch.Tensor:
-    """The weight [out, in], float32, that the packed tensors of a module stand for."""
-    parts = Packed(*(tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")))
-    return torch.from_numpy(dequantize(parts, bits, recipe.symmetric))
+def _unpacked(module: str, get: Callable[[str], np.ndarray], bits: int, recipe: Recipe) -> torch.Tensor:
+    """The weight [out, in], float32, that the packed tensors of a module stand for; `get` gives them by their names."""
+    return torch.from_numpy(dequantize(Packed.of(module, get), bits, recipe.symmetric))
 
 
 class _Published:
@@ -116,8 +115,7 @@ class _Published:
         if isinstance(item, Matrix):
             bits = width_of(item, self._bitmap, self._recipe)
             if bits != 16:
-                names = (f"{item.name}.{part}" for part in ("qweight", "qzeros", "scales"))
-                return _unpacked(item.name, {name: self._checkpoint.array(name) for name in names}, bits, self._recipe)
+                return _unpacked(item.name, self._checkpoint.array, bits, self._recipe)
         name = item if isinstance(item, str) else f"{item.name}.weight"
         stored = _tensor(self._checkpoint.array(name), self._checkpoint.tensors[name].dtype)
         if not torch.equal(stored, original):

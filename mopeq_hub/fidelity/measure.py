@@ -49,8 +49,27 @@ def measure(
     Raises MopeqError where the published form does not load with every weight in its place and width, measures NaN, or
     cannot be measured in this machine's memory.
     """
-    find = _by_blocks if way.blocks else _whole
-    return document(find(model, folder, manifest, questions, way, progress), questions, manifest)
+    if way.blocks:
+        from mopeq_hub.fidelity.by_blocks import measure_by_blocks
+
+        _check_memory(model, questions)
+        loading = check_published(folder, manifest, progress)
+        measured = measure_by_blocks(model, folder, manifest, questions, way.dtype, progress)
+        return document(Outcome.of_blocks(measured, loading), questions, manifest)
+    logits, original = _original(model, questions, way, progress)
+    auto_class = manifest["model"]["auto_class"]
+    job = Job("published", folder, auto_class, questions.path, logits, way.dtype, questions.limit)
+    published = run(job, _steps(questions), progress)
+    check_loading(published["loading"], manifest)
+    outcome = Outcome(
+        method="whole",
+        figures=published,
+        questions=published["questions"],
+        loading=published["loading"],
+        dtypes=(original["loading"]["dtype"], published["loading"]["dtype"]),
+        accuracy=(original["accuracy"], published["accuracy"]) if questions.scored else None,
+    )
+    return document(outcome, questions, manifest)
 
 
 def way_of(model: Model, available: int) -> Way:
@@ -67,44 +86,6 @@ def way_of(model: Model, available: int) -> Way:
         return Way(blocks=False, dtype="float32")
     held = max(model.checkpoint.nbytes, 2 * weights if float8 else 0)
     return Way(blocks=held > room, dtype=stored_dtype(model))
-
-
-def _whole(
-    model: Model,
-    folder: Path,
-    manifest: dict[str, Any],
-    questions: Questions,
-    way: Way,
-    progress: Progress,
-) -> Outcome:
-    logits, original = _original(model, questions, way, progress)
-    auto_class = manifest["model"]["auto_class"]
-    job = Job("published", folder, auto_class, questions.path, logits, way.dtype, questions.limit)
-    published = run(job, _steps(questions), progress)
-    check_loading(published["loading"], manifest)
-    return Outcome(
-        method="whole",
-        figures=published,
-        questions=published["questions"],
-        loading=published["loading"],
-        dtypes=(original["loading"]["dtype"], published["loading"]["dtype"]),
-        accuracy=(original["accuracy"], published["accuracy"]) if questions.scored else None,
-    )
-
-
-def _by_blocks(
-    model: Model,
-    folder: Path,
-    manifest: dict[str, Any],
-    questions: Questions,
-    way: Way,
-    progress: Progress,
-) -> Outcome:
-    from mopeq_hub.fidelity.by_blocks import measure_by_blocks
-
-    _check_memory(model, questions)
-    loading = check_published(folder, manifest, progress)
-    return Outcome.of_blocks(measure_by_blocks(model, folder, manifest, questions, way.dtype, progress), loading)
 
 
 def _check_memory(model: Model, questions: Questions) -> None:

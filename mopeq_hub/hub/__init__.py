@@ -58,20 +58,13 @@ class Destination(Protocol):
     def tag(self, publication: str) -> None:
         """Give the commit that is there the publication's name."""
 
-    def prepare(self) -> None:
-        """Have a repo that files can be sent to. Only where `repo_id` is set."""
-
-    def send(self, path: Path, sha256: str) -> None:
-        """Upload a file of the commit to come; nobody sees it before. Only where `repo_id` is set,
-        and from other processes only after `prepare`."""
-
     def commit(
         self, folder: Path, publication: str, progress: Progress, *, consume: bool, sent: Mapping[str, Any] = ...
     ) -> str:
         """Make the model repo hold just the files of `folder` and those sent before, in one commit tagged with the
         publication's name.
 
-        consume: `folder` is not needed afterwards and may be moved. sent: `describe_files` of what `send` uploaded.
+        consume: `folder` is not needed afterwards and may be moved. sent: `describe_files` of those files.
         Returns the commit.
         """
 

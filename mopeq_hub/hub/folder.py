@@ -80,12 +80,6 @@ class FolderDestination:
     def tag(self, publication: str) -> None:
         """A folder needs none: its manifest has the name."""
 
-    def prepare(self) -> None:
-        raise NotImplementedError("files of a folder need no sending")
-
-    def send(self, path: Path, sha256: str) -> None:
-        raise NotImplementedError("files of a folder need no sending")
-
     def commit(
         self,
         folder: Path,

@@ -80,6 +80,7 @@ class HubDestination:
             api.create_tag(self.repo_id, tag=publication, revision=commit)
 
     def prepare(self) -> None:
+        """Have a repo that files can be sent to."""
         api = hub_client.api()
         with hub_client.hub_errors(self.repo_id):
             if api.repo_exists(self.repo_id):
@@ -88,6 +89,7 @@ class HubDestination:
         self._seen["model"] = self._head("model")
 
     def send(self, path: Path, sha256: str) -> None:
+        """Upload a file of the commit to come; nobody sees it before. From other processes only after `prepare`."""
         api = hub_client.api()
         self.prepare()
         with hub_client.hub_errors(self.repo_id):

@@ -177,8 +177,7 @@ class _PackedFiles(Mapping[str, Packed]):
             self._home |= dict.fromkeys(names - left_out, file)
 
     def __getitem__(self, name: str) -> Packed:
-        file = self._home[name]
-        return Packed(*(file.get_tensor(f"{name}.{part}") for part in ("qweight", "qzeros", "scales")))
+        return Packed.of(name, self._home[name].get_tensor)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._home)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mopeq_hub.fidelity.inputs import MAX_TOKENS, Encoder, Row
+from mopeq_hub.fidelity.inputs import Encoder, Row, batches
 from mopeq_hub.fidelity.questions import read_questions
 from mopeq_hub.quantization.packing import Packed
 
@@ -37,23 +37,12 @@ def load(job: dict[str, Any]) -> Any:
 def calibration_inputs(job: dict[str, Any], encoder: Encoder) -> list[Inputs]:
     """The calibration questions with their answers, in batches."""
     questions = read_questions(Path(job["calibration"]) if job["calibration"] else None)
-    return batches(encoder.rows(list(questions.items), with_answer=True))
+    return inputs_of(encoder.rows(list(questions.items), with_answer=True))
 
 
-def batches(rows: list[Row]) -> list[Inputs]:
-    """Rows of one length and one kind together, at most MAX_TOKENS tokens of them, so that nothing is padded."""
-    alike: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        alike.setdefault((row.length, tuple(sorted(row.inputs))), []).append(row)
-    made = []
-    for same in alike.values():
-        count = max(1, MAX_TOKENS // same[0].length)
-        for start in range(0, len(same), count):
-            part = [row.inputs for row in same[start : start + count]]
-            made.append(
-                {**{name: torch.cat([inputs[name] for inputs in part]) for name in part[0]}, "use_cache": False}
-            )
-    return made
+def inputs_of(rows: list[Row]) -> list[Inputs]:
+    """What the rows' batches are called with."""
+    return [{**inputs, "use_cache": False} for _, inputs in batches(rows)]
 
 
 def chosen_experts(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:

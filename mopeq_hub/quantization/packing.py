@@ -6,6 +6,7 @@ for the codes and along `out` for the zero points, so that 32 values fill b word
 (symmetric) stores zero points minus one, `auto_round` (asymmetric) as they are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _OPTIONS: Any = {"cache": True, "nogil": True}
 _FLOAT16_END = 65520.0
 """From here on the nearest float16 is infinite."""
+PARTS = ("qweight", "qzeros", "scales")
+"""What auto-round calls the tensors of a packed weight within its module."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,14 @@ class Packed:
     qzeros: np.ndarray
     scales: np.ndarray
 
+    @classmethod
+    def of(cls, module: str, get: Callable[[str], np.ndarray]) -> "Packed":
+        """The weight of a module; `get` gives its tensors by their names."""
+        return cls(*(get(f"{module}.{part}") for part in PARTS))
+
     def tensors(self) -> dict[str, np.ndarray]:
-        """The arrays by the name auto-round gives them within the module."""
-        return {"qweight": self.qweight, "qzeros": self.qzeros, "scales": self.scales}
+        """The arrays by `PARTS`."""
+        return {part: getattr(self, part) for part in PARTS}
 
 
 def quantize(

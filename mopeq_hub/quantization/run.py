@@ -12,7 +12,7 @@ from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model, Weights
-from mopeq_hub.passage import Passage
+from mopeq_hub.passage import Passage, stage
 from mopeq_hub.progress import Advance, Progress
 from mopeq_hub.quantization.journal import Finished, Journal
 from mopeq_hub.quantization.packing import Packed
@@ -66,9 +66,8 @@ def quantize_units(
     left = [unit for unit in units if journal.of(unit) is None]
     if len(left) < len(units):
         progress.say(f"going on where it was stopped: {len(units) - len(left)} of {len(units)} shards are finished")
-    remote = model.source.kind == "hub"
-    total = sum(unit.nbytes + (model.source.files()[unit.shard] if remote else 0) for unit in left)
-    with progress.stage("download, quantize" if remote else "quantize", total) as advance:
+    nbytes = sum(unit.nbytes for unit in left)
+    with stage(progress, model.source, [unit.shard for unit in left], "quantize", nbytes) as advance:
         engine.run(Quantizing(model.weights, recipe, folder, tuned, send, watch), left, journal.add, advance)
     return [file for unit in units for file in journal.finished(unit)]
 

@@ -17,7 +17,6 @@ from mopeq_hub.checkpoint import ITEM_BYTES, Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.kernels.norm import all_finite
-from mopeq_hub.kernels.on_gpu import device
 from mopeq_hub.progress import Advance
 from mopeq_hub.quantization.packing import Packed, quantize
 from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, fill_shards, named
@@ -76,7 +75,8 @@ def plan_units(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: R
         matrices.setdefault(matrix.source, []).append(matrix)
     for info in checkpoint.in_file_order():
         for matrix in matrices.get(info.name, []):
-            pieces[info.file].append(_planned(matrix, info.dtype, width_of(matrix, bitmap, recipe), recipe.group_size))
+            bits = width_of(matrix, bitmap, recipe)
+            pieces[info.file].append(_planned(checkpoint, matrix, bits, recipe.group_size))
         if info.name in layout.kept:
             name = layout.kept[info.name]
             whole = TensorPlan(name, kept_dtype(checkpoint, info.name), info.shape)
@@ -125,7 +125,7 @@ def quantize_unit(
 def produce(
     checkpoint: Checkpoint, piece: Piece, recipe: Recipe, tuned: Mapping[str, Packed] = _NOTHING
 ) -> dict[str, np.ndarray]:
-    """What is written of one piece, by tensor name; `tuned` as in `write_checkpoint`. Raises MopeqError on NaN or
+    """What is written of one piece, by tensor name; `tuned` as in `quantize_unit`. Raises MopeqError on NaN or
     infinite weights, naming the tensor."""
     if piece.bits == 16:
         plan = piece.tensors[0]
@@ -141,6 +141,8 @@ def produce(
 
 
 def _quantized(checkpoint: Checkpoint, piece: Piece, recipe: Recipe) -> Packed:
+    from mopeq_hub.kernels.on_gpu import device
+
     assert piece.matrix is not None
     weight = piece.matrix.read(checkpoint)
     try:
@@ -176,10 +178,10 @@ def check_divides(matrix: Matrix, group_size: int) -> None:
     )
 
 
-def _planned(matrix: Matrix, dtype: str, bits: int, group_size: int) -> Piece:
-    nbytes = math.prod(matrix.shape) * ITEM_BYTES[dtype]
+def _planned(checkpoint: Checkpoint, matrix: Matrix, bits: int, group_size: int) -> Piece:
+    nbytes = math.prod(matrix.shape) * ITEM_BYTES[checkpoint.tensors[matrix.source].dtype]
     if bits == 16:
-        whole = TensorPlan(f"{matrix.name}.weight", _KEPT_AS.get(dtype, dtype), matrix.shape)
+        whole = TensorPlan(f"{matrix.name}.weight", kept_dtype(checkpoint, matrix.source), matrix.shape)
         return Piece(matrix.source, matrix.name, matrix, bits, (whole,), nbytes)
     check_divides(matrix, group_size)
     rows, columns = matrix.shape

@@ -9,7 +9,7 @@ from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.experts import Matrix
 from mopeq_hub.model import Model, Weights
-from mopeq_hub.passage import Passage
+from mopeq_hub.passage import Passage, stage
 from mopeq_hub.progress import Advance, Progress
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.records import append, entries
@@ -27,16 +27,14 @@ def measure(model: Model, recipe: Recipe, notes: Path, progress: Progress, engin
             shards.setdefault(model.checkpoint.tensors[matrix.source].file, []).append(matrix)
     measured = _noted(notes)
     left = [shard for shard, matrices in shards.items() if any(matrix.name not in measured for matrix in matrices)]
-    remote = model.source.kind == "hub"
     sources = {matrix.source for shard in left for matrix in shards[shard]}
-    total = sum(model.checkpoint.tensors[source].nbytes for source in sources)
-    total += sum(model.source.files()[shard] for shard in left) if remote else 0
+    nbytes = sum(model.checkpoint.tensors[source].nbytes for source in sources)
 
     def keep(shard: str, found: dict[str, float]) -> None:
         measured.update(found)
         append(notes, found)
 
-    with progress.stage("download, measure" if remote else "measure the experts", total) as advance:
+    with stage(progress, model.source, left, "measure", nbytes) as advance:
         engine.run(Measuring(model.weights, recipe, shards), left, keep, advance)
     profile = profile_of(model.layout, measured, recipe, model.source.commit)
     notes.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from mopeq_hub.manifest import read_fidelity, read_manifest
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.pipeline import evaluate
 from mopeq_hub.quantization.calibrated import by_layer, hessian_bytes, input_of
-from mopeq_hub.quantization.calibration import Inputs, batches, load
+from mopeq_hub.quantization.calibration import Inputs, inputs_of, load
 from mopeq_hub.quantization.gptq import collect, layers_at_once
 
 
@@ -30,12 +30,12 @@ def live(shapes: Path, model: Model) -> Any:
 @pytest.fixture(scope="module")
 def inputs(shapes: Path) -> list[Inputs]:
     questions = read_questions(shapes / "calibration.jsonl")
-    return batches(Encoder(shapes).rows(list(questions.items[-6:]), with_answer=True))
+    return inputs_of(Encoder(shapes).rows(list(questions.items[-6:]), with_answer=True))
 
 
 def test_batches_hold_every_row_once_and_pad_nothing(shapes: Path) -> None:
     rows = Encoder(shapes).rows(list(read_questions(shapes / "calibration.jsonl").items), with_answer=True)
-    made = batches(rows)
+    made = inputs_of(rows)
     given = sorted(tuple(row.inputs["input_ids"][0].tolist()) for row in rows)
     assert sorted(tuple(ids) for batch in made for ids in batch["input_ids"].tolist()) == given
     assert len(made) < len(rows) / 4
