@@ -16,6 +16,7 @@ from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.hub import destination_for
 from mopeq_hub.manifest import MANIFEST_NAME
 from mopeq_hub.progress import Progress, Quiet
+from mopeq_hub.quantization.packing import PARTS
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.source import FolderSource
 from mopeq_hub.untrusted import check_name
@@ -32,9 +33,10 @@ class Finding:
     trouble: str | None
 
 
-def check(to: str, progress: Progress | None = None) -> list[Finding]:
+def check(to: str, progress: Progress | None = None, *, load: bool = True) -> list[Finding]:
     """Check the publication at `to`, a folder or owner/name: its files, its tensors, its metadata, and that it loads.
 
+    load: whether to load it, which takes the memory of the whole model.
     Raises MopeqError where there is no publication to check. What is wrong with one is in the findings.
     """
     progress = progress or Quiet()
@@ -48,8 +50,9 @@ def check(to: str, progress: Progress | None = None) -> list[Finding]:
         ("the recipe has its digest", _recipe),
         ("fidelity was measured on these files", _fidelity),
         ("the card's metadata is complete", _card),
-        ("it loads, every weight in its place", _loads),
     ]
+    if load:
+        checks.append(("it loads, every weight in its place", _loads))
     findings = []
     with progress.stage("check", len(checks), "checks") as advance:
         for subject, look in checks:
@@ -106,7 +109,7 @@ def _tensors(folder: Path, manifest: dict[str, Any]) -> None:
 def _check_width(name: str, bits: int, group_size: int, tensors: dict[str, TensorInfo]) -> None:
     """The three tensors of a packed weight, by the shapes that `mopeq_hub.quantization.packing` documents."""
     try:
-        qweight, qzeros, scales = (tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales"))
+        qweight, qzeros, scales = (tensors[f"{name}.{part}"] for part in PARTS)
     except KeyError as error:
         raise MopeqError(f"{error.args[0]} is missing") from None
     groups, rows = scales.shape

@@ -1,15 +1,13 @@
-"""The commands: parse, call the pipeline, print. No logic, and nothing heavy imported before it is needed."""
+"""The commands: parse, call the pipeline, have it printed. No logic, and nothing heavy imported before it is needed."""
 
-import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -35,12 +33,10 @@ from mopeq_hub.options import (
     given,
     recipe_options,
 )  # fmt: skip
-from mopeq_hub.progress import Bars, Lines, Progress, Quiet
+from mopeq_hub.printing import console, progress_for, show, show_json, show_publication
+from mopeq_hub.progress import Quiet
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.version import __version__
-
-if TYPE_CHECKING:
-    from mopeq_hub.pipeline import Publication
 
 app = typer.Typer(
     help="Publish mixture-of-experts vision-language models with a bit width of its own for every expert.",
@@ -94,7 +90,7 @@ def publish(
         options = given(context, {"model", "to", "engine", "flavor", "timeout", "as_json"})
         say, files = Quiet().say if as_json else print, (questions, calibration)
         job = jobs.publish(model, to, options, say, files=files, flavor=flavor, timeout=timeout)
-        _print(asdict(job), as_json, lambda: f"job {job.id} is done")
+        show(asdict(job), as_json, lambda: f"job {job.id} is done")
         return
     from mopeq_hub import pipeline
 
@@ -112,9 +108,9 @@ def publish(
             dry_run=dry_run,
             stream=stream,
             engine=chosen,
-            progress=_progress(as_json),
+            progress=progress_for(as_json),
         )
-    _print_publication(publication, dry_run, as_json)
+    show_publication(publication, dry_run, as_json)
 
 
 @app.command()
@@ -138,7 +134,7 @@ def plan(
         model,
         recipe,
         Profile.read(profile) if profile else None,
-        progress=_progress(as_json),
+        progress=progress_for(as_json),
         calibration=calibration,
         questions=questions,
         fidelity_tokens=fidelity_tokens,
@@ -147,13 +143,13 @@ def plan(
         planned.profile.write(save_profile)
     if as_json:
         cost = asdict(planned.fidelity)
-        _print_json(
+        show_json(
             {"choices": planned.choices, "manifest": planned.manifest, "fidelity": cost, "needs": asdict(planned.needs)}
         )
         return
     from mopeq_hub.report import summary
 
-    _console().print(summary.plan_table(model, planned.choices, planned.manifest))
+    console().print(summary.plan_table(model, planned.choices, planned.manifest))
     print(summary.needs_line(planned.needs))
     print(summary.cost_line(planned.fidelity))
     if planned.manifest is None:
@@ -161,7 +157,7 @@ def plan(
             "The bit map needs the experts' sensitivities: give --profile, or download the model and name its folder."
         )
     else:
-        _console().print(summary.Heatmap(planned.manifest))
+        console().print(summary.Heatmap(planned.manifest))
 
 
 @app.command()
@@ -185,8 +181,8 @@ def quantize(
     check_options(engine, ray_address=ray_address)
     known = Profile.read(profile) if profile else None
     with engine_named(engine, ray_address) as chosen:
-        repo = pipeline.quantize(model, folder, recipe, known, _progress(as_json), calibration, chosen)
-    _print(repo.manifest, as_json, lambda: summary.result_lines(repo.manifest, None, str(folder)))
+        repo = pipeline.quantize(model, folder, recipe, known, progress_for(as_json), calibration, chosen)
+    show(repo.manifest, as_json, lambda: summary.result_lines(repo.manifest, None, str(folder)))
 
 
 @app.command()
@@ -209,9 +205,9 @@ def evaluate(
         original=original,
         fidelity_tokens=fidelity_tokens,
         compare=compare,
-        progress=_progress(as_json),
+        progress=progress_for(as_json),
     )
-    _print(fidelity, as_json, lambda: summary.result_lines(read_manifest(folder), fidelity, str(folder)))
+    show(fidelity, as_json, lambda: summary.result_lines(read_manifest(folder), fidelity, str(folder)))
 
 
 @app.command()
@@ -225,7 +221,7 @@ def card(
     from mopeq_hub.hub import destination_for
 
     path = pipeline.card(folder, destination_for(to, to) if to else None)
-    _print({"card": str(path)}, as_json, lambda: f"wrote {path}")
+    show({"card": str(path)}, as_json, lambda: f"wrote {path}")
 
 
 @app.command()
@@ -241,9 +237,9 @@ def push(
     from mopeq_hub import pipeline
 
     publication = pipeline.push(
-        folder, dest, space=space, private=private, dry_run=dry_run, progress=_progress(as_json)
+        folder, dest, space=space, private=private, dry_run=dry_run, progress=progress_for(as_json)
     )
-    _print_publication(publication, dry_run, as_json)
+    show_publication(publication, dry_run, as_json)
 
 
 @app.command()
@@ -264,7 +260,7 @@ def space(
             pipeline.run_space(dest, port)
         return
     commit = pipeline.publish_space(dest, private=private)
-    _print(
+    show(
         {"space_commit": commit},
         as_json,
         lambda: f"the Space of {dest} " + ("was updated" if commit else "was up to date"),
@@ -272,13 +268,19 @@ def space(
 
 
 @app.command()
-def check(dest: DestArgument, as_json: AsJson = False) -> None:
+def check(
+    dest: DestArgument,
+    load: Annotated[
+        bool, typer.Option("--load/--no-load", help="Whether to load it, which takes the whole model's memory.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
     """Check the publication at DEST: every tensor against the bit map, hashes, metadata, and that it loads."""
     from mopeq_hub.check import check as look
 
-    findings = look(dest, _progress(as_json))
+    findings = look(dest, progress_for(as_json), load=load)
     if as_json:
-        _print_json({"findings": [asdict(finding) for finding in findings]})
+        show_json({"findings": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
             print(
@@ -331,51 +333,6 @@ def _stop(number: int, frame: object) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise _StoppedError
-
-
-def _progress(as_json: bool) -> Progress:
-    if as_json:
-        return Quiet()
-    return Bars() if sys.stderr.isatty() else Lines()
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False)
-
-
-def _print_publication(publication: "Publication", dry_run: bool, as_json: bool) -> None:
-    from mopeq_hub.report import summary
-
-    if as_json:
-        _print_json(asdict(publication))
-        return
-    if not publication.changed:
-        print(f"{publication.destination} already holds {publication.name}: nothing to do")
-        if publication.note:
-            print(publication.note)
-    else:
-        where = f"{publication.destination} (dry run: nothing was pushed)" if dry_run else publication.destination
-        _console().print(summary.result_lines(publication.manifest, publication.fidelity, where))
-        if page := os.environ.get("GITHUB_STEP_SUMMARY"):
-            with open(page, "a", encoding="utf-8") as file:
-                file.write(summary.step_summary(publication.manifest, publication.fidelity, where))
-
-
-def _print(document: dict[str, Any], as_json: bool, text: Callable[[], Any]) -> None:
-    shown = None if as_json else text()
-    if shown is None:
-        _print_json(document)
-    elif isinstance(shown, str):
-        # Not through the console, which would break a long path over two lines.
-        print(shown)
-    else:
-        _console().print(shown)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=1))
 
 
 def _system_trouble(error: OSError) -> str:

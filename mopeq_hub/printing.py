@@ -1,0 +1,62 @@
+"""What a command prints: bars while it works, then tables and lines, or JSON."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mopeq_hub.progress import Bars, Lines, Progress, Quiet
+
+if TYPE_CHECKING:
+    from mopeq_hub.pipeline import Publication
+
+
+def progress_for(as_json: bool) -> Progress:
+    """Bars on a terminal, lines elsewhere, nothing beside JSON."""
+    if as_json:
+        return Quiet()
+    return Bars() if sys.stderr.isatty() else Lines()
+
+
+def console() -> Any:
+    """Rich's console, which leaves numbers and names in the colour they have."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def show_publication(publication: "Publication", dry_run: bool, as_json: bool) -> None:
+    """What came of it, on the screen and on the step summary of a GitHub action."""
+    from mopeq_hub.report import summary
+
+    if as_json:
+        show_json(asdict(publication))
+        return
+    if not publication.changed:
+        print(f"{publication.destination} already holds {publication.name}: nothing to do")
+        if publication.note:
+            print(publication.note)
+    else:
+        where = f"{publication.destination} (dry run: nothing was pushed)" if dry_run else publication.destination
+        console().print(summary.result_lines(publication.manifest, publication.fidelity, where))
+        if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+            with open(page, "a", encoding="utf-8") as file:
+                file.write(summary.step_summary(publication.manifest, publication.fidelity, where))
+
+
+def show(document: dict[str, Any], as_json: bool, text: Callable[[], Any]) -> None:
+    """`text()`, a string or something for Rich; the document where JSON is asked for, or there is no text."""
+    shown = None if as_json else text()
+    if shown is None:
+        show_json(document)
+    elif isinstance(shown, str):
+        # Not through the console, which would break a long path over two lines.
+        print(shown)
+    else:
+        console().print(shown)
+
+
+def show_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=1))
