@@ -1,4 +1,4 @@
-"""`python plain_load.py FOLDER INPUTS OUTPUT`: logits of a model as a stranger gets them.
+"""`python plain_load.py INPUTS OUTPUT FOLDER...`: logits of models as a stranger gets them.
 
 A process that has transformers and auto-round and nothing of this project: importing mopeq_hub, or a library that only
 it needs, fails here.
@@ -26,20 +26,21 @@ from transformers import AutoModelForImageTextToText  # noqa: E402
 
 
 def main() -> None:
-    folder, inputs, output = sys.argv[1:]
+    inputs, output, *folders = sys.argv[1:]
+    torch.save([answer(folder, torch.load(inputs)) for folder in folders], output)
+
+
+def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
     model, info = loaded
     # auto-round's loader chooses half precision; what was loaded is compared in float32,
     # past the refusal that transformers puts before changing the dtype of a quantized model.
     torch.nn.Module.float(model)
-    given = {
-        name: value.to(model.dtype) if value.is_floating_point() else value
-        for name, value in torch.load(inputs).items()
-    }
+    given = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
     with torch.inference_mode():
         logits = model(**given, use_cache=False).logits.float()
     trouble = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    torch.save({"logits": logits, "trouble": trouble}, output)
+    return {"logits": logits, "trouble": trouble}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from mopeq_hub.quantization.stream import Unit, plan_units
 from tests.conftest import many_shards
 from tests.hub import HubServer, client_pointed_at
 
-pytestmark = pytest.mark.xdist_group("ray")
 SHARDS = 4
 RECIPE = Recipe(bits=(2, 4))
 ROOT = Path(__file__).parent.parent.parent

@@ -27,6 +27,8 @@ from mopeq_hub import Recipe, pipeline
 from mopeq_hub.hub.contents import contents
 from mopeq_hub.model import open_model
 from mopeq_hub.progress import Quiet
+# What every run would import by itself.
+import sklearn.cluster, torch
 
 model, folder, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 opened = open_model(model)
