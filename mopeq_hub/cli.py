@@ -36,6 +36,7 @@ from mopeq_hub.options import (
 from mopeq_hub.printing import console, progress_for, show, show_json, show_publication
 from mopeq_hub.progress import Quiet
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.startup import collect_rarely, wait_asleep
 from mopeq_hub.version import __version__
 
 app = typer.Typer(
@@ -293,6 +294,8 @@ def check(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; every error a user can meet is one line on standard error, exit code 1, or 2 for wrong usage."""
+    collect_rarely()
+    wait_asleep()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     for stream in (sys.stdout, sys.stderr):

@@ -2,9 +2,11 @@
 command."""
 
 import platform
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from mopeq_hub.checkpoint import Checkpoint
@@ -57,7 +59,15 @@ def open_model(name: str) -> Model:
     block = _float8_block(config, source.name)
     family = identify(config, source.name)
     checkpoint = Checkpoint(source, block)
+    # All will be known by it; reading a folder takes about as long as importing transformers does.
+    Thread(target=_find_commit, args=(source,), daemon=True).start()
     return Model(source, config, checkpoint, read_layout(checkpoint, family, source.path("config.json"), source.name))
+
+
+def _find_commit(source: Source) -> None:
+    with suppress(OSError):
+        # Whoever asks for it later is told.
+        _ = source.commit
 
 
 @dataclass(frozen=True)

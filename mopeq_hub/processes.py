@@ -10,11 +10,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.progress import Advance
+from mopeq_hub.startup import collect_rarely, environment
 
 KILLED = -9
 """The exit status of a process that the system ended, most likely for want of memory."""
@@ -23,7 +25,7 @@ KILLED = -9
 def run_module(
     module: str, job: dict[str, Any], advance: Advance, failed: Callable[[int, str], MopeqError]
 ) -> dict[str, Any]:
-    """Run `python -m module JOB.json` to its end and read its result.
+    """Run `main(Path(JOB.json))` of a module to its end and read its result.
 
     job: JSON types and paths, which are made absolute; `result` (where to write) and `threads` are added to it. Every
     line that the process prints as a number is told to `advance`. Raises what `failed` makes of the exit status and the
@@ -33,7 +35,7 @@ def run_module(
         job_path, result, log = (Path(scratch) / name for name in ("job.json", "result.json", "log"))
         job_path.write_text(json.dumps(_described(job, result)), "utf-8")
         with open(log, "w+", encoding="utf-8") as words:
-            status = _follow([sys.executable, "-m", module, str(job_path)], words, advance)
+            status = _follow([sys.executable, "-m", __name__, module, str(job_path)], words, advance)
             if status != 0 or not result.is_file():
                 words.seek(0)
                 raise failed(status, _last_line(words.read(), status))
@@ -50,8 +52,8 @@ def _described(job: dict[str, Any], result: Path) -> dict[str, Any]:
 
 def _follow(command: list[str], words: Any, advance: Advance) -> int:
     """Start the process, tell its steps, and give its exit status."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True, env=environment) as process:
+    given = {**environment(), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True, env=given) as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -63,5 +65,16 @@ def _follow(command: list[str], words: Any, advance: Advance) -> int:
             raise
 
 
+def main() -> None:
+    """The other process: `python -m mopeq_hub.processes MODULE JOB.json`."""
+    module, job = sys.argv[1:]
+    collect_rarely()
+    import_module(module).main(Path(job))
+
+
 def _last_line(words: str, status: int) -> str:
     return next((line for line in reversed(words.splitlines()) if line.strip()), f"exit status {status}")
+
+
+if __name__ == "__main__":
+    main()

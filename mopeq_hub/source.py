@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 from tqdm.auto import tqdm
@@ -72,6 +73,8 @@ class FolderSource:
         self._folder = folder.resolve()
         self.name = self._folder.name
         self.location = str(self._folder)
+        self._hashing = Lock()
+        self._commit: str | None = None
 
     def files(self) -> Mapping[str, int]:
         return self._files
@@ -85,16 +88,19 @@ class FolderSource:
                 found[relative.as_posix()] = path.stat().st_size
         return found
 
-    @cached_property
+    @property
     def commit(self) -> str:
         """SHA-256 over the names and contents of the model's own files: the same model anywhere is the same commit.
 
         Weights, index, config, companions and card; whatever else lies in the folder changes nothing.
         """
-        whole = hashlib.sha256()
-        for name in filter(_OF_THE_MODEL.fullmatch, self._files):
-            whole.update(f"{name}\0{sha256_of(self._folder / name)}\n".encode())
-        return whole.hexdigest()
+        with self._hashing:
+            if self._commit is None:
+                whole = hashlib.sha256()
+                for name in filter(_OF_THE_MODEL.fullmatch, self._files):
+                    whole.update(f"{name}\0{sha256_of(self._folder / name)}\n".encode())
+                self._commit = whole.hexdigest()
+            return self._commit
 
     def path(self, name: str) -> Path:
         return self._folder / check_name(name, self.name)

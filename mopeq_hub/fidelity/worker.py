@@ -1,4 +1,4 @@
-"""One model measured in a process of its own: `python -m mopeq_hub.fidelity.worker JOB.json`.
+"""One model measured in a process of its own, started by `mopeq_hub.processes`.
 
 auto-round's loader changes transformers for the whole process, so original and published model must never share one.
 The original's worker writes the logits of every answer token to a file; the published model's worker reads them and
@@ -7,7 +7,6 @@ line.
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,7 +157,3 @@ def generate(model: Any, encoder: Encoder, rows: list[Row], longest: int) -> Ite
 
 def _same(answer: str, reference: str) -> bool:
     return " ".join(answer.split()).casefold() == " ".join(reference.split()).casefold()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

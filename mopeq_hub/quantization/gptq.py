@@ -1,11 +1,10 @@
-"""Error compensation in a process of its own: `python -m mopeq_hub.quantization.gptq JOB.json`.
+"""Error compensation in a process of its own, started by `mopeq_hub.processes`.
 
 The original answers the calibration questions while the inputs X of every linear layer are summed up as X X^T, for as
 many decoder layers at a time as memory holds; then each weight is rounded as `mopeq_hub.quantization.compensation` does
 it. Progress goes to standard output, one number of finished decoder layers a line.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -145,7 +144,3 @@ def _compensated(model: Model, matrices: list[Matrix], hessians: Hessians, job: 
             bits = widths[matrix.name]
             packed[matrix.name] = compensate(weight, inverse, bits, job["group_size"], job["symmetric"])
     return packed
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""SignRound in a process of its own: `python -m mopeq_hub.quantization.signround JOB.json`.
+"""SignRound in a process of its own, started by `mopeq_hub.processes`.
 
 auto-round goes from one decoder layer to the next and adjusts scales and roundings of its linear layers by the signs of
 their gradients, so that the decoder layer's output changes least (arXiv 2309.05516). It leaves each linear layer with
@@ -6,7 +6,6 @@ its rounded weight, scale and zero point, from which the codes are read. Progres
 finished adjustments a line.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -139,7 +138,3 @@ def packed_linear(linear: Any, name: str, bits: int, symmetric: bool) -> Packed:
     if not torch.equal(torch.from_numpy(dequantize(packed, bits, symmetric)).to(weight.dtype), weight):
         raise MopeqError(f"auto-round left {name} with a weight that its scales and {bits} bits do not give")
     return packed
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

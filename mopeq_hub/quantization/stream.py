@@ -6,6 +6,7 @@ can be done in any order, by any machine, and again.
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -110,16 +111,27 @@ def quantize_unit(
     tuned: packed weights by the name of their matrix, taken as they are instead of being quantized here.
     Raises MopeqError on NaN or infinite weights, naming the tensor.
     """
-    with ShardWriter(folder, unit.outputs) as writer:
+    with ShardWriter(folder, unit.outputs) as writer, ThreadPoolExecutor(1, "write") as pool:
+        writing: Future[None] | None = None
         for position, piece in enumerate(unit.pieces):
             made = produce(checkpoint, piece, recipe, tuned)
-            for name, data in made.items():
-                writer.write(name, data)
             if watch:
                 watch(piece, made)
-            if position + 1 == len(unit.pieces) or unit.pieces[position + 1].source != piece.source:
-                checkpoint.let_go(piece.source)
+            following = unit.pieces[position + 1].source if position + 1 < len(unit.pieces) else None
+            if writing:
+                writing.result()
+            finished = piece.source if following != piece.source else None
+            writing = pool.submit(_write, writer, made, checkpoint, finished)
             advance(piece.nbytes)
+        if writing:
+            writing.result()
+
+
+def _write(writer: ShardWriter, made: dict[str, np.ndarray], checkpoint: Checkpoint, finished: str | None) -> None:
+    for name, data in made.items():
+        writer.write(name, data)
+    if finished:
+        checkpoint.let_go(finished)
 
 
 def produce(
