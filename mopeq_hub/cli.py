@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mopeq_hub.errors import MopeqError, UsageError
+from mopeq_hub.errors import MopeqError, UsageError, described
 from mopeq_hub.fidelity.questions import DEFAULT_TOKENS
 from mopeq_hub.options import (
     AsJson,
     CalibrationOption,
+    CatalogArgument,
     Compare,
     DestArgument,
     DryRun,
@@ -23,17 +24,22 @@ from mopeq_hub.options import (
     FidelityTokens,
     Flavor,
     FolderArgument,
+    Issue,
+    LookOnly,
     ModelArgument,
+    OnHub,
+    Only,
     Private,
     QuestionsOption,
     RayAddress,
     Space,
     Stream,
     Timeout,
+    When,
     given,
     recipe_options,
 )  # fmt: skip
-from mopeq_hub.printing import console, progress_for, show, show_json, show_publication
+from mopeq_hub.printing import console, progress_for, show, show_json, show_outcome, show_outcomes, show_publication
 from mopeq_hub.progress import Quiet
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.startup import collect_rarely, wait_asleep
@@ -292,6 +298,38 @@ def check(
         raise typer.Exit(1)
 
 
+@app.command()
+def republish(
+    catalog: CatalogArgument,
+    only: Only = None,
+    dry_run: LookOnly = False,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
+    flavor: Flavor = None,
+    timeout: Timeout = None,
+    issue: Issue = False,
+    on_hub: OnHub = False,
+    schedule: When = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish again what is stale of CATALOG: its source or recipe has changed, or what is there is not whole."""
+    from mopeq_hub import republishing as work
+
+    if on_hub:
+        made = work.schedule(catalog, only or (), schedule, show_outcome, flavor=flavor, timeout=timeout)
+        show(asdict(made), as_json, lambda: f"scheduled {made.when}: {made.name} of {made.account}, {made.id}")
+        return
+    if schedule is not None:
+        raise UsageError("--schedule is for --on-hub", "add --on-hub, or leave --schedule out")
+    machine = {"ray_address": ray_address, "flavor": flavor, "timeout": timeout}
+    with nullcontext() if dry_run else work.publisher_named(engine, progress_for(as_json), **machine) as publisher:
+        say = (lambda outcome: None) if as_json else show_outcome
+        outcomes = work.republish(catalog, only or (), publisher, say, issue=issue)
+    show_outcomes(work.name_of(catalog), work.document(outcomes), as_json)
+    if any(outcome.state == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; every error a user can meet is one line on standard error, exit code 1, or 2 for wrong usage."""
     collect_rarely()
@@ -306,16 +344,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(app(args=arguments, prog_name="mopeq-hub", standalone_mode=False) or 0)
     except UsageError as error:
         _fail(str(error), 2)
-    except MopeqError as error:
-        _fail(str(error), 1)
     except BrokenPipeError:
         # Whoever read the output has seen enough; what is still buffered must not fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        _fail(_system_trouble(error), 1)
-    except MemoryError:
-        _fail("this machine has too little memory; use one with more", 1)
+    except (MopeqError, OSError, MemoryError) as error:
+        _fail(described(error), 1)
     except _StoppedError:
         _fail("stopped before the end; the same command goes on from there", 130)
     except Exception as error:
@@ -323,8 +357,7 @@ def main(arguments: list[str] | None = None) -> None:
             _fail_usage(error.format_message())
         if os.environ.get("MOPEQ_DEBUG"):
             raise
-        fault = f"{type(error).__name__}: {error}"
-        _fail(f"a fault in mopeq-hub itself: {fault}; set MOPEQ_DEBUG=1 to see where", 1)
+        _fail(described(error), 1)
 
 
 class _StoppedError(BaseException):
@@ -336,15 +369,6 @@ def _stop(number: int, frame: object) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise _StoppedError
-
-
-def _system_trouble(error: OSError) -> str:
-    import errno
-
-    where = f" at {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{where}; free some space there, or choose another place (caches are in MOPEQ_HOME)"
-    return f"{(error.strerror or str(error)).lower()}{where}; check that the place exists and can be written to"
 
 
 def _fail_usage(message: str) -> NoReturn:

@@ -71,6 +71,7 @@ def publish(
     private: bool = False,
     dry_run: bool = False,
     stream: bool | None = None,
+    again: bool = False,
     engine: Engine = LOCAL,
     progress: Progress | None = None,
 ) -> Publication:
@@ -82,7 +83,7 @@ def publish(
     all. calibration: questions for what the recipe tunes on, where it does. compare: measure uniform widths too; None
     does so for small models. dry_run: do everything but push. stream: let go of every shard of a Hub model once it is
     quantized and sent; None does so where the disk cannot hold it. engine: who measures and quantizes shards; one that
-    works elsewhere always streams to the Hub.
+    works elsewhere always streams to the Hub. again: even where the destination says that it holds this already.
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
@@ -96,7 +97,7 @@ def publish(
     opened = open_model(model)
     _check_apart(destination.folder, opened)
     name = manifests.publication_name(recipe, opened.source.commit)
-    if destination.publication() == name:
+    if destination.publication() == name and not again:
         same = _unchanged(destination, name, opened.source.location, space=space, dry_run=dry_run)
         measured = (same.fidelity or {}).get("inputs", {})
         if asked.path and measured.get("sha256") != asked.digest:

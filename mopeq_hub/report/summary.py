@@ -31,6 +31,8 @@ INK = {2: "black on yellow", 3: "black on bright_cyan", 4: "white on blue", 8: "
 """Colours of the terminal's own palette, so that its theme keeps them legible."""
 
 COLUMNS = ("", "size", "bpw", "KL", "top-1", "perplexity ratio", "accuracy")
+PLOTS = ("bits", "sensitivity")
+"""Those of the publication's plots that a workflow run's page shows."""
 BAR = 40
 """Characters of a layer's bar where its experts do not fit on a line."""
 
@@ -155,14 +157,18 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: s
         yield "measured", "block by block: memory does not hold the original"
 
 
-def step_summary(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: str) -> str:
-    """The result as Markdown for a workflow run's page. `where`: the publication's address or folder."""
+def step_summary(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: str, page: str | None = None) -> str:
+    """The result as Markdown for a workflow run's page. `where`: the publication's repo or folder. `page`: its address
+    where it is on the Hub, from where the plots come."""
     cells = [[escape(cell) for cell in row] for row in table_rows(choices(manifest, fidelity))]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in cells)
     lines = [
         f"### {code(manifest['source']['name'])} published",
-        f"To {link(code(where), where)}, as {code(manifest['publication'])}.",
+        f"To {link(code(where), page or where)}, as {code(manifest['publication'])}.",
         f"| {' | '.join(COLUMNS)} |\n|{' --- |' + ' ---: |' * (len(COLUMNS) - 1)}\n{rows}",
         f"Routed experts: {', '.join(f'{count} at {width} bits' for width, count in counts(manifest).items())}.",
     ]
+    if page:
+        # A repo that is private shows nobody its plots here.
+        lines.append(" ".join(f"![{name}]({page}/resolve/main/plots/{name}.png)" for name in PLOTS))
     return "\n\n".join(lines) + "\n"
