@@ -1,5 +1,6 @@
 """What the commands can be asked: arguments and options, and those of a Recipe made from the Recipe itself."""
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -84,10 +85,17 @@ Issue = Annotated[
 OnHub = Annotated[bool, typer.Option("--on-hub", help="Let the Hub do it, as a job that it begins by --schedule.")]
 When = Annotated[str | None, typer.Option("--schedule", help="Of --on-hub, such as @daily or '0 9 * * 1'.")]
 
+
+def _choices(text: str | None) -> str | None:
+    """What the recipe's name or file stands for, so that it can travel to where the file is not."""
+    return None if text is None else json.dumps(choices_given(text), default=str)
+
+
 _RECIPE = Annotated[
     str | None,
     typer.Option(
         "--recipe",
+        callback=_choices,
         metavar="NAME|FILE|YAML",
         help="The choices below at once, as in {bits: [2, 4], scope: layer}; those also given one by one count.",
         show_default="mopeq",
@@ -124,7 +132,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def with_options(**values: Any) -> None:
         asked = {option.name: values.pop(option.name) for option in options}
-        choices = choices_given(asked.pop("recipe") or "")
+        choices = json.loads(asked.pop("recipe") or "{}")
         choices |= {name: value for name, value in asked.items() if value is not None}
         command(recipe=Recipe.from_dict(choices_of(choices)), **values)
 
