@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.errors import MopeqError, UsageError
 from mopeq_hub.redact import redact
-from mopeq_hub.report import code
+from mopeq_hub.report import code, one_line
 from mopeq_hub.report.catalog import table
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def keep_issue(catalog: str, entries: list[dict[str, Any]], trouble: str | None 
         "Authorization": f"Bearer {run.token}",
         "X-GitHub-Api-Version": "2022-11-28",
     }
-    marker = f"<!-- mopeq-hub republish {re.sub(r'[^A-Za-z0-9._-]', '-', catalog).replace('--', '-')} -->"
+    marker = f"<!-- mopeq-hub republish {re.sub(r'[^A-Za-z0-9._]+', '-', catalog)} -->"
     with httpx2.Client(base_url=run.api, headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True) as client:
         found = _found(client, run, marker)
         if not bad and not trouble:
@@ -72,7 +72,10 @@ def keep_issue(catalog: str, entries: list[dict[str, Any]], trouble: str | None 
             return _kept(_asked(client, run, "PATCH", f"/{found['number']}", {"state": "closed", "body": told}))
         said = redact(trouble) if trouble else f"{len(bad)} of {len(entries)} publications are stale or failed"
         parts = [marker, f"In {code(catalog)}: {code(said)}", redact(table(bad)) if bad else "", run.address]
-        content = {"title": f"The catalog {catalog} is not up to date", "body": "\n\n".join(filter(None, parts))}
+        content = {
+            "title": f"The catalog {one_line(catalog)} is not up to date",
+            "body": "\n\n".join(filter(None, parts)),
+        }
         if found is None:
             return _kept(_asked(client, run, "POST", "", {**content, "labels": [LABEL]}))
         return _kept(_asked(client, run, "PATCH", f"/{found['number']}", {**content, "state": "open"}))

@@ -1,0 +1,415 @@
+"""The catalog: what it may say, what is stale and why, and what becomes of an entry that cannot be done."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mopeq_hub import __version__, cli, pipeline
+from mopeq_hub.catalog import BrokenEntry, Entry, read_catalog
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.manifest import publication_name
+from mopeq_hub.recipe import Recipe
+from tests.conftest import SHAPES, edit_json
+from tests.hub import HubServer, client_pointed_at
+
+TO = "alice/shapes-MoPEQ"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with HubServer(tmp_path / "server") as server, client_pointed_at(server, tmp_path / "home"):
+        monkeypatch.setenv("HF_TOKEN", server.token("alice"))
+        monkeypatch.chdir(tmp_path)
+        yield server
+
+
+@pytest.fixture
+def published_from(hub: HubServer, publication: Path) -> Callable[..., None]:
+    """Puts a publication of alice/shapes, at its present commit, where it is asked for.
+
+    It is the bundled model's, with the Hub's name and commit in place of the folder's: the bytes would be the same.
+    """
+    hub.add_repo("alice/shapes", SHAPES)
+
+    def put(*destinations: str) -> None:
+        commit = hub.head("alice/shapes")
+
+        def readdress(manifest: dict[str, Any]) -> None:
+            manifest["source"] |= {"kind": "hub", "name": "alice/shapes", "commit": commit}
+            manifest["publication"] = publication_name(Recipe(), commit)
+
+        edit_json(publication / "mopeq.json", readdress)
+        edit_json(
+            publication / "fidelity.json", lambda told: told.update(publication=publication_name(Recipe(), commit))
+        )
+        for to in destinations:
+            pipeline.card(publication, pipeline.destination_for(to, to), space=False)
+            pipeline.push(publication, to, space=False)
+
+    return put
+
+
+def write(*entries: Any, name: str = "catalog.yaml") -> str:
+    Path(name).write_text(yaml.safe_dump(list(entries)))
+    return name
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str, str]:
+    """Exit status, standard output and standard error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["republish", *arguments])
+    printed = capsys.readouterr()
+    return ended.value.code or 0, printed.out, printed.err
+
+
+def reasons(capsys: pytest.CaptureFixture[str], *entries: Any) -> list[list[str]]:
+    """Why each entry is stale, by a run that only looks."""
+    status, out, error = run(capsys, write(*entries), "--dry-run", "--json")
+    assert (status, error) == (0, ""), out
+    return [entry["reasons"] for entry in json.loads(out)["entries"]]
+
+
+def test_an_entry_says_what_publish_could_be_told() -> None:
+    text = """
+    - model: a/b@v1
+      to: c/d
+      recipe: {bits: "2,4", scope: layer, group_size: 32, symmetric: false}
+      questions: q.jsonl
+      space: false
+      private: true
+    - {model: a/b, to: ./out}
+    - {model: a/b, to: c/e, recipe: mopeq}
+    """
+    recipe = Recipe(bits=(2, 4), scope="layer", group_size=32, symmetric=False)
+    assert read_catalog(text) == [
+        Entry(1, "a/b@v1", "c/d", recipe, "q.jsonl", False, True),
+        Entry(2, "a/b", "./out", Recipe()),
+        Entry(3, "a/b", "c/e", Recipe()),
+    ]
+
+
+def test_an_entry_can_be_written_down_and_read_again() -> None:
+    entries = read_catalog("[{model: a/b, to: c/d, recipe: {quantizer: gptq}, questions: q.jsonl, private: true}]")
+    assert all(isinstance(entry, Entry) for entry in entries)
+    assert read_catalog(json.dumps([entry.written() for entry in entries if isinstance(entry, Entry)])) == entries
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"model": "a/b", "to": "c/d", "bits": 3}, "it has an unknown key bits; choose from model, to, recipe"),
+        ({"model": "a/b"}, "it has no to"),
+        ({"to": "c/d"}, "it has no model"),
+        ({"model": "a/b", "to": ""}, "it has no to"),
+        ({"model": ["a/b"], "to": "c/d"}, "its model is a list, not text"),
+        ({"model": "a/b", "to": "c/d", "space": "yes"}, "its space is 'yes', not true or false"),
+        ({"model": "a/b", "to": "c/d\x07"}, "its to holds control characters"),
+        ({"model": "a/b", "to": "d" * 300 + "/x"}, "file name too long"),
+        ({"model": "a/b", "to": "c/d", "recipe": {"bits": 5}}, "bits 5 are not among"),
+        ({"model": "a/b", "to": "c/d", "recipe": {"bits": {"a": 1}}}, "are not whole numbers"),
+        ({"model": "a/b", "to": "c/d", "recipe": {"group-size": 64}}, "a recipe has no group-size; choose from"),
+        ({"model": "a/b", "to": "c/d", "recipe": {"calibration": "0" * 64}}, "a recipe has no calibration"),
+        ({"model": "a/b", "to": "c/d", "recipe": {"scope": "expert"}}, "--scope 'expert' does not exist"),
+        ({"model": "a/b", "to": "c/d", "recipe": "finest"}, "there is no recipe 'finest'; choose from mopeq"),
+        ("a/b", "it is not a mapping"),
+        (None, "it is not a mapping"),
+        ({"model": "a/b", "to": "X/Y"}, "entry 1 publishes there already"),
+    ],
+)
+def test_an_entry_that_is_not_in_order_is_one_line_and_the_others_stay(entry: Any, words: str) -> None:
+    first, broken, last = read_catalog(
+        json.dumps([{"model": "a/b", "to": "x/y"}, entry, {"model": "a/b", "to": "x/z"}])
+    )
+    assert isinstance(broken, BrokenEntry)
+    assert words in broken.error
+    assert len(broken.error.splitlines()) == 1
+    assert broken.number == 2
+    assert isinstance(first, Entry)
+    assert isinstance(last, Entry)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: a/b\nto: c/d\n", "is not a list of publications"),
+        ("- [\n", "is not YAML in line"),
+        ("- &a [x, x]\n- [*a, *a]\n", "uses an alias (*) in line 2"),
+        ("- !!python/object/apply:os.system [id]\n", "could not determine a constructor"),
+        ("[" * 2000, "is not YAML"),
+        ("- " + "a" * 300_000, "has more than 200,000 bytes"),
+        ("- \x00\n", "is not YAML"),
+    ],
+)
+def test_a_catalog_that_is_none_is_one_line(
+    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "catalog.yaml").write_text(text)
+    status, _, error = run(capsys, str(tmp_path / "catalog.yaml"))
+    assert status in (1, 2)
+    assert words in error
+    assert len(error.splitlines()) == 1
+    with pytest.raises(MopeqError):
+        read_catalog(text if "\n" in text else text + "\n")
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_catalog_that_cannot_be_read_is_one_line(
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content:
+        (tmp_path / "catalog.yaml").write_bytes(content)
+    status, _, error = run(capsys, str(tmp_path / "catalog.yaml"))
+    assert status == 1
+    assert error.startswith(f"error: the catalog {tmp_path}/catalog.yaml ")
+    assert len(error.splitlines()) == 1
+
+
+def test_the_catalog_that_comes_with_the_project_can_be_read_and_so_can_its_example() -> None:
+    text = (Path(__file__).parent.parent / "catalog.yaml").read_text()
+    assert read_catalog(text) == []
+    lines = [line.removeprefix("#").removeprefix(" ") for line in text.splitlines()[3:-1]]
+    (entry,) = read_catalog("\n".join(lines))
+    assert isinstance(entry, Entry)
+    assert entry.recipe == Recipe(bits=(2, 4), scope="layer")
+
+
+def test_what_is_stale_and_why(
+    hub: HubServer, published_from: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    published_from(TO)
+    entry: dict[str, Any] = {"model": "alice/shapes", "to": TO}
+    assert reasons(capsys, entry, {**entry, "to": "alice/new"}) == [[], ["nothing is published there"]]
+    before = hub.head("alice/shapes")
+
+    assert reasons(capsys, {**entry, "recipe": {"bits": [2, 4], "seed": 3}}) == [
+        ["the recipe changed: bits from 2,3,4 to 2,4, seed from 0 to 3"]
+    ]
+    after = hub.commit("alice/shapes", {"README.md": b"new"})
+    moved = f"the source's commit moved from {before[:12]} to {after[:12]}"
+    assert reasons(capsys, entry) == [[moved]]
+    pinned = {**entry, "model": f"alice/shapes@{before}"}
+    assert reasons(capsys, pinned) == [[]]
+
+    whole = hub.files(TO)
+    manifest = json.loads(whole["mopeq.json"])
+    older = {**manifest, "tool": {"format_version": 1}, "publication": "older"}
+    hub.commit(TO, {"mopeq.json": json.dumps(older).encode()})
+    assert reasons(capsys, pinned) == [["mopeq-hub's format went from version 1 to 2"]]
+    hub.commit(TO, {"mopeq.json": b'{"publication": [], "recipe": 7, "source": null}'})
+    assert reasons(capsys, pinned)[0][0] == f"the source's commit moved from an unknown one to {before[:12]}"
+    hub.commit(TO, {"mopeq.json": whole["mopeq.json"], "tokenizer.json": None})
+    assert reasons(capsys, pinned) == [["files of the publication are missing or damaged"]]
+    hub.commit(TO, {"tokenizer.json": whole["tokenizer.json"], "README.md": b"# nothing\n"})
+    assert "its check fails: the card's library_name is None" in reasons(capsys, pinned)[0][0]
+
+
+def test_a_folder_is_looked_at_like_the_hub(
+    publication: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    entry = {"model": str(SHAPES), "to": "./publication"}
+    assert reasons(capsys, entry) == [[]]
+    (publication / "README.md").write_text("# nothing\n")
+    assert "its check fails" in reasons(capsys, entry)[0][0]
+
+
+def test_what_publishing_again_would_not_mend_is_not_published_again(
+    hub: HubServer, published_from: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    published_from(TO)
+    before = hub.commit(TO, {"modeling.py": b"import os"})
+    status, _, error = run(capsys, write({"model": "alice/shapes", "to": TO}))
+    assert status == 1
+    assert error == (
+        f"error: entry 1, to {TO}: {TO} fails its check: modeling.py is not part of the publication; "
+        "take that file away\n"
+    )
+    assert hub.head(TO) == before
+
+
+def test_one_line_for_each_entry_that_cannot_be_done_and_the_others_are(
+    hub: HubServer, published_from: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    published_from(TO)
+    hub.add_repo("alice/other", {"weights.bin": b"precious"})
+    catalog = write(
+        {"model": "alice/gone", "to": "alice/gone-MoPEQ"},
+        {"model": "alice/shapes", "to": "alice/other"},
+        {"model": "alice/shapes", "to": TO.upper(), "sapce": True},
+        {"model": "alice/shapes", "to": TO},
+        {"model": "alice/shapes", "to": TO},
+    )
+    status, out, error = run(capsys, catalog, "--dry-run")
+    assert status == 1
+    assert out == f"fresh {TO}\n"
+    lines = error.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("error: entry 1, to alice/gone-MoPEQ: alice/gone does not exist, or is private;")
+    assert lines[1].startswith("error: entry 2, to alice/other: alice/other holds something that is not a publication;")
+    assert lines[2].startswith("error: entry 3, to ALICE/SHAPES-MOPEQ: it has an unknown key sapce;")
+    assert lines[3].startswith(f"error: entry 5, to {TO}: entry 4 publishes there already;")
+    status, out, _ = run(capsys, catalog, "--dry-run", "--only", "alice/other", "--json")
+    assert status == 1
+    assert [entry["to"] for entry in json.loads(out)["entries"]] == ["alice/other"]
+    assert "the catalog has no me/typo" in run(capsys, catalog, "--only", "me/typo")[2]
+
+
+def test_a_revoked_token_is_one_line_for_each_entry_and_never_shown(
+    hub: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repo("alice/shapes", SHAPES)
+    token = hub.token("alice")
+    hub.revoke(token)
+    monkeypatch.setenv("HF_TOKEN", token)
+    catalog = write(*({"model": "alice/shapes", "to": f"alice/{name}"} for name in "ab"))
+    status, out, error = run(capsys, catalog)
+    assert status == 1
+    assert [line.partition(": ")[2][:21] for line in error.splitlines()] == [
+        "entry 1, to alice/a: ",
+        "entry 2, to alice/b: ",
+    ]
+    assert "Invalid credentials" in error
+    assert token not in out + error
+
+
+def test_json_is_one_document_with_a_matrix_of_what_is_stale(
+    hub: HubServer, published_from: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    published_from(TO)
+    stale = {"model": "alice/shapes", "to": "alice/new"}
+    status, out, error = run(capsys, write({"model": "alice/shapes", "to": TO}, stale, "x"), "--dry-run", "--json")
+    document = json.loads(out)
+    assert (status, error) == (1, "")
+    assert [entry["state"] for entry in document["entries"]] == ["fresh", "stale", "failed"]
+    assert set(document["entries"][0]) == {"to", "model", "state", "reasons", "commit", "error"}
+    assert document["matrix"] == {"include": [stale]}
+
+
+def test_the_page_of_a_workflow_run_gets_a_table_in_which_names_stay_text(
+    hub: HubServer, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    hub.add_repo("alice/shapes", SHAPES)
+    run(capsys, write({"model": "alice/shapes", "to": "alice/new"}, {"model": "|<b>@x|", "to": "./a|b"}), "--dry-run")
+    lines = page.read_text().splitlines()
+    assert lines[0] == "### The catalog `catalog`"
+    links = "[alice/new](https://huggingface.co/alice/new) | [alice/shapes](https://huggingface.co/alice/shapes)"
+    assert f"| {links} | stale | nothing is published there |" in lines
+    assert "<b>" not in page.read_text()
+    assert all(line.count("|") == 5 for line in lines if line.startswith("|"))
+
+
+# As a job on the Hub
+
+
+def test_the_same_work_is_scheduled_on_the_hub_once(
+    hub: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = hub.token("alice")
+    monkeypatch.setenv("HF_TOKEN", token)
+    entries = [
+        {"model": "alice/shapes", "to": TO, "recipe": {"bits": [2, 4]}},
+        {"model": "alice/shapes", "to": "alice/two", "space": False},
+    ]
+    status, out, error = run(capsys, write(*entries), "--on-hub", "--schedule", "@daily")
+    (first,) = hub.schedules
+    assert (status, error) == (0, "")
+    assert out == f"scheduled @daily: catalog of alice, {first.id}\n"
+    assert first.spec["command"] == [
+        "uv", "run", "--with", f"mopeq-hub=={__version__}", "mopeq-hub", "republish"
+    ]  # fmt: skip
+    assert (first.schedule, first.concurrency) == ("@daily", False)
+    assert (first.spec["flavor"], first.spec["timeoutSeconds"]) == ("cpu-upgrade", 6 * 3600)
+    assert first.secret_is("HF_TOKEN", token)
+    assert token not in json.dumps(first.spec) + out
+
+    # What runs there finds the same entries, and nothing else is asked of it.
+    monkeypatch.setenv("MOPEQ_CATALOG", first.spec["environment"]["MOPEQ_CATALOG"])
+    hub.add_repo("alice/shapes", SHAPES)
+    status, out, _ = run(capsys, "--dry-run")
+    assert out == f"stale {TO}: nothing is published there\nstale alice/two: nothing is published there\n"
+    assert read_catalog(first.spec["environment"]["MOPEQ_CATALOG"]) == read_catalog(json.dumps(entries))
+
+    status, out, _ = run(
+        capsys,
+        write(entries[0]),
+        "--on-hub",
+        "--schedule",
+        "0 9 * * 1",
+        "--flavor",
+        "cpu-xl",
+        "--timeout",
+        "2d",
+        "--json",
+    )
+    (second,) = hub.schedules
+    assert json.loads(out)["replaced"] == [first.id]
+    assert (second.schedule, second.spec["flavor"]) == ("0 9 * * 1", "cpu-xl")
+    run(capsys, write(entries[1], name="other.yaml"), "--on-hub", "--schedule", "@weekly")
+    assert [job.schedule for job in hub.schedules] == ["0 9 * * 1", "@weekly"], "another catalog has its own"
+
+
+@pytest.mark.parametrize(
+    ("entry", "options", "words"),
+    [
+        ({"model": "./model", "to": TO}, ["--schedule", "@daily"], "a job cannot read ./model"),
+        ({"model": "a/b", "to": "./out"}, ["--schedule", "@daily"], "a job cannot write to the folder ./out"),
+        ({"model": "a/b", "to": TO, "questions": "q.jsonl"}, ["--schedule", "@daily"], "a job cannot read q.jsonl"),
+        ({"model": "a/b", "to": TO}, ["--schedule", "daily"], "--schedule 'daily' is not a schedule"),
+        ({"model": "a/b", "to": TO}, ["--schedule", "@daily", "--timeout", "soon"], "--timeout 'soon' is not a time"),
+        ({"model": "a/b", "to": TO}, ["--schedule", "@daily", "--flavor", "abacus"], "Invalid flavor: abacus"),
+        ({"model": "a/b", "to": TO}, [], "--on-hub needs a --schedule"),
+        (
+            {"model": "a/b", "to": TO, "x": 1},
+            ["--schedule", "@daily"],
+            "1 of 1 entries are not in order",
+        ),
+    ],
+)
+def test_what_cannot_work_there_is_not_scheduled(
+    entry: dict[str, Any], options: list[str], words: str, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, error = run(capsys, write(entry), "--on-hub", *options)
+    assert status in (1, 2)
+    assert words in error.splitlines()[-1]
+    assert hub.schedules == []
+
+
+def test_an_engine_on_the_hub_does_each_stale_entry_as_a_job(
+    hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add_repo("alice/shapes", SHAPES)
+    hub.plan_job(["one"])
+    hub.plan_job(["two"], outcome="ERROR")
+    entries = [{"model": "alice/shapes", "to": f"alice/{name}"} for name in "ab"]
+    status, out, error = run(capsys, write(*entries), "--engine", "jobs")
+    first, second = hub.jobs
+    assert status == 1
+    assert out == "republished alice/a: nothing is published there\n"
+    assert error.splitlines()[-1].startswith(f"error: entry 2, to alice/b: job {second.id} ended as ERROR;")
+    (only,) = read_catalog(first.spec["environment"]["MOPEQ_CATALOG"])
+    assert only.to == "alice/a"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--schedule", "@daily"], "--schedule is for --on-hub"),
+        (["--flavor", "cpu-xl"], "--flavor is for --engine jobs"),
+        (["--issue"], "GITHUB_REPOSITORY is not set"),
+        (["--issue", "--only", "x"], "--issue is about the whole catalog"),
+    ],
+)
+def test_options_that_do_not_belong_together_are_refused(
+    options: list[str], words: str, hub: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    status, _, error = run(capsys, write(), *options)
+    assert status == 2
+    assert words in error
