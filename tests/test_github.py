@@ -14,7 +14,7 @@ from mopeq_hub import cli
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.github import LABEL, Issue, keep_issue
 
-FRESH = {"to": "me/a", "model": "x/a", "state": "fresh", "reasons": [], "commit": None, "error": None}
+FRESH: dict[str, Any] = {"to": "me/a", "model": "x/a", "state": "fresh", "reasons": [], "commit": None, "error": None}
 STALE = {**FRESH, "state": "stale", "reasons": ["the recipe changed: seed from 0 to 1"]}
 FAILED = {**FRESH, "to": "me/b", "state": "failed", "error": "x/b does not exist; check the name"}
 
