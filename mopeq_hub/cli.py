@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
@@ -321,8 +321,14 @@ def republish(
         return
     if schedule is not None:
         raise UsageError("--schedule is for --on-hub", "add --on-hub, or leave --schedule out")
-    machine = {"ray_address": ray_address, "flavor": flavor, "timeout": timeout}
-    with nullcontext() if dry_run else work.publisher_named(engine, progress_for(as_json), **machine) as publisher:
+    with work.publisher_named(
+        engine,
+        progress_for(as_json),
+        dry_run=dry_run,
+        ray_address=ray_address,
+        flavor=flavor,
+        timeout=timeout,
+    ) as publisher:
         say = (lambda outcome: None) if as_json else show_outcome
         outcomes = work.republish(catalog, only or (), publisher, say, issue=issue)
     show_outcomes(work.name_of(catalog), work.document(outcomes), as_json)

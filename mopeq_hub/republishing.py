@@ -120,10 +120,19 @@ def schedule(
 
 @contextmanager
 def publisher_named(
-    engine: str, progress: Progress, *, ray_address: str | None, flavor: str | None, timeout: str | None
-) -> Iterator[Publisher]:
-    """Who publishes, by the name of an engine; `jobs` lets the Hub's machines do each entry."""
+    engine: str,
+    progress: Progress,
+    *,
+    dry_run: bool,
+    ray_address: str | None,
+    flavor: str | None,
+    timeout: str | None,
+) -> Iterator[Publisher | None]:
+    """Who publishes, by the name of an engine; `jobs` lets the Hub's machines do each entry. Nobody in a dry run."""
     check_options(engine, ray_address=ray_address, flavor=flavor, timeout=timeout)
+    if dry_run:
+        yield None
+        return
     if engine == "jobs":
 
         def as_job(entry: Entry, again: bool) -> None:
@@ -159,6 +168,8 @@ def _outcome(entry: Entry | BrokenEntry, publisher: Publisher | None) -> Outcome
             _check_mended(entry)
         commit = publication.commit if publication else None
         return replace(outcome, state="republished", commit=commit, publication=publication)
+    except jobs.NotFollowedError:
+        raise
     except Exception as error:
         # Nothing that is wrong with one entry keeps the others from being done.
         if os.environ.get("MOPEQ_DEBUG") and not isinstance(error, MopeqError):

@@ -33,6 +33,10 @@ _LABEL = "mopeq-catalog"
 """Of a schedule: which catalog it keeps."""
 
 
+class NotFollowedError(MopeqError):
+    """Whoever followed a job was stopped; the job goes on."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A job that has come to its end. stage: the Hub's word for how."""
@@ -167,7 +171,7 @@ def _run(
     except Exception:
         raise
     except BaseException:
-        raise MopeqError(
+        raise NotFollowedError(
             f"job {job.id} is not followed any longer, but goes on: {job.url}", f"`hf jobs cancel {job.id}` ends it"
         ) from None
     if ended.status.stage != "COMPLETED":

@@ -11,8 +11,9 @@ import yaml
 from mopeq_hub import __version__, cli, pipeline
 from mopeq_hub.catalog import BrokenEntry, Entry, read_catalog
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.progress import Quiet
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.republishing import republish
+from mopeq_hub.republishing import publisher_named, republish
 from tests.catalog.conftest import MODEL, MODEL_FILES, TO
 from tests.conftest import SHAPES
 from tests.hub import HubServer
@@ -397,9 +398,29 @@ def test_an_engine_on_the_hub_does_each_stale_entry_as_a_job(
     assert only.to == "alice/a"
 
 
+def test_who_stops_following_a_job_stops_the_whole(hub: HubServer) -> None:
+    hub.add_repo(MODEL, MODEL_FILES)
+    hub.plan_job(["one"])
+
+    class Stopped(Quiet):
+        def say(self, text: str) -> None:
+            if text == "one":
+                raise KeyboardInterrupt
+
+    catalog = write(*({"model": MODEL, "to": f"alice/{name}"} for name in "ab"))
+    no_choices = {"ray_address": None, "flavor": None, "timeout": None}
+    with (
+        publisher_named("jobs", Stopped(), dry_run=False, **no_choices) as publisher,
+        pytest.raises(MopeqError, match="not followed any longer, but goes on"),
+    ):
+        republish(catalog, [], publisher, lambda outcome: None)
+    assert len(hub.jobs) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (["--dry-run", "--engine", "slurm"], "--engine 'slurm' does not exist"),
         (["--schedule", "@daily"], "--schedule is for --on-hub"),
         (["--flavor", "cpu-xl"], "--flavor is for --engine jobs"),
         (["--issue"], "GITHUB_REPOSITORY is not set"),

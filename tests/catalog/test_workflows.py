@@ -17,8 +17,8 @@ import pytest
 from mopeq_hub.recipe import Recipe
 from tests.catalog.conftest import MODEL, MODEL_FILES, TO
 from tests.catalog.runner import Runner, load
+from tests.github_server import GitHub
 from tests.hub import HubServer, client_environment
-from tests.test_github import GitHub
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
