@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mopeq_hub.fidelity.inputs import Encoder, Row, batches
+from mopeq_hub.fidelity.inputs import MAX_TOKENS, Encoder, Row, batches
 from mopeq_hub.fidelity.questions import read_questions
 from mopeq_hub.quantization.packing import Packed
 
@@ -41,8 +41,8 @@ def calibration_inputs(job: dict[str, Any], encoder: Encoder) -> list[Inputs]:
 
 
 def inputs_of(rows: list[Row]) -> list[Inputs]:
-    """What the rows' batches are called with."""
-    return [{**inputs, "use_cache": False} for _, inputs in batches(rows)]
+    """What the rows' batches are called with: as large as their tokens allow, since a step of tuning looks at a few."""
+    return [{**inputs, "use_cache": False} for _, inputs in batches(rows, MAX_TOKENS)]
 
 
 def chosen_experts(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
