@@ -3,6 +3,7 @@ leaves."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,12 @@ def calibration_inputs(job: dict[str, Any], encoder: Encoder) -> list[Inputs]:
 
 
 def inputs_of(rows: list[Row]) -> list[Inputs]:
-    """What the rows' batches are called with: as large as their tokens allow, since a step of tuning looks at a few."""
-    return [{**inputs, "use_cache": False} for _, inputs in batches(rows, MAX_TOKENS)]
+    """What the rows' batches are called with.
+
+    They are as large as their tokens allow, wherever an answer begins: a step of tuning looks at a few of them only.
+    """
+    whole = [replace(row, prompt=0) for row in rows]
+    return [{**inputs, "use_cache": False} for _, inputs in batches(whole, MAX_TOKENS)]
 
 
 def chosen_experts(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
