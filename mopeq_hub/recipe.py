@@ -131,10 +131,15 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, choices: dict[str, Any]) -> "Recipe":
-        """The recipe of `choices`, which may leave any out. Raises UsageError on an unknown choice."""
+        """The recipe of `choices`, which may leave any out; with a budget the allocator is then one that meets it.
+
+        Raises UsageError on an unknown choice.
+        """
         unknown = sorted(set(choices) - {field.name for field in fields(cls)})
         if unknown:
             raise UsageError(f"a recipe has no {_listed(unknown)}", "see `mopeq-hub publish --help` for the choices")
+        if choices.get("budget"):
+            choices = {"allocator": "knapsack", **choices}
         return cls(**{**choices, **({"bits": tuple(choices["bits"])} if "bits" in choices else {})})
 
 

@@ -42,13 +42,17 @@ def test_a_budget_that_cannot_be_met_is_refused_before_anything_is_measured(shap
     [
         ({"allocator": "knapsack", "budget": "3"}, "'3' is not a size"),
         ({"allocator": "knapsack", "budget": "-3bpw"}, "is not a size"),
-        ({"budget": "3bpw"}, "kmeans knows no --budget"),
+        ({"allocator": "kmeans", "budget": "3bpw"}, "kmeans knows no --budget"),
         ({"allocator": "knapsack"}, "knapsack needs a --budget"),
     ],
 )
 def test_budget_and_allocator_belong_together(choices: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Recipe.from_dict(dict(choices))
+
+
+def test_a_budget_alone_is_met_by_the_knapsack() -> None:
+    assert Recipe.from_dict({"budget": "3bpw"}) == Recipe(allocator="knapsack", budget="3bpw")
 
 
 def test_a_recipe_without_a_budget_has_the_digest_it_always_had() -> None:
