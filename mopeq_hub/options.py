@@ -155,7 +155,9 @@ def given(context: typer.Context, left_out: set[str]) -> list[str]:
     return words
 
 
-def _shown(default: Any) -> str:
+def _shown(default: Any) -> str | bool:
+    if default == "":
+        return False
     if isinstance(default, bool):
         return "symmetric" if default else "asymmetric"
     return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)

@@ -48,6 +48,11 @@ def test_what_is_given_one_by_one_counts_more_even_where_it_is_the_default() -> 
     assert given("--recipe", recipe) == Recipe(bits=(3,), symmetric=False, seed=7, rest_bits=8)
 
 
+def test_a_budget_is_met_by_the_knapsack_however_it_is_given() -> None:
+    expected = Recipe(budget="3.0bpw", allocator="knapsack")
+    assert given("--budget", "3.0bpw") == given("--recipe", "{budget: 3.0bpw}") == expected
+
+
 @pytest.mark.parametrize(
     ("written", "words"),
     [

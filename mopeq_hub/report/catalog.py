@@ -15,7 +15,7 @@ _ROOM = 50_000
 def line(entry: dict[str, Any]) -> str:
     """One entry in one line: its state, where it goes, and why."""
     why = entry["error"] or "; ".join(entry["reasons"])
-    return one_line(f"{entry['state']:<11} ".rstrip() + f" {entry['to']}" + (f": {why}" if why else ""))
+    return one_line(f"{entry['state']} {entry['to']}" + (f": {why}" if why else ""))
 
 
 def failure(number: int, entry: dict[str, Any]) -> str:
