@@ -104,7 +104,7 @@ def schedule(
     """
     if not re.fullmatch(_SCHEDULE, when):
         raise UsageError(f"--schedule {when!r} is not a schedule", "write it as @daily, @weekly or '0 9 * * 1'")
-    asked, token, environment = _machine(flavor, timeout), _token(), _catalog(entries)
+    asked, token, environment = _machine(flavor, timeout), _token("--on-hub"), _catalog(entries)
     api, account = hub_client.api(), hub_client.account()
     label = {_LABEL: re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "catalog"}
     with _asking("the schedule"):
@@ -193,12 +193,12 @@ def _there(model: str, to: str | None, files: Sequence[Path | None]) -> str:
     return destination.repo_id
 
 
-def _token() -> str:
+def _token(option: str = "--engine jobs") -> str:
     from huggingface_hub import get_token
 
     token = get_token()
     if token is None:
-        raise MopeqError("--engine jobs needs a token and none is set", hub_client.TOKEN_ADVICE)
+        raise MopeqError(f"{option} needs a token and none is set", hub_client.TOKEN_ADVICE)
     return token
 
 

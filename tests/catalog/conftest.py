@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from filelock import FileLock
 
-from mopeq_hub import pipeline
+from mopeq_hub import cli, pipeline
 from mopeq_hub.hub import destination_for
 from mopeq_hub.manifest import FIDELITY_NAME, weights_digest
 from mopeq_hub.recipe import Recipe
@@ -17,6 +19,20 @@ from tests.report.documents import fidelity
 
 MODEL, TO = "alice/shapes", "alice/shapes-MoPEQ"
 MODEL_FILES = {path.name: path.read_bytes() for path in SHAPES.iterdir() if path.is_file() and path.suffix != ".jsonl"}
+
+
+def write(*entries: Any, name: str = "catalog.yaml") -> str:
+    Path(name).write_text(yaml.safe_dump(list(entries)))
+    return name
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str, str]:
+    """Exit status, standard output and standard error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["republish", *arguments])
+    printed = capsys.readouterr()
+    return ended.value.code or 0, printed.out, printed.err
 
 
 @pytest.fixture
