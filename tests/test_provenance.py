@@ -26,6 +26,14 @@ def test_a_publication_names_account_time_and_run(
     runner: None, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (published / "mopeq.json").read_bytes()
+    shown: list[dict[str, Any]] = []
+    render = pipeline.render_space
+
+    def rendered(folder: Path, manifest: dict[str, Any], *rest: Any) -> None:
+        shown.append(manifest)
+        render(folder, manifest, *rest)
+
+    monkeypatch.setattr(pipeline, "render_space", rendered)
     with HubServer(tmp_path / "server") as hub, client_pointed_at(hub, tmp_path / "home"):
         monkeypatch.setenv("HF_TOKEN", hub.token("alice", orgs=["lab"]))
         pushed = pipeline.push(published, "lab/shapes-MoPEQ")
@@ -35,6 +43,7 @@ def test_a_publication_names_account_time_and_run(
     manifest = json.loads(files["mopeq.json"])
     assert manifest["provenance"] == {"who": "alice", "when": "2025-06-15T15:06:40Z", "run": PAGE}
     assert pushed.manifest == manifest
+    assert shown == [manifest, manifest], "the Space is rendered with it, now and from what is there"
     card = files["README.md"].decode()
     assert "by [`alice`](https://huggingface.co/alice) on `2025-06-15 15:06:40 UTC`" in card
     assert f"in the run [`{PAGE}`]({PAGE})" in card
