@@ -91,8 +91,7 @@ def publish(
     """
     calibration_path = Path(calibration) if calibration else None
     recipe, progress = calibrated(recipe or Recipe(), calibration_path), progress or Quiet()
-    destination, signer = destination_for(to, model, private=private), signer_for(sign) if sign else None
-    provenance.moment()
+    destination, signer = destination_for(to, model, private=private), _signer(sign)
     progress.say(f"publishing {model} to {destination.describe()}")
     if not dry_run:
         destination.check_writable(space=space)
@@ -237,8 +236,7 @@ def push(
     if not (folder / "README.md").is_file():
         raise MopeqError(f"{folder} has no card", "run `mopeq-hub card` on it first")
     destination = destination_for(to, manifest["source"]["name"], private=private)
-    signer = signer_for(sign) if sign else None
-    provenance.moment()
+    signer = _signer(sign)
     if destination.folder == folder.resolve():
         raise MopeqError(f"{to} is the folder that is to be pushed", "name another destination")
     name = manifest["publication"]
@@ -289,6 +287,12 @@ def _check_apart(folder: Path | None, model: Model) -> None:
     source, target = Path(model.source.location), folder.resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise MopeqError(f"{folder} and the source {source} lie within each other", "choose another folder")
+
+
+def _signer(sign: str | None) -> Signer | None:
+    """Who signs. Raises MopeqError where that is nobody, or the time is none, before the work instead of after it."""
+    provenance.moment()
+    return signer_for(sign) if sign else None
 
 
 def _is_there(destination: Destination, name: str, signer: Signer | None) -> bool:

@@ -144,6 +144,23 @@ def test_a_signature_of_somebody_else_is_no_signature(signed: Path, tmp_path: Pa
     assert trouble == "it was signed with a key, not by someone@example.org"
 
 
+def test_a_signature_by_an_identity_is_sigstores_to_verify(
+    signed: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sigstore.models import ClientTrustConfig
+
+    def nowhere() -> Any:
+        raise ConnectionError("no way to sigstore")
+
+    monkeypatch.setattr(ClientTrustConfig, "production", nowhere)
+    material = {"certificate": {"rawBytes": "AA=="}}
+    edit_json(signed / "model.sig", lambda bundle: bundle.update(verificationMaterial=material))
+    assert verdict(signed, keys[1]).trouble == f"it was signed by an identity, not by the key {keys[1]}"
+    someone = signatory_for(None, "someone@example.org", "https://accounts.example.org")
+    (trouble,) = [finding.trouble for finding in check(str(signed), load=False, signatory=someone) if finding.trouble]
+    assert trouble == "model.sig cannot be verified: ConnectionError: no way to sigstore"
+
+
 def test_a_signature_nobody_asked_for_is_mentioned(signed: Path, published: Path) -> None:
     findings = check(str(signed), load=False)
     assert [finding.trouble for finding in findings] == [None] * 8
@@ -276,7 +293,7 @@ class Tokens(BaseHTTPRequestHandler):
 def workflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Tokens]]:
     """A job of a workflow that may ask for its identity."""
     server = HTTPServer(("127.0.0.1", 0), Tokens)
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(Tokens, "asked", [])
     monkeypatch.setattr(Tokens, "status", 200)
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
