@@ -29,14 +29,16 @@ def whole_publication(digests: Mapping[str, str | None], manifest: dict[str, Any
 
 
 def staged(folder: Path, manifest: dict[str, Any], stage: Path) -> Path:
-    """`stage` with what is published of a quantized folder, which stays as it is: links to what the manifest describes,
-    and copies of what may be written anew. A signature is left out, since it is of what was published before."""
-    for name in file_names(folder):
+    """`stage` with what is published of a quantized folder, which stays as it is: links to its files, and copies of
+    those that may be written anew. A signature is left out, since it is of what was published before."""
+    names = [name for name in file_names(folder) if name != SIGNATURE_NAME]
+    written_anew = ours(names, manifest) - set(manifest["files"])
+    for name in names:
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
-        if name in manifest["files"]:
-            (stage / name).symlink_to((folder / name).resolve())
-        elif name != SIGNATURE_NAME:
+        if name in written_anew:
             shutil.copyfile(folder / name, stage / name)
+        else:
+            (stage / name).symlink_to((folder / name).resolve())
     return stage
 
 
