@@ -24,7 +24,10 @@ from mopeq_hub.options import (
     FidelityTokens,
     Flavor,
     FolderArgument,
+    Identity,
+    IdentityProvider,
     Issue,
+    Key,
     LookOnly,
     ModelArgument,
     OnHub,
@@ -32,6 +35,7 @@ from mopeq_hub.options import (
     Private,
     QuestionsOption,
     RayAddress,
+    Sign,
     Space,
     Stream,
     Timeout,
@@ -81,6 +85,7 @@ def publish(
     private: Private = False,
     dry_run: DryRun = False,
     stream: Stream = None,
+    sign: Sign = None,
     engine: EngineOption = "local",
     ray_address: RayAddress = None,
     flavor: Flavor = None,
@@ -92,6 +97,8 @@ def publish(
 
     check_options(engine, ray_address=ray_address, flavor=flavor, timeout=timeout)
     if engine == "jobs":
+        if sign:
+            raise UsageError("a job on the Hub has neither an OIDC identity nor your key", "sign with --engine local")
         from mopeq_hub.engines import jobs
 
         options = given(context, {"model", "to", "engine", "flavor", "timeout", "as_json"})
@@ -114,6 +121,7 @@ def publish(
             private=private,
             dry_run=dry_run,
             stream=stream,
+            sign=sign,
             engine=chosen,
             progress=progress_for(as_json),
         )
@@ -238,13 +246,14 @@ def push(
     space: Space = True,
     private: Private = False,
     dry_run: DryRun = False,
+    sign: Sign = None,
     as_json: AsJson = False,
 ) -> None:
     """Publish DIR, which was quantized, evaluated and given a card, to DEST."""
     from mopeq_hub import pipeline
 
     publication = pipeline.push(
-        folder, dest, space=space, private=private, dry_run=dry_run, progress=progress_for(as_json)
+        folder, dest, space=space, private=private, dry_run=dry_run, sign=sign, progress=progress_for(as_json)
     )
     show_publication(publication, dry_run, as_json)
 
@@ -280,12 +289,18 @@ def check(
     load: Annotated[
         bool, typer.Option("--load/--no-load", help="Whether to load it, which takes the whole model's memory.")
     ] = True,
+    key: Key = None,
+    identity: Identity = None,
+    identity_provider: IdentityProvider = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the publication at DEST: every tensor against the bit map, hashes, metadata, and that it loads."""
+    """Check the publication at DEST: every tensor against the bit map, hashes, metadata, whose it is, and that it
+    loads."""
     from mopeq_hub.check import check as look
+    from mopeq_hub.signing import signatory_for
 
-    findings = look(dest, progress_for(as_json), load=load)
+    signatory = signatory_for(key, identity, identity_provider)
+    findings = look(dest, progress_for(as_json), load=load, signatory=signatory)
     if as_json:
         show_json({"findings": [asdict(finding) for finding in findings]})
     else:
@@ -303,6 +318,7 @@ def republish(
     catalog: CatalogArgument,
     only: Only = None,
     dry_run: LookOnly = False,
+    sign: Sign = None,
     engine: EngineOption = "local",
     ray_address: RayAddress = None,
     flavor: Flavor = None,
@@ -325,6 +341,7 @@ def republish(
         engine,
         progress_for(as_json),
         dry_run=dry_run,
+        sign=sign,
         ray_address=ray_address,
         flavor=flavor,
         timeout=timeout,

@@ -66,6 +66,24 @@ RayAddress = Annotated[
 ]
 Flavor = Annotated[str | None, typer.Option("--flavor", help="Machine of `jobs`.", show_default="cpu-upgrade")]
 Timeout = Annotated[str | None, typer.Option("--timeout", help="Of `jobs`, such as 90m or 2d.", show_default="6h")]
+Sign = Annotated[
+    str | None,
+    typer.Option(
+        "--sign",
+        metavar="oidc|KEY.pem",
+        help="Sign it: with the identity of this workflow run, or with a private key.",
+        show_default="unsigned",
+    ),
+]
+Key = Annotated[
+    Path | None, typer.Option("--key", metavar="PUBLIC.pem", help="Public key that the publication is to be signed by.")
+]
+Identity = Annotated[
+    str | None, typer.Option("--identity", help="Who is to have signed it, such as a workflow's address or an e-mail.")
+]
+IdentityProvider = Annotated[
+    str | None, typer.Option("--identity-provider", help="Address of the OIDC provider that vouches for --identity.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 CatalogArgument = Annotated[

@@ -124,9 +124,10 @@ def publisher_named(
     progress: Progress,
     *,
     dry_run: bool,
-    ray_address: str | None,
-    flavor: str | None,
-    timeout: str | None,
+    sign: str | None = None,
+    ray_address: str | None = None,
+    flavor: str | None = None,
+    timeout: str | None = None,
 ) -> Iterator[Publisher | None]:
     """Who publishes, by the name of an engine; `jobs` lets the Hub's machines do each entry. Nobody in a dry run."""
     check_options(engine, ray_address=ray_address, flavor=flavor, timeout=timeout)
@@ -134,6 +135,8 @@ def publisher_named(
         yield None
         return
     if engine == "jobs":
+        if sign:
+            raise UsageError("a job on the Hub has neither an OIDC identity nor your key", "sign with --engine local")
 
         def as_job(entry: Entry, again: bool) -> None:
             jobs.republish([entry], progress.say, flavor=flavor, timeout=timeout)
@@ -141,14 +144,14 @@ def publisher_named(
         yield as_job
         return
     with engine_named(engine, ray_address) as chosen:
-        yield _publisher(chosen, progress)
+        yield _publisher(chosen, sign, progress)
 
 
-def _publisher(engine: Engine, progress: Progress) -> Publisher:
+def _publisher(engine: Engine, sign: str | None, progress: Progress) -> Publisher:
     def here(entry: Entry, again: bool) -> Publication:
         return publish(
             entry.model, entry.to, entry.recipe, questions=entry.questions, space=entry.space, private=entry.private,
-            again=again, engine=engine, progress=progress,
+            again=again, sign=sign, engine=engine, progress=progress,
         )  # fmt: skip
 
     return here

@@ -12,6 +12,7 @@ from mopeq_hub.report import (
     counts,
     escape,
     link,
+    moment,
     number,
     one_line,
     percent,
@@ -141,6 +142,9 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: s
     yield "publication", one_line(manifest["publication"])
     if where:
         yield "where", one_line(where)
+    if made := manifest.get("provenance"):
+        by, run = f"by {made['who']} " if made["who"] else "", f", run {made['run']}" if made["run"] else ""
+        yield "made", one_line(f"{by}on {moment(made['when'])}{run}")
     yield "size", f"{size(sizes['published_bytes'])}, the original has {size(sizes['source_bytes'])}"
     bpw, all_bpw = f"{sizes['experts_bpw']:.2f}", f"{sizes['quantized_bpw']:.2f}"
     yield "bits per weight", f"{bpw} of the experts, {all_bpw} of all that is quantized"

@@ -113,9 +113,8 @@ def test_who_stops_following_a_job_stops_the_whole(hub: HubServer) -> None:
                 raise KeyboardInterrupt
 
     catalog = write(*({"model": MODEL, "to": f"alice/{name}"} for name in "ab"))
-    no_choices = {"ray_address": None, "flavor": None, "timeout": None}
     with (
-        publisher_named("jobs", Stopped(), dry_run=False, **no_choices) as publisher,
+        publisher_named("jobs", Stopped(), dry_run=False) as publisher,
         pytest.raises(MopeqError, match="not followed any longer, but goes on"),
     ):
         republish(catalog, [], publisher, lambda outcome: None)

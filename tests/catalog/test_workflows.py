@@ -100,7 +100,12 @@ def test_a_workflow_may_read_and_no_more(path: Path) -> None:
     content = load(path)
     assert content["permissions"] == {"contents": "read"}
     more = {name: job["permissions"] for name, job in content["jobs"].items() if "permissions" in job}
-    assert more == ({"report": {"contents": "read", "issues": "write"}} if path.stem == "republish" else {})
+    makes = {"contents": "read", "id-token": "write"}
+    expected = {
+        "publish": {"publish": makes},
+        "republish": {"republish": makes, "report": {"contents": "read", "issues": "write"}},
+    }
+    assert more == expected.get(path.stem, {})
     for step in steps_of(path):
         if step.get("uses", "").startswith("actions/checkout"):
             assert step["with"] == {"persist-credentials": False}

@@ -153,6 +153,7 @@ def test_who_stops_following_is_told_that_the_job_goes_on(hub: HubServer, monkey
         ([MODEL, "--to", "./out"], "a job cannot write to the folder ./out"),
         ([MODEL, "--questions", "here/q.jsonl"], "a job cannot read here/q.jsonl"),
         ([MODEL, "--quantizer", "gptq", "--calibration", "q.jsonl"], "a job cannot read q.jsonl"),
+        ([MODEL, "--sign", "oidc"], "a job on the Hub has neither an OIDC identity nor your key"),
         ([MODEL, "--timeout", "soon"], "--timeout 'soon' is not a time"),
         ([MODEL, "--ray-address", "host:6379"], "--ray-address is for --engine ray"),
         ([MODEL, "--engine", "slurm"], "--engine 'slurm' does not exist"),

@@ -62,6 +62,14 @@ def test_the_result_names_what_was_measured() -> None:
     assert "not measured" in shown(result_lines(made, None))
 
 
+def test_the_result_names_who_made_it_in_which_run() -> None:
+    run = "https://github.com/alice/models/actions/runs/4711"
+    made = manifest(provenance={"who": "alice", "when": "2025-06-15T15:06:40Z", "run": run})
+    assert f"by alice on 2025-06-15 15:06:40 UTC, run {run}" in shown(result_lines(made, None), width=120)
+    made["provenance"] |= {"who": None, "run": None}
+    assert "made             on 2025-06-15 15:06:40 UTC" in shown(result_lines(made, None))
+
+
 def test_a_name_cannot_steer_the_terminal() -> None:
     made = manifest()
     made["source"]["name"] = "\x1b[2Jgone[/]"
