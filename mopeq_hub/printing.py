@@ -70,8 +70,8 @@ def _tell_summary(publication: "Publication", where: str) -> None:
     from mopeq_hub.report import summary
     from mopeq_hub.report.catalog import page_of
 
-    page = page_of(where)
-    to_step_summary(lambda: summary.step_summary(publication.manifest, publication.fidelity, where, page))
+    page, space_page = page_of(where), page_of(where, "spaces/") if publication.space_commit else None
+    to_step_summary(lambda: summary.step_summary(publication.manifest, publication.fidelity, where, page, space_page))
 
 
 def to_step_summary(text: Callable[[], str]) -> None:

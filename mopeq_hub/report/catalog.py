@@ -47,9 +47,10 @@ def _named(name: str) -> Markdown:
     return link(escape(name), page_of(name.partition("@")[0]))
 
 
-def page_of(name: str) -> str | None:
-    """The page on the Hub of a model or a destination, None where it is a folder here."""
-    return None if Path(name).exists() else hub_address(name)
+def page_of(name: str, kind: str = "") -> str | None:
+    """The page on the Hub of a model or a destination, or with "spaces/" of its Space; None where it is a folder
+    here."""
+    return None if Path(name).exists() else hub_address(name, kind)
 
 
 def step_summary(name: str, entries: list[dict[str, Any]]) -> str:

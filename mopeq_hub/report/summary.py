@@ -11,6 +11,7 @@ from mopeq_hub.report import (
     code,
     counts,
     escape,
+    hub_address,
     link,
     moment,
     number,
@@ -161,14 +162,24 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: s
         yield "measured", "block by block: memory does not hold the original"
 
 
-def step_summary(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: str, page: str | None = None) -> str:
+def step_summary(
+    manifest: dict[str, Any],
+    fidelity: dict[str, Any] | None,
+    where: str,
+    page: str | None = None,
+    space_page: str | None = None,
+) -> str:
     """The result as Markdown for a workflow run's page. `where`: the publication's repo or folder. `page`: its address
-    where it is on the Hub, from where the plots come."""
+    where it is on the Hub, from where the plots come; `space_page`: its Space's."""
+    source = manifest["source"]
+    source_page = hub_address(source["name"]) if source["kind"] == "hub" else None
+    space = f" Its Space is {link(code(where), space_page)}." if space_page else ""
     cells = [[escape(cell) for cell in row] for row in table_rows(choices(manifest, fidelity))]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in cells)
     lines = [
-        f"### {code(manifest['source']['name'])} published",
-        f"To {link(code(where), page or where)}, as {code(manifest['publication'])}.",
+        f"### {code(source['name'])} published",
+        f"From {link(code(source['name']), source_page)} at {code(source['commit'][:12])} "
+        f"to {link(code(where), page or where)}, as {code(manifest['publication'])}.{space}",
         f"| {' | '.join(COLUMNS)} |\n|{' --- |' + ' ---: |' * (len(COLUMNS) - 1)}\n{rows}",
         f"Routed experts: {', '.join(f'{count} at {width} bits' for width, count in counts(manifest).items())}.",
     ]

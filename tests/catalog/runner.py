@@ -50,7 +50,9 @@ class Runner:
         described = load(self.workspace / ".github" / "workflows" / workflow)
         job, known = described["jobs"][name], {"strategy": {"job-index": 0}, **self.contexts, **contexts, "steps": {}}
         self.temp.mkdir(parents=True, exist_ok=True)
-        told, environment = Job(), dict(self.environment)
+        own = {key: str(value) for key, value in described.get("env", {}).items()}
+        told, environment = Job(), {**self.environment, **own}
+        known["env"] = own
         self._steps(job["steps"], known, environment, told)
         told.outputs = {key: text(value, known) for key, value in job.get("outputs", {}).items()}
         return told

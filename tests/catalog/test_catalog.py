@@ -217,6 +217,20 @@ def test_publishing_again_does_not_stop_where_the_destination_seems_whole(
         pipeline.publish(MODEL, TO, space=False, again=True)
 
 
+def test_what_is_published_again_is_signed_where_that_is_asked_for(
+    hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add_repo(MODEL, MODEL_FILES)
+    status, _, error = run(capsys, write({"model": MODEL, "to": "alice/new"}), "--sign", "missing.pem")
+    assert status == 1
+    assert error.splitlines()[-1].startswith("error: entry 1, to alice/new: ")
+    assert "missing.pem" in error
+    assert not hub.has_repo("alice/new")
+    Path("catalog.yaml").write_text("[]")
+    status, _, error = run(capsys, "catalog.yaml", "--sign", "oidc", "--engine", "jobs")
+    assert (status, error[:54]) == (2, "error: a job on the Hub has neither an OIDC identity n")
+
+
 def test_one_line_for_each_entry_that_cannot_be_done_and_the_others_are(
     hub: HubServer, put: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,15 @@ def test_the_step_summary_is_a_markdown_table_with_a_link() -> None:
     assert "not measured" in step_summary(made, None, "out/shapes")
 
 
+def test_the_step_summary_of_a_hub_model_leads_to_all_that_belongs_to_it() -> None:
+    made = manifest(source={"name": "x/y", "kind": "hub", "card": {}, "commit": "5b" * 20})
+    page, space = "https://huggingface.co/a/b", "https://huggingface.co/spaces/a/b"
+    text = step_summary(made, None, "a/b", page, space)
+    assert "From [`x/y`](https://huggingface.co/x/y) at `5b5b5b5b5b5b` to [`a/b`](https://huggingface.co/a/b)" in text
+    assert f"Its Space is [`a/b`]({space})." in text
+    assert f"![bits]({page}/resolve/main/plots/bits.png)" in text
+
+
 def test_hostile_names_stay_text_in_the_step_summary() -> None:
     made = manifest()
     proof = fidelity(made)
