@@ -26,6 +26,10 @@ class UsageError(MopeqError):
     """The command or the recipe asks for something that does not exist; the exit code is 2."""
 
 
+class StoppedError(BaseException):
+    """Ctrl-C, or a runner that ends its job: everything is cleaned up on the way out, then one line is printed."""
+
+
 def described(error: Exception) -> str:
     """Any error in one line for the person who has to do something about it."""
     if isinstance(error, MopeqError):
