@@ -43,6 +43,10 @@ class Asking:
         self.names = [self._named(side) for side in ORIGINAL_LEFT]
         self._answers: Callable[..., Iterator[tuple[Answer, Answer]]] = with_gpu(answers)
 
+    def plan(self) -> str:
+        """How the two models are asked on this machine, in words."""
+        return escaped(self.comparison.plan().words)
+
     def ask(
         self,
         picture: str | None,
@@ -126,7 +130,7 @@ def compare_tab(publication: Publication, comparison: Comparison, kept: votes.Vo
             button = gr.Button("Ask", variant="primary")
     samples = [[str(HERE / "examples" / name), text] for name, text in EXAMPLES]
     gr.Examples(samples, [picture, question], example_labels=[text for _, text in EXAMPLES], label="Examples")
-    gr.Markdown(lambda: escaped(comparison.plan().words), elem_classes="note")
+    note = gr.Markdown(elem_classes="note")
     with gr.Row():
         sides = [*answer_column("Left", asking.names[0]), *answer_column("Right", asking.names[1])]
     verdict = gr.HTML(elem_id="verdict")
@@ -140,6 +144,7 @@ def compare_tab(publication: Publication, comparison: Comparison, kept: votes.Vo
 
     hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     outputs = [*sides, verdict, asked]
+    gr.on(None, asking.plan, None, note, api_name="plan", show_progress="hidden")
     begun = gr.on(
         [button.click, question.submit], lambda: (gr.Column(visible=False), ""), None, [ballot, totals], **hidden
     )

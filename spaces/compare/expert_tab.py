@@ -9,7 +9,7 @@ from heatmap import COLOURS, SCALE, Heatmap, by_amount, by_width
 from markup import in_html
 from tensors import TensorsError
 
-HOW = "One row a layer, the first at the top; one column an expert, from left to right. Click an expert, or choose it by number."
+HOW = "One row a layer, the first at the top; one column an expert. Click an expert, or choose it by number."
 
 
 def bit_map(experts: Experts) -> tuple[Heatmap, str]:
