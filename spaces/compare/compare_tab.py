@@ -120,10 +120,18 @@ def compare_tab(publication: Publication, comparison: Comparison, kept: votes.Vo
                     1, LONGEST_ANSWER, value=64, step=1, label="Longest answer", info="in tokens", min_width=200
                 )
                 temperature = gr.Slider(
-                    0, HOTTEST, value=0, step=0.1, label="Temperature", info="0: always the likeliest", min_width=200
+                    0, HOTTEST, value=0, step=0.1, label="Temperature", info="0 is greedy", min_width=200
                 )
             with gr.Row():
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED, min_width=120)
+                seed = gr.Number(
+                    0,
+                    label="Seed",
+                    info="above temperature 0",
+                    precision=0,
+                    minimum=0,
+                    maximum=LARGEST_SEED,
+                    min_width=120,
+                )
                 blind = gr.Checkbox(
                     label="Blind", info="Which is which stays hidden until you vote", min_width=200, container=True
                 )

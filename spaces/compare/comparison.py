@@ -53,12 +53,13 @@ class Comparison:
             self.original = ModelProcess("original", publication.original, publication.auto_class)
         self._keep = keep
         self._turns = Lock()
+        self._footprints: dict[str, int] = {}
 
     def plan(self) -> Plan:
         """How a question asked now would be answered."""
         if self.original is None:
             return Plan(Way.ALONE, "The original is not part of this Space, so the quantized model answers alone.")
-        first, second = footprint(self.original.place), footprint(self.quantized.place)
+        first, second = self._footprint(self.original), self._footprint(self.quantized)
         together = "Each model runs in a process of its own, and both answer at the same time"
         if first is None or second is None:
             return Plan(Way.BESIDE, f"{together}.")
@@ -96,6 +97,12 @@ class Comparison:
         for model in (self.original, self.quantized):
             if model:
                 model.stop()
+
+    def _footprint(self, model: ModelProcess) -> int | None:
+        """`footprint` of a model, asked for until it is known."""
+        if model.name not in self._footprints and (size := footprint(model.place)):
+            self._footprints[model.name] = size
+        return self._footprints.get(model.name)
 
     def _streams(
         self, plan: Plan, picture: str | None, question: str, settings: Settings

@@ -1,11 +1,12 @@
 """What can be told of one expert: bits, sensitivity, and statistics of its packed weights, projection by projection."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from markup import in_html
-from tensors import Tensors
+from tensors import Tensors, TensorsError
 
 MOST_BARS = 16
 """Code levels that are shown one by one; at 8 bits there are 256."""
@@ -36,16 +37,21 @@ class Experts:
         self._tensors = tensors
 
     def described(self, layer: int, expert: int) -> str:
-        """HTML: everything about one expert. Raises TensorsError where its tensors cannot be read."""
+        """HTML: everything about one expert, as far as its tensors can be read now."""
         entry = self.layers[layer]
         bits, sensitivity = entry["bits"][expert], entry["sensitivity"][expert]
-        others = sorted(value for row in self.layers.values() for value in row["sensitivity"])
+        others = [value for row in self.layers.values() for value in row["sensitivity"]]
         below = sum(value < sensitivity for value in others)
-        numbers = self.numbers(layer, expert)
+        try:
+            numbers = self.numbers(layer, expert)
+            weights = _table(numbers) + _levels(numbers)
+        except Exception as error:
+            print(f"layer {layer}, expert {expert}: {error!r}", file=sys.stderr, flush=True)
+            why = error if isinstance(error, TensorsError) else type(error).__name__
+            weights = f"<p>{in_html(f'Its packed weights cannot be read now: {why}.')}</p>"
         return (
             f"<h3>Layer {layer}, expert {expert}</h3><p><b>{bits} bits</b> per weight, sensitivity "
-            f"<b>{sensitivity:.6g}</b>: more sensitive than {below} of {len(others)} experts.</p>"
-            f"{_table(numbers)}{_levels(numbers)}"
+            f"<b>{sensitivity:.6g}</b>: more sensitive than {below} of {len(others)} experts.</p>{weights}"
         )
 
     def numbers(self, layer: int, expert: int) -> list[Numbers]:

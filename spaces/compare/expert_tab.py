@@ -1,13 +1,9 @@
 """Tabs in which every expert is a cell to click: by its bits, and by its sensitivity."""
 
-from functools import lru_cache
-
 import gradio as gr
 import numpy as np
 from expert_numbers import Experts
 from heatmap import COLOURS, SCALE, Heatmap, by_amount, by_width
-from markup import in_html
-from tensors import TensorsError
 
 HOW = "One row a layer, the first at the top; one column an expert. Click an expert, or choose it by number."
 
@@ -40,15 +36,11 @@ def expert_tab(name: str, experts: Experts, heatmap: Heatmap, legend: str, api_n
     api_name: of the function that describes an expert; None where another tab has given it a name.
     """
     layers = list(experts.layers)
-    described = lru_cache(256)(experts.described)
 
     def show(layer: int, expert: int) -> tuple[object, str]:
         """Everything about one expert, as HTML, and the picture of all experts with this one framed."""
         layer, expert = checked(experts, layer, expert)
-        try:
-            return heatmap.draw(layer, expert), described(layer, expert)
-        except TensorsError as error:
-            return heatmap.draw(layer, expert), f"<p>{in_html(f'This expert cannot be described: {error}.')}</p>"
+        return heatmap.draw(layer, expert), experts.described(layer, expert)
 
     def clicked(event: gr.SelectData) -> tuple[int, int]:
         found = heatmap.at(*event.index)

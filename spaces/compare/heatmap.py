@@ -17,8 +17,11 @@ COLOURS = {2: "#f2b632", 3: "#58a6d6", 4: "#1d559c", 8: "#14183a"}
 SCALE = ("#fbf3d9", "#f3c173", "#d9773f", "#a3324a", "#4a1c53")
 """From the least to the most sensitive."""
 
-CHOSEN = "#e6007e"
-"""The frame of the expert that is shown."""
+CHOSEN = (230, 0, 126, 255)
+"""The frame around the expert that is shown."""
+THINNEST_FRAME = 6
+SMALLEST_WITH_GAP = 32
+"""Pixels of a cell; between smaller ones a line would come and go as the picture is scaled down."""
 
 Colouring = Callable[[list[Any]], np.ndarray]
 
@@ -40,21 +43,22 @@ class Heatmap:
         return max(4, min(TALLEST_CELL, WIDTH // self._experts))
 
     def draw(self, layer: int, expert: int) -> Image.Image:
-        """The picture, in which one expert is framed; between cells the page shows through."""
-        cell, gap = self.cell, max(1, self.cell // 12)
+        """The picture, in which one expert is framed; between cells that are large enough the page shows through."""
+        cell = self.cell
+        gap = cell // 12 if cell >= SMALLEST_WITH_GAP else 0
         grid = np.zeros((len(self.rows), self._experts, 4), np.uint8)
         for place, values in enumerate(self.rows.values()):
             grid[place, : len(values), :3] = self.colouring(values)
             grid[place, : len(values), 3] = 255
-        pixels = np.pad(grid.repeat(cell, 0).repeat(cell, 1), ((0, gap), (0, gap), (0, 0)))
+        pixels = grid.repeat(cell, 0).repeat(cell, 1)
         for start in range(gap):
             pixels[start::cell, :, 3] = 0
             pixels[:, start::cell, 3] = 0
         top, left = list(self.rows).index(layer) * cell, expert * cell
-        frame, thick = pixels[top : top + cell + gap, left : left + cell + gap], 2 * gap if cell > 8 else gap
-        inner = frame[thick:-thick, thick:-thick].copy()
-        frame[:] = (*_rgb(CHOSEN), 255)
-        frame[thick:-thick, thick:-thick] = inner
+        inner = pixels[top : top + cell, left : left + cell].copy()
+        thick = max(THINNEST_FRAME, cell // 12)
+        pixels[max(0, top - thick) : top + cell + thick, max(0, left - thick) : left + cell + thick] = CHOSEN
+        pixels[top : top + cell, left : left + cell] = inner
         return Image.fromarray(pixels, "RGBA")
 
     def at(self, x: float, y: float) -> tuple[int, int] | None:

@@ -77,6 +77,16 @@ def test_tensors_that_cannot_be_read_are_reported_in_words(load: Load, published
         whole.under("nothing.")
 
 
+def test_an_expert_whose_tensors_cannot_be_read_still_has_its_bits_and_sensitivity(
+    load: Load, published: Path, tmp_path: Path
+) -> None:
+    entry = read_manifest(published)["experts"][2]
+    told = experts_of(load, published, load("publication").Place(str(tmp_path), None)).described(2, 12)
+    assert f"<b>{entry['bits'][12]} bits</b>" in told
+    assert f"<b>{entry['sensitivity'][12]:.6g}</b>" in told
+    assert "Its packed weights cannot be read now: model.safetensors.index.json cannot be read now." in told
+
+
 @pytest.mark.parametrize("experts", [24, 128, 512])
 def test_every_expert_of_a_large_model_can_be_found_in_the_picture(load: Load, experts: int) -> None:
     heatmap = load("heatmap")
