@@ -29,7 +29,7 @@ UNREADABLE = "This publication's {} cannot be read now."
 
 def build(publication: Publication) -> gr.Blocks:
     """The page."""
-    with gr.Blocks(title=publication.title) as page:
+    with gr.Blocks(title=publication.title, analytics_enabled=False) as page:
         gr.Markdown(introduction(publication))
         with gr.Tab("Compare"):
             compare_tab(publication, Comparison(publication), open_votes())

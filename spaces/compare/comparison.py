@@ -57,6 +57,12 @@ class Comparison:
 
     def plan(self) -> Plan:
         """How a question asked now would be answered."""
+        plan = self._plan()
+        if self._keep:
+            return plan
+        return Plan(plan.way, f"{plan.words} A GPU is lent for each question, so models are loaded anew each time.")
+
+    def _plan(self) -> Plan:
         if self.original is None:
             return Plan(Way.ALONE, "The original is not part of this Space, so the quantized model answers alone.")
         first, second = self._footprint(self.original), self._footprint(self.quantized)

@@ -37,4 +37,4 @@ def _around(text: str, place: int) -> str:
 
 
 def _paragraph(words: str) -> str:
-    return f'<p class="verdict">{words}</p>'
+    return f'<p class="verdict" role="status">{words}</p>'

@@ -83,6 +83,7 @@ def test_nothing_stays_loaded_where_the_gpu_is_lent_for_a_single_question(
 ) -> None:
     lent = comparison(load, monkeypatch, 2_000_000_000, keep=False)
     list(lent.ask(None, "what ?", load("answer").Settings()))
+    assert lent.plan().words.endswith("A GPU is lent for each question, so models are loaded anew each time.")
     assert sorted(asked) == ["original asked", "original stopped", "quantized asked", "quantized stopped"]
 
 
