@@ -47,6 +47,10 @@ class Asking:
         """How the two models are asked on this machine, in words."""
         return escaped(self.comparison.plan().words)
 
+    def begin(self) -> tuple[gr.Column, str, str]:
+        """The page before a new question: no vote, no totals, and how the question will be asked."""
+        return gr.Column(visible=False), "", self.plan()
+
     def ask(
         self,
         picture: str | None,
@@ -110,66 +114,64 @@ class Asking:
 def compare_tab(publication: Publication, comparison: Comparison, kept: votes.Votes) -> None:
     """Put the tab's contents on the page."""
     asking = Asking(publication, comparison, kept)
+    inputs, button = controls()
+    note = gr.Markdown(elem_classes="note")
+    with gr.Row():
+        sides = [*answer_column("Left", asking.names[0]), *answer_column("Right", asking.names[1])]
+    verdict = gr.HTML(elem_id="verdict")
+    asked = gr.State(None)
+    ballot, buttons = voting(kept)
+    totals = gr.Markdown(elem_id="totals")
+    choice = gr.Radio(list(votes.CHOICES), visible=False, label="Choice")
+
+    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    gr.on(None, asking.plan, None, note, api_name="plan", show_progress="hidden")
+    start = [button.click, inputs[1].submit]
+    begun = gr.on(start, asking.begin, None, [ballot, totals, note], **hidden)
+    outputs = [*sides, verdict, asked]
+    ended = begun.then(asking.ask, inputs, outputs, api_name="ask", show_progress="minimal", show_progress_on=verdict)
+    ended.then(shown_to_vote, asked, ballot, **hidden)
+    revealed = [sides[0], sides[3], sides[2], sides[5], totals, asked]
+    choice.input(asking.vote, [choice, asked], revealed, api_name="vote")
+    for each, pressed in buttons.items():
+        voted = pressed.click(partial(asking.vote, each), asked, revealed, **hidden)
+        voted.then(shown_to_vote, asked, ballot, **hidden)
+
+
+def controls() -> tuple[list[gr.components.Component], gr.Button]:
+    """What a question is made of, in the order of `Asking.ask`, and the button that asks it."""
     with gr.Row():
         with gr.Column():
             picture = gr.Image(type="filepath", label="Picture", height=320, sources=["upload", "clipboard"])
         with gr.Column():
             question = gr.Textbox(label="Question", lines=2, max_length=LONGEST_QUESTION, value=EXAMPLES[0][1])
             with gr.Row():
-                length = gr.Slider(
-                    1, LONGEST_ANSWER, value=64, step=1, label="Longest answer", info="in tokens", min_width=200
-                )
-                temperature = gr.Slider(
-                    0, HOTTEST, value=0, step=0.1, label="Temperature", info="0 is greedy", min_width=200
-                )
+                tokens = {"label": "Longest answer", "info": "in tokens", "step": 1, "min_width": 200}
+                length = gr.Slider(1, LONGEST_ANSWER, value=64, **tokens)
+                heat = {"label": "Temperature", "info": "0 is greedy", "step": 0.1, "min_width": 200}
+                temperature = gr.Slider(0, HOTTEST, value=0, **heat)
             with gr.Row():
-                seed = gr.Number(
-                    0,
-                    label="Seed",
-                    info="above temperature 0",
-                    precision=0,
-                    minimum=0,
-                    maximum=LARGEST_SEED,
-                    min_width=120,
-                )
-                blind = gr.Checkbox(
-                    label="Blind", info="Which is which stays hidden until you vote", min_width=200, container=True
-                )
+                whole = {"precision": 0, "minimum": 0, "maximum": LARGEST_SEED}
+                seed = gr.Number(0, label="Seed", info="above temperature 0", min_width=120, **whole)
+                why = "Which is which stays hidden until you vote"
+                blind = gr.Checkbox(label="Blind", info=why, min_width=200, container=True)
             button = gr.Button("Ask", variant="primary")
     samples = [[str(HERE / "examples" / name), text] for name, text in EXAMPLES]
     gr.Examples(samples, [picture, question], example_labels=[text for _, text in EXAMPLES], label="Examples")
-    note = gr.Markdown(elem_classes="note")
-    with gr.Row():
-        sides = [*answer_column("Left", asking.names[0]), *answer_column("Right", asking.names[1])]
-    verdict = gr.HTML(elem_id="verdict")
-    asked = gr.State(None)
+    return [picture, question, length, temperature, seed, blind], button
+
+
+def voting(kept: votes.Votes) -> tuple[gr.Column, dict[str, gr.Button]]:
+    """Four buttons to vote with, and what is kept of a vote; hidden until there is something to vote on."""
     with gr.Column(visible=False, elem_id="ballot") as ballot:
         with gr.Row():
             buttons = {choice: gr.Button(words, min_width=140) for choice, words in votes.CHOICES.items()}
         gr.Markdown(f"{votes.PRIVACY} Votes are kept {escaped(kept.where)}.", elem_classes="note")
-    totals = gr.Markdown(elem_id="totals")
-    choice = gr.Radio(list(votes.CHOICES), visible=False, label="Choice")
+    return ballot, buttons
 
-    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    outputs = [*sides, verdict, asked]
-    gr.on(None, asking.plan, None, note, api_name="plan", show_progress="hidden")
-    begun = gr.on(
-        [button.click, question.submit], lambda: (gr.Column(visible=False), ""), None, [ballot, totals], **hidden
-    )
-    ended = begun.then(
-        asking.ask,
-        [picture, question, length, temperature, seed, blind],
-        outputs,
-        api_name="ask",
-        show_progress="minimal",
-        show_progress_on=verdict,
-    )
-    ended.then(lambda asked: gr.Column(visible=asked is not None), asked, ballot, **hidden)
-    revealed = [sides[0], sides[3], sides[2], sides[5], totals, asked]
-    choice.input(asking.vote, [choice, asked], revealed, api_name="vote")
-    for each, pressed in buttons.items():
-        voted = pressed.click(partial(asking.vote, each), asked, revealed, **hidden)
-        voted.then(lambda asked: gr.Column(visible=asked is not None), asked, ballot, **hidden)
+
+def shown_to_vote(asked: Round | None) -> gr.Column:
+    return gr.Column(visible=asked is not None)
 
 
 def answer_column(side: str, name: str) -> tuple[gr.Markdown, gr.Textbox, gr.Markdown]:
