@@ -1,5 +1,6 @@
 """What the app does where a model is broken or has a processor that needs torchvision; its card, its table."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,19 @@ def test_the_card_shows_its_plots_and_asks_no_other_host_for_a_picture(load: Loa
     assert shown.startswith("# A card\n")
     assert shown.endswith("[tracker](https://example.org/p.png) see mopeq.json, [Hub](https://hf.co)\n")
     assert publication.Place("me/m", "v1").link == "https://huggingface.co/me/m"
+
+
+def test_the_page_leads_to_the_model_to_the_source_commit_and_to_the_run_that_made_it(load: Load) -> None:
+    publication = load("publication")
+    places = publication.Place("me/quantized", "v1"), publication.Place("maker/model", "c0ffee" * 6)
+    made = publication.Publication("name", *places, "AutoModel", "<b>*title*", "https://github.com/me/p/actions/runs/1")
+    shown = load("app").introduction(made)
+    assert "[me/quantized](https://huggingface.co/me/quantized)" in shown
+    assert f"[c0ffeec0ffee](https://huggingface.co/maker/model/tree/{'c0ffee' * 6})" in shown
+    assert "[this workflow run](https://github.com/me/p/actions/runs/1)" in shown
+    assert "<b>" not in shown
+    hostile = dataclasses.replace(made, run="javascript:alert(1)")
+    assert "workflow run" not in load("app").introduction(hostile)
 
 
 def test_a_broken_file_of_the_publication_is_as_good_as_missing(load: Load, model_folder: Path) -> None:
