@@ -25,6 +25,7 @@ test: .venv/.develop
 lint: .venv/.develop
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.ci/lint-workflows
 
 types: .venv/.develop
 	.venv/bin/mypy

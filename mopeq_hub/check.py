@@ -3,8 +3,8 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
@@ -14,15 +14,18 @@ from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import PROJECTIONS, matrix_name
 from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.hub import destination_for
-from mopeq_hub.manifest import MANIFEST_NAME
+from mopeq_hub.hub.published import Published
+from mopeq_hub.manifest import FIDELITY_NAME, MANIFEST_NAME, SIGNATURE_NAME
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.quantization.packing import PARTS
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.source import FolderSource
+from mopeq_hub.signing import Signatory, is_signed
 from mopeq_hub.untrusted import check_name
 
 _DANGEROUS = (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".safetensors")
 """Endings of files that a loader could prefer to those that were published."""
+_Look = Callable[[Published, dict[str, Any]], None]
+"""One check: raises MopeqError, or whatever reading comes to, where something is not as it should be."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,22 @@ class Finding:
     trouble: str | None
 
 
-def check(to: str, progress: Progress | None = None, *, load: bool = True) -> list[Finding]:
+def check(
+    to: str, progress: Progress | None = None, *, load: bool = True, signatory: Signatory | None = None
+) -> list[Finding]:
     """Check the publication at `to`, a folder or owner/name: its files, its tensors, its metadata, and that it loads.
 
-    load: whether to load it, which takes the memory of the whole model.
+    load: whether to load it, which takes the memory of the whole model; without it the weights of a repo are not
+    downloaded, and the Hub is believed their hashes. signatory: whose signature it should have; None where that does
+    not matter.
     Raises MopeqError where there is no publication to check. What is wrong with one is in the findings.
     """
     progress = progress or Quiet()
-    folder = destination_for(to, to).local_copy()
-    manifest = manifests.read_manifest(folder)
-    checks: list[tuple[str, Callable[[Path, dict[str, Any]], None]]] = [
+    published = destination_for(to, to).look(whole=load)
+    if MANIFEST_NAME not in published.names:
+        raise MopeqError(f"{to} holds no {MANIFEST_NAME}, so it is not a publication", "publish it first")
+    manifest = manifests.read_manifest(published.folder())
+    checks: list[tuple[str, _Look]] = [
         ("every file has its hash", _hashes),
         ("it brings no code and no pickles", _code),
         ("every tensor fits the bit map", _tensors),
@@ -51,19 +60,23 @@ def check(to: str, progress: Progress | None = None, *, load: bool = True) -> li
         ("fidelity was measured on these files", _fidelity),
         ("the card's metadata is complete", _card),
     ]
+    if signatory:
+        checks.append((f"it is signed by {signatory}", partial(_signature, signatory)))
     if load:
         checks.append(("it loads, every weight in its place", _loads))
     findings = []
+    if SIGNATURE_NAME in published.names and not signatory:
+        findings.append(Finding("signed, not verified: --key or --identity says whose signature to expect", None))
     with progress.stage("check", len(checks), "checks") as advance:
         for subject, look in checks:
-            findings.append(Finding(subject, _trouble(look, folder, manifest)))
+            findings.append(Finding(subject, _trouble(look, published, manifest)))
             advance(1)
     return findings
 
 
-def _trouble(look: Callable[[Path, dict[str, Any]], None], folder: Path, manifest: dict[str, Any]) -> str | None:
+def _trouble(look: _Look, published: Published, manifest: dict[str, Any]) -> str | None:
     try:
-        look(folder, manifest)
+        look(published, manifest)
     except MopeqError as error:
         return error.what
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -72,24 +85,23 @@ def _trouble(look: Callable[[Path, dict[str, Any]], None], folder: Path, manifes
     return None
 
 
-def _hashes(folder: Path, manifest: dict[str, Any]) -> None:
+def _hashes(published: Published, manifest: dict[str, Any]) -> None:
     for name, expected in manifest["files"].items():
-        if not (folder / check_name(name, MANIFEST_NAME)).is_file():
+        if check_name(name, MANIFEST_NAME) not in published.names:
             raise MopeqError(f"{name} is missing")
-        if manifests.describe_files(folder, [name])[name] != expected:
+        if published.describe(name) != expected:
             raise MopeqError(f"{name} is not the file that was published")
 
 
-def _code(folder: Path, manifest: dict[str, Any]) -> None:
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    for name in sorted(names - set(manifest["files"])):
+def _code(published: Published, manifest: dict[str, Any]) -> None:
+    for name in sorted(published.names - set(manifest["files"])):
         if name.endswith(_DANGEROUS):
             raise MopeqError(f"{name} is not part of the publication")
 
 
-def _tensors(folder: Path, manifest: dict[str, Any]) -> None:
+def _tensors(published: Published, manifest: dict[str, Any]) -> None:
     """From the headers alone: each expert's packed shapes belong to its width, and no packed tensor is left over."""
-    tensors = Checkpoint(FolderSource(folder)).tensors
+    tensors = Checkpoint(published.source).tensors
     group_size = manifest["recipe"]["group_size"]
     packed = {name.rpartition(".")[0] for name in tensors if name.endswith((".qweight", ".qzeros"))}
     for entry in manifest["experts"]:
@@ -118,12 +130,12 @@ def _check_width(name: str, bits: int, group_size: int, tensors: dict[str, Tenso
         raise MopeqError(f"{name} does not have the shape of {bits} bits")
 
 
-def _configuration(folder: Path, manifest: dict[str, Any]) -> None:
+def _configuration(published: Published, manifest: dict[str, Any]) -> None:
     """config.json begins with the very expressions that the bit map gives, so that no later one can come before them.
 
     They are compared, not run: a stranger's expression can take forever.
     """
-    config = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
+    config = json.loads((published.folder("config.json") / "config.json").read_text("utf-8"))["quantization_config"]
     expected: dict[str, Any] = {}
     for entry in manifest["experts"]:
         expected |= expert_rules(entry["module"], entry["bits"])
@@ -137,7 +149,7 @@ def _configuration(folder: Path, manifest: dict[str, Any]) -> None:
             raise MopeqError(f"config.json says {key}: {config[key]}, the recipe {value}")
 
 
-def _recipe(folder: Path, manifest: dict[str, Any]) -> None:
+def _recipe(published: Published, manifest: dict[str, Any]) -> None:
     recipe = Recipe.from_dict(manifest["recipe"])
     if recipe.digest != manifest["recipe_digest"]:
         raise MopeqError("the recipe in mopeq.json does not have the digest beside it")
@@ -145,21 +157,21 @@ def _recipe(folder: Path, manifest: dict[str, Any]) -> None:
         raise MopeqError("the publication's name does not come from its recipe and source")
 
 
-def _fidelity(folder: Path, manifest: dict[str, Any]) -> None:
-    fidelity = manifests.read_fidelity(folder)
+def _fidelity(published: Published, manifest: dict[str, Any]) -> None:
+    fidelity = manifests.read_fidelity(published.folder(FIDELITY_NAME))
     if fidelity is None:
         raise MopeqError("there is no fidelity.json")
     if fidelity["weights_digest"] != manifests.weights_digest(manifest):
         raise MopeqError("fidelity.json was measured on other files")
 
 
-def _card(folder: Path, manifest: dict[str, Any]) -> None:
+def _card(published: Published, manifest: dict[str, Any]) -> None:
     from huggingface_hub import ModelCard
 
-    if not (folder / "README.md").is_file():
+    if "README.md" not in published.names:
         raise MopeqError("there is no README.md")
     try:
-        data = ModelCard.load(folder / "README.md", ignore_metadata_errors=False).data
+        data = ModelCard.load(published.folder("README.md") / "README.md", ignore_metadata_errors=False).data
     except ValueError as error:
         raise MopeqError(f"the metadata of README.md cannot be read: {error}") from None
     expected = {"library_name": "transformers", "pipeline_tag": manifest["model"]["task"]}
@@ -170,5 +182,12 @@ def _card(folder: Path, manifest: dict[str, Any]) -> None:
             raise MopeqError(f"the card's {key} is {data.get(key)!r}, not {value!r}")
 
 
-def _loads(folder: Path, manifest: dict[str, Any]) -> None:
-    check_loading(load_alone(folder, manifest["model"]["auto_class"]), manifest)
+def _signature(signatory: Signatory, published: Published, manifest: dict[str, Any]) -> None:
+    if SIGNATURE_NAME not in published.names:
+        raise MopeqError(f"there is no {SIGNATURE_NAME}, so nobody signed it")
+    digests = {name: published.describe(name)["sha256"] for name in sorted(published.names) if is_signed(name)}
+    signatory.verify(published.folder(SIGNATURE_NAME) / SIGNATURE_NAME, digests)
+
+
+def _loads(published: Published, manifest: dict[str, Any]) -> None:
+    check_loading(load_alone(published.folder(), manifest["model"]["auto_class"]), manifest)

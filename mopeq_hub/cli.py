@@ -11,11 +11,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mopeq_hub.errors import MopeqError, UsageError
+from mopeq_hub.errors import MopeqError, UsageError, described
 from mopeq_hub.fidelity.questions import DEFAULT_TOKENS
 from mopeq_hub.options import (
     AsJson,
     CalibrationOption,
+    CatalogArgument,
     Compare,
     DestArgument,
     DryRun,
@@ -23,17 +24,26 @@ from mopeq_hub.options import (
     FidelityTokens,
     Flavor,
     FolderArgument,
+    Identity,
+    IdentityProvider,
+    Issue,
+    Key,
+    LookOnly,
     ModelArgument,
+    OnHub,
+    Only,
     Private,
     QuestionsOption,
     RayAddress,
+    Sign,
     Space,
     Stream,
     Timeout,
+    When,
     given,
     recipe_options,
 )  # fmt: skip
-from mopeq_hub.printing import console, progress_for, show, show_json, show_publication
+from mopeq_hub.printing import console, progress_for, show, show_json, show_outcome, show_outcomes, show_publication
 from mopeq_hub.progress import Quiet
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.startup import collect_rarely, wait_asleep
@@ -75,6 +85,7 @@ def publish(
     private: Private = False,
     dry_run: DryRun = False,
     stream: Stream = None,
+    sign: Sign = None,
     engine: EngineOption = "local",
     ray_address: RayAddress = None,
     flavor: Flavor = None,
@@ -86,6 +97,8 @@ def publish(
 
     check_options(engine, ray_address=ray_address, flavor=flavor, timeout=timeout)
     if engine == "jobs":
+        if sign:
+            raise UsageError("a job on the Hub has neither an OIDC identity nor your key", "sign with --engine local")
         from mopeq_hub.engines import jobs
 
         options = given(context, {"model", "to", "engine", "flavor", "timeout", "as_json"})
@@ -108,6 +121,7 @@ def publish(
             private=private,
             dry_run=dry_run,
             stream=stream,
+            sign=sign,
             engine=chosen,
             progress=progress_for(as_json),
         )
@@ -232,13 +246,14 @@ def push(
     space: Space = True,
     private: Private = False,
     dry_run: DryRun = False,
+    sign: Sign = None,
     as_json: AsJson = False,
 ) -> None:
     """Publish DIR, which was quantized, evaluated and given a card, to DEST."""
     from mopeq_hub import pipeline
 
     publication = pipeline.push(
-        folder, dest, space=space, private=private, dry_run=dry_run, progress=progress_for(as_json)
+        folder, dest, space=space, private=private, dry_run=dry_run, sign=sign, progress=progress_for(as_json)
     )
     show_publication(publication, dry_run, as_json)
 
@@ -274,12 +289,18 @@ def check(
     load: Annotated[
         bool, typer.Option("--load/--no-load", help="Whether to load it, which takes the whole model's memory.")
     ] = True,
+    key: Key = None,
+    identity: Identity = None,
+    identity_provider: IdentityProvider = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the publication at DEST: every tensor against the bit map, hashes, metadata, and that it loads."""
+    """Check the publication at DEST: every tensor against the bit map, hashes, metadata, whose it is, and that it
+    loads."""
     from mopeq_hub.check import check as look
+    from mopeq_hub.signing import signatory_for
 
-    findings = look(dest, progress_for(as_json), load=load)
+    signatory = signatory_for(key, identity, identity_provider)
+    findings = look(dest, progress_for(as_json), load=load, signatory=signatory)
     if as_json:
         show_json({"findings": [asdict(finding) for finding in findings]})
     else:
@@ -289,6 +310,46 @@ def check(
                 + (f": {finding.trouble}" if finding.trouble else "")
             )
     if any(finding.trouble for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def republish(
+    catalog: CatalogArgument,
+    only: Only = None,
+    dry_run: LookOnly = False,
+    sign: Sign = None,
+    engine: EngineOption = "local",
+    ray_address: RayAddress = None,
+    flavor: Flavor = None,
+    timeout: Timeout = None,
+    issue: Issue = False,
+    on_hub: OnHub = False,
+    schedule: When = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish again what is stale of CATALOG: its source or recipe has changed, or what is there is not whole."""
+    from mopeq_hub import republishing as work
+
+    if on_hub:
+        made = work.schedule(catalog, only or (), schedule, show_outcome, flavor=flavor, timeout=timeout)
+        show(asdict(made), as_json, lambda: f"scheduled {made.when}: {made.name} of {made.account}, {made.id}")
+        return
+    if schedule is not None:
+        raise UsageError("--schedule is for --on-hub", "add --on-hub, or leave --schedule out")
+    with work.publisher_named(
+        engine,
+        progress_for(as_json),
+        dry_run=dry_run,
+        sign=sign,
+        ray_address=ray_address,
+        flavor=flavor,
+        timeout=timeout,
+    ) as publisher:
+        say = (lambda outcome: None) if as_json else show_outcome
+        outcomes = work.republish(catalog, only or (), publisher, say, issue=issue)
+    show_outcomes(work.name_of(catalog), work.document(outcomes), as_json)
+    if any(outcome.state == "failed" for outcome in outcomes):
         raise typer.Exit(1)
 
 
@@ -306,16 +367,12 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(app(args=arguments, prog_name="mopeq-hub", standalone_mode=False) or 0)
     except UsageError as error:
         _fail(str(error), 2)
-    except MopeqError as error:
-        _fail(str(error), 1)
     except BrokenPipeError:
         # Whoever read the output has seen enough; what is still buffered must not fail once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        _fail(_system_trouble(error), 1)
-    except MemoryError:
-        _fail("this machine has too little memory; use one with more", 1)
+    except (MopeqError, OSError, MemoryError) as error:
+        _fail(described(error), 1)
     except _StoppedError:
         _fail("stopped before the end; the same command goes on from there", 130)
     except Exception as error:
@@ -323,8 +380,7 @@ def main(arguments: list[str] | None = None) -> None:
             _fail_usage(error.format_message())
         if os.environ.get("MOPEQ_DEBUG"):
             raise
-        fault = f"{type(error).__name__}: {error}"
-        _fail(f"a fault in mopeq-hub itself: {fault}; set MOPEQ_DEBUG=1 to see where", 1)
+        _fail(described(error), 1)
 
 
 class _StoppedError(BaseException):
@@ -336,15 +392,6 @@ def _stop(number: int, frame: object) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise _StoppedError
-
-
-def _system_trouble(error: OSError) -> str:
-    import errno
-
-    where = f" at {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{where}; free some space there, or choose another place (caches are in MOPEQ_HOME)"
-    return f"{(error.strerror or str(error)).lower()}{where}; check that the place exists and can be written to"
 
 
 def _fail_usage(message: str) -> NoReturn:

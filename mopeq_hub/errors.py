@@ -1,5 +1,7 @@
 """The errors a user can cause or meet; each one is a single line that says what, where and what to do."""
 
+import errno
+
 
 class MopeqError(Exception):
     """Something outside this program is wrong: an input, a destination, the machine.
@@ -22,3 +24,21 @@ def _one_line(text: str) -> str:
 
 class UsageError(MopeqError):
     """The command or the recipe asks for something that does not exist; the exit code is 2."""
+
+
+def described(error: Exception) -> str:
+    """Any error in one line for the person who has to do something about it."""
+    if isinstance(error, MopeqError):
+        return str(error)
+    if isinstance(error, OSError):
+        return _one_line(_system_trouble(error))
+    if isinstance(error, MemoryError):
+        return "this machine has too little memory; use one with more"
+    return _one_line(f"a fault in mopeq-hub itself: {type(error).__name__}: {error}; set MOPEQ_DEBUG=1 to see where")
+
+
+def _system_trouble(error: OSError) -> str:
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}; free some space there, or choose another place (caches are in MOPEQ_HOME)"
+    return f"{(error.strerror or str(error)).lower()}{where}; check that the place exists and can be written to"

@@ -36,8 +36,11 @@ def account() -> str:
         return str(api().whoami()["name"])
 
 
-def check_write_access(repo_id: str) -> None:
-    """Raises MopeqError unless the token may write to `repo_id`, as far as the Hub tells before a write is tried."""
+def check_write_access(repo_id: str) -> str:
+    """The account that will write to `repo_id`.
+
+    Raises MopeqError unless the token may, as far as the Hub tells before a write is tried.
+    """
     if not has_token():
         raise MopeqError(f"pushing to {repo_id} needs a token and none is set", TOKEN_ADVICE)
     with hub_errors(repo_id):
@@ -54,6 +57,7 @@ def check_write_access(repo_id: str) -> None:
             f"{who['name']} may not write to {repo_id}: {owner} is neither this account nor one of its organizations",
             f"choose --to {who['name']}/... or use another token",
         )
+    return str(who["name"])
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from mopeq_hub.version import __version__
 
 MANIFEST_NAME = "mopeq.json"
 FIDELITY_NAME = "fidelity.json"
+SIGNATURE_NAME = "model.sig"
 SCHEMA_VERSION = 1
 _SCHEMAS = Path(__file__).parent / "schemas"
 _PACKAGES = ("torch", "transformers", "auto-round", "safetensors", "numba", "numpy", "scikit-learn")

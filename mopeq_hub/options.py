@@ -1,5 +1,6 @@
 """What the commands can be asked: arguments and options, and those of a Recipe made from the Recipe itself."""
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.recipes import choices_given, choices_of
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, or owner/name or owner/name@revision on the Hub.")
@@ -64,14 +66,66 @@ RayAddress = Annotated[
 ]
 Flavor = Annotated[str | None, typer.Option("--flavor", help="Machine of `jobs`.", show_default="cpu-upgrade")]
 Timeout = Annotated[str | None, typer.Option("--timeout", help="Of `jobs`, such as 90m or 2d.", show_default="6h")]
+Sign = Annotated[
+    str | None,
+    typer.Option(
+        "--sign",
+        metavar="oidc|KEY.pem",
+        help="Sign it: with the identity of this workflow run, or with a private key.",
+        show_default="unsigned",
+    ),
+]
+Key = Annotated[
+    Path | None, typer.Option("--key", metavar="PUBLIC.pem", help="Public key that the publication is to be signed by.")
+]
+Identity = Annotated[
+    str | None, typer.Option("--identity", help="Who is to have signed it, such as a workflow's address or an e-mail.")
+]
+IdentityProvider = Annotated[
+    str | None, typer.Option("--identity-provider", help="Address of the OIDC provider that vouches for --identity.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
+CatalogArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="CATALOG",
+        envvar="MOPEQ_CATALOG",
+        help="A YAML list of publications, each with model, to and, where wanted, recipe, questions, space, private.",
+    ),
+]
+Only = Annotated[list[str] | None, typer.Option("--only", metavar="DEST", help="Of these entries; may be repeated.")]
+LookOnly = Annotated[bool, typer.Option("--dry-run", help="Say what is stale and why; publish nothing.")]
+Issue = Annotated[
+    bool,
+    typer.Option("--issue", help="In a GitHub workflow: keep one issue open while something failed or is stale."),
+]
+OnHub = Annotated[bool, typer.Option("--on-hub", help="Let the Hub do it, as a job that it begins by --schedule.")]
+When = Annotated[str | None, typer.Option("--schedule", help="Of --on-hub, such as @daily or '0 9 * * 1'.")]
+
+
+def _choices(text: str | None) -> str | None:
+    """What the recipe's name or file stands for, so that it can travel to where the file is not."""
+    return None if text is None else json.dumps(choices_given(text), default=str)
+
+
+_RECIPE = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        callback=_choices,
+        metavar="NAME|FILE|YAML",
+        help="The choices below at once, as in {bits: [2, 4], scope: layer}; those also given one by one count.",
+        show_default="mopeq",
+    ),
+]
 _RECIPE_HELP = {
     "bits": "Widths that experts may get, of 2, 3, 4 and 8; one width is the uniform baseline.",
     "signal": "How sensitivity is measured.",
     "estimator": "Of the Hessian trace: `exact` or `hutchinson`.",
     "probes": "Random vectors of the hutchinson estimator.",
-    "allocator": "How sensitivities become widths.",
+    "allocator": "How sensitivities become widths: `kmeans`, the paper's; `rank` or `knapsack`, which meet a --budget.",
+    "budget": "What it may take: `3.0bpw` of the routed experts, `12GB` or `0.25x` of all safetensors files.",
     "scope": "Who competes for bits: all experts of the `model`, or those of one `layer`.",
     "quantizer": "`search` for the best scale of a group, `rtn`, round to nearest, or calibrated: `gptq`, `signround`.",
     "iterations": "How often `signround` adjusts each decoder layer.",
@@ -84,20 +138,22 @@ _RECIPE_HELP = {
 
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for each choice of a Recipe that has a help text, with the Recipe's own defaults, in
-    place of its `recipe`. The digest of the calibration data has none: a file is named instead."""
-    options = []
+    """Give a command `--recipe`, and one option for each choice of a Recipe that has a help text, with the Recipe's own
+    defaults, in place of its `recipe`. The digest of the calibration data has none: a file is named instead."""
+    options = [Parameter("recipe", Parameter.KEYWORD_ONLY, default=None, annotation=_RECIPE)]
     for choice in (field for field in fields(Recipe) if field.name in _RECIPE_HELP):
-        default: Any = ",".join(map(str, choice.default)) if choice.name == "bits" else choice.default  # type: ignore[arg-type]
         flag = "--" + choice.name.replace("_", "-") + ("/--asymmetric" if choice.name == "symmetric" else "")
-        annotation = Annotated[type(default), typer.Option(flag, help=_RECIPE_HELP[choice.name])]  # type: ignore[valid-type]
-        options.append(Parameter(choice.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+        kind = str if choice.name == "bits" else type(choice.default)
+        option = typer.Option(flag, help=_RECIPE_HELP[choice.name], show_default=_shown(choice.default))
+        annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
+        options.append(Parameter(choice.name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
 
     @wraps(command)
     def with_options(**values: Any) -> None:
-        choices = {option.name: values.pop(option.name) for option in options}
-        widths = [_whole_number(width) for width in choices["bits"].split(",")]
-        command(recipe=Recipe.from_dict({**choices, "bits": widths}), **values)
+        asked = {option.name: values.pop(option.name) for option in options}
+        choices = json.loads(asked.pop("recipe") or "{}")
+        choices |= {name: value for name, value in asked.items() if value is not None}
+        command(recipe=Recipe.from_dict(choices_of(choices)), **values)
 
     own = [parameter for parameter in signature(command).parameters.values() if parameter.name != "recipe"]
     own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
@@ -117,6 +173,9 @@ def given(context: typer.Context, left_out: set[str]) -> list[str]:
     return words
 
 
-def _whole_number(text: str) -> Any:
-    """The number, or the text as it is, for the recipe to refuse."""
-    return int(text) if text.strip().isdecimal() else text
+def _shown(default: Any) -> str | bool:
+    if default == "":
+        return False
+    if isinstance(default, bool):
+        return "symmetric" if default else "asymmetric"
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)

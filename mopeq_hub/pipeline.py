@@ -3,18 +3,18 @@ left."""
 
 import json
 import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
-from mopeq_hub import workplace
+from mopeq_hub import provenance, workplace
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.fidelity.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.hub import Destination, HubDestination, destination_for
+from mopeq_hub.hub.contents import staged
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.needs import check_fits
 from mopeq_hub.planning import Plan, needs_for, plan
@@ -26,6 +26,7 @@ from mopeq_hub.repo import QuantizedRepo, build, location_of, quantized_before
 from mopeq_hub.report import card as cards
 from mopeq_hub.report import plots
 from mopeq_hub.sensitivity import Profile
+from mopeq_hub.signing import Signer, signer_for
 from mopeq_hub.space import render_space, run_local
 from mopeq_hub.version import __version__
 
@@ -71,6 +72,8 @@ def publish(
     private: bool = False,
     dry_run: bool = False,
     stream: bool | None = None,
+    again: bool = False,
+    sign: str | None = None,
     engine: Engine = LOCAL,
     progress: Progress | None = None,
 ) -> Publication:
@@ -81,14 +84,15 @@ def publish(
     measured on; None takes the bundled set. fidelity_tokens: how many of its tokens, from the first question; 0 for
     all. calibration: questions for what the recipe tunes on, where it does. compare: measure uniform widths too; None
     does so for small models. dry_run: do everything but push. stream: let go of every shard of a Hub model once it is
-    quantized and sent; None does so where the disk cannot hold it. engine: who measures and quantizes shards; one that
-    works elsewhere always streams to the Hub.
+    quantized and sent; None does so where the disk cannot hold it. again: even where the destination says that it holds
+    this already. sign: `oidc` for the identity of the run that this is, or the file of a private key; None leaves it
+    unsigned. engine: who measures and quantizes shards; one that works elsewhere always streams to the Hub.
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
     calibration_path = Path(calibration) if calibration else None
     recipe, progress = calibrated(recipe or Recipe(), calibration_path), progress or Quiet()
-    destination = destination_for(to, model, private=private)
+    destination, signer = destination_for(to, model, private=private), _signer(sign)
     progress.say(f"publishing {model} to {destination.describe()}")
     if not dry_run:
         destination.check_writable(space=space)
@@ -96,7 +100,7 @@ def publish(
     opened = open_model(model)
     _check_apart(destination.folder, opened)
     name = manifests.publication_name(recipe, opened.source.commit)
-    if destination.publication() == name:
+    if _is_there(destination, name, signer) and not again:
         same = _unchanged(destination, name, opened.source.location, space=space, dry_run=dry_run)
         measured = (same.fidelity or {}).get("inputs", {})
         if asked.path and measured.get("sha256") != asked.digest:
@@ -122,10 +126,11 @@ def publish(
         card(repo.folder, destination, space=space)
         if dry_run:
             return Publication(name, destination.name, None, None, True, repo.manifest, fidelity)
-        sent = {file: told for file, told in repo.manifest["files"].items() if not (repo.folder / file).exists()}
+        manifest = _completed(repo.folder, destination, signer, space=space)
+        sent = {file: told for file, told in manifest["files"].items() if not (repo.folder / file).exists()}
         commit = destination.commit(repo.folder, name, progress, consume=True, sent=sent)
-        space_commit = _publish_space(destination, repo.manifest, opened.source.location, work) if space else None
-    return Publication(name, destination.name, commit, space_commit, True, repo.manifest, fidelity)
+        space_commit = _publish_space(destination, manifest, opened.source.location, work) if space else None
+    return Publication(name, destination.name, commit, space_commit, True, manifest, fidelity)
 
 
 def quantize(
@@ -197,6 +202,12 @@ def card(folder: str | Path, destination: Destination | None = None, *, space: b
     folder = Path(folder)
     manifest, fidelity = manifests.read_manifest(folder), manifests.read_fidelity(folder)
     plots.draw(manifest, fidelity, folder)
+    return _write_card(folder, destination, space)
+
+
+def _write_card(folder: Path, destination: Destination | None, space: bool) -> Path:
+    """The card alone, with the plots that are there."""
+    manifest, fidelity = manifests.read_manifest(folder), manifests.read_fidelity(folder)
     repo_id = destination.repo_id if destination else None
     space_id = destination.repo_id if destination and space else None
     cards.write_card(folder, manifest, fidelity, manifest["source"]["card"], repo_id, space_id)
@@ -210,10 +221,13 @@ def push(
     space: bool = True,
     private: bool = False,
     dry_run: bool = False,
+    sign: str | None = None,
     progress: Progress | None = None,
 ) -> Publication:
-    """Publish a folder that was quantized, evaluated and given a card. Raises MopeqError where one of these is
-    missing."""
+    """Publish a folder that was quantized, evaluated and given a card; it stays as it is. sign: as in `publish`.
+
+    Raises MopeqError where one of these is missing.
+    """
     progress, folder = progress or Quiet(), Path(folder)
     manifest, fidelity = manifests.read_manifest(folder), manifests.read_fidelity(folder)
     if not manifests.holds_its_files(folder, manifest):
@@ -223,18 +237,22 @@ def push(
     if not (folder / "README.md").is_file():
         raise MopeqError(f"{folder} has no card", "run `mopeq-hub card` on it first")
     destination = destination_for(to, manifest["source"]["name"], private=private)
+    signer = _signer(sign)
     if destination.folder == folder.resolve():
         raise MopeqError(f"{to} is the folder that is to be pushed", "name another destination")
     name = manifest["publication"]
     if not dry_run:
         destination.check_writable(space=space)
-    if destination.publication() == name:
+    if _is_there(destination, name, signer):
         return _unchanged(destination, name, location_of(folder, manifest), space=space, dry_run=dry_run)
     if dry_run:
         return Publication(name, destination.name, None, None, True, manifest, fidelity)
-    _readdress(folder, destination, space)
-    commit = destination.commit(folder, name, progress, consume=False)
     with workplace.scratch() as work:
+        again = _write_card(staged(folder, manifest, work / "again"), None, space)
+        unedited = again.read_bytes() == (folder / "README.md").read_bytes()
+        ready = staged(folder, manifest, work / "repo")
+        manifest = _completed(ready, destination, signer, space=space, card_too=unedited)
+        commit = destination.commit(ready, name, progress, consume=False)
         space_commit = _publish_space(destination, manifest, location_of(folder, manifest), work) if space else None
     return Publication(name, destination.name, commit, space_commit, True, manifest, fidelity)
 
@@ -272,13 +290,35 @@ def _check_apart(folder: Path | None, model: Model) -> None:
         raise MopeqError(f"{folder} and the source {source} lie within each other", "choose another folder")
 
 
-def _readdress(folder: Path, destination: Destination, space: bool) -> None:
-    """Let a card that nobody edited since `card` wrote it for no destination say where it is going."""
-    with workplace.scratch() as work:
-        for name in (manifests.MANIFEST_NAME, manifests.FIDELITY_NAME):
-            shutil.copyfile(folder / name, work / name)
-        if card(work).read_bytes() == (folder / "README.md").read_bytes():
-            card(folder, destination, space=space)
+def _signer(sign: str | None) -> Signer | None:
+    """Who signs. Raises MopeqError where that is nobody, or the time is none, before the work instead of after it."""
+    provenance.moment()
+    return signer_for(sign) if sign else None
+
+
+def _is_there(destination: Destination, name: str, signer: Signer | None) -> bool:
+    """Whether the destination holds just this publication, and a signature if there is to be one.
+
+    What is there unsigned is made again: nobody signs what somebody else may have put there.
+    """
+    if destination.publication() != name:
+        return False
+    return signer is None or manifests.SIGNATURE_NAME in destination.look().names
+
+
+def _completed(
+    folder: Path, destination: Destination, signer: Signer | None, *, space: bool, card_too: bool = True
+) -> dict[str, Any]:
+    """Give a folder what it gets on its way to a destination: provenance, a card that says where it is, a signature.
+
+    card_too: not where the card was edited by hand. Returns the manifest that is published.
+    """
+    manifest = provenance.record(folder, destination.account)
+    if card_too:
+        _write_card(folder, destination, space)
+    if signer:
+        signer.sign(folder, manifest)
+    return manifest
 
 
 def _publish_space(destination: Destination, manifest: dict[str, Any], location: str | None, work: Path) -> str | None:

@@ -8,6 +8,7 @@ from mopeq_hub import manifest as manifests
 from mopeq_hub import profiles, workplace
 from mopeq_hub.allocation import allocate
 from mopeq_hub.bitmap import BitMap
+from mopeq_hub.budget import room_for
 from mopeq_hub.fidelity.cost import Cost, estimate
 from mopeq_hub.fidelity.measure import way_of
 from mopeq_hub.fidelity.questions import DEFAULT_TOKENS, Questions, read_questions
@@ -62,7 +63,7 @@ def plan(
         measures[f"uniform {bits} bits"] = manifests.sizes(opened, recipe, uniform, _shards(opened, uniform, recipe))
     manifest = None
     if profile is not None:
-        bitmap = allocate(profile, recipe)
+        bitmap = allocate(profile, recipe, room_for(opened, recipe))
         manifest = manifests.build(opened, recipe, profile, bitmap, _shards(opened, bitmap, recipe), {})
         measures["this recipe"] = manifest["sizes"]
     choices = [
@@ -77,7 +78,11 @@ def plan(
 def needs_for(
     model: Model, recipe: Recipe, questions: Questions | None, place: Path, *, to_hub: bool, stream: bool | None
 ) -> Needs:
-    """What quantizing a model in `place` will need, at the widest of the recipe's widths, and proving it on the way."""
+    """What quantizing a model in `place` will need, at the widest of the recipe's widths, and proving it on the way.
+
+    Raises MopeqError where the recipe's budget cannot be met.
+    """
+    room_for(model, recipe)
     widest = BitMap.uniform(model.layout, max(recipe.bits))
     units = plan_units(model.checkpoint, model.layout, widest, recipe)
     if recipe.quantizer in CALIBRATED:

@@ -11,6 +11,7 @@ from mopeq_hub.progress import Bars, Lines, Progress, Quiet
 
 if TYPE_CHECKING:
     from mopeq_hub.pipeline import Publication
+    from mopeq_hub.republishing import Outcome
 
 
 def progress_for(as_json: bool) -> Progress:
@@ -41,9 +42,43 @@ def show_publication(publication: "Publication", dry_run: bool, as_json: bool) -
     else:
         where = f"{publication.destination} (dry run: nothing was pushed)" if dry_run else publication.destination
         console().print(summary.result_lines(publication.manifest, publication.fidelity, where))
-        if page := os.environ.get("GITHUB_STEP_SUMMARY"):
-            with open(page, "a", encoding="utf-8") as file:
-                file.write(summary.step_summary(publication.manifest, publication.fidelity, where))
+        _tell_summary(publication, where)
+
+
+def show_outcome(outcome: "Outcome") -> None:
+    """What came of one entry of a catalog, as soon as it is known; failures go where errors go."""
+    from mopeq_hub.report import catalog
+
+    if outcome.state == "failed":
+        print(catalog.failure(outcome.number, outcome.document()), file=sys.stderr, flush=True)
+    else:
+        print(catalog.line(outcome.document()), flush=True)
+    if outcome.publication and outcome.publication.changed:
+        _tell_summary(outcome.publication, outcome.to)
+
+
+def show_outcomes(name: str, document: dict[str, Any], as_json: bool) -> None:
+    """All of a catalog's entries: as JSON where it is asked for, and on the page of a GitHub workflow's run."""
+    from mopeq_hub.report import catalog
+
+    to_step_summary(lambda: catalog.step_summary(name, document["entries"]))
+    if as_json:
+        show_json(document)
+
+
+def _tell_summary(publication: "Publication", where: str) -> None:
+    from mopeq_hub.report import summary
+    from mopeq_hub.report.catalog import page_of
+
+    page, space_page = page_of(where), page_of(where, "spaces/") if publication.space_commit else None
+    to_step_summary(lambda: summary.step_summary(publication.manifest, publication.fidelity, where, page, space_page))
+
+
+def to_step_summary(text: Callable[[], str]) -> None:
+    """Add to the page of a GitHub workflow's run, where this is one."""
+    if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(page, "a", encoding="utf-8") as file:
+            file.write(text())
 
 
 def show(document: dict[str, Any], as_json: bool, text: Callable[[], Any]) -> None:

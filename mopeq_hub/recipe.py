@@ -17,12 +17,14 @@ GROUP_SIZES = (32, 64, 128, 256)
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "signal": ("hessian",),
     "estimator": ("exact", "hutchinson"),
-    "allocator": ("kmeans",),
+    "allocator": ("kmeans", "rank", "knapsack"),
     "scope": ("model", "layer"),
     "quantizer": ("search", "rtn", "signround", "gptq"),
     "group_size": GROUP_SIZES,
     "rest_bits": (2, 3, 4, 8, 16),
 }
+
+_BUDGET = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(bpw|GB|x)")
 
 CALIBRATED = ("signround", "gptq")
 """Quantizers that look at what the model computes on calibration data."""
@@ -34,7 +36,10 @@ class Recipe:
 
     bits: the widths experts may get, in bits per weight; a single width is the uniform baseline.
     signal, estimator, probes: how sensitivity is measured; `probes` counts only for `hutchinson`.
-    allocator, scope: how sensitivities become widths; `model` lets experts of all layers compete.
+    allocator, scope: how sensitivities become widths; `model` lets experts of all layers compete. `kmeans` is the
+    paper's, `rank` cuts the order of the sensitivities into parts, `knapsack` loses least; both meet a budget.
+    budget: what the published model may take: `3.0bpw` of the routed experts, `12GB` or `0.25x` of all safetensors
+    files; scales and zero points count. Empty for `kmeans`, which knows none.
     quantizer: `search` looks for the scale with the least squared error in each group, `rtn` rounds to nearest,
     `signround` tunes scales and roundings on calibration data (arXiv 2309.05516), `gptq` lets the weights of later
     columns make up for the rounding of earlier ones, on calibration data too (arXiv 2210.17323).
@@ -52,6 +57,7 @@ class Recipe:
     estimator: Literal["exact", "hutchinson"] = "exact"
     probes: int = 32
     allocator: str = "kmeans"
+    budget: str = ""
     scope: Literal["model", "layer"] = "model"
     quantizer: Literal["search", "rtn", "signround", "gptq"] = "search"
     iterations: int = 100
@@ -84,8 +90,20 @@ class Recipe:
         for name in ("probes", "iterations", "shard_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is not positive", "give 1 or more")
+        if self.budget and not _BUDGET.fullmatch(self.budget):
+            raise UsageError(f"--budget {self.budget!r} is not a size", "write it as 3.0bpw, 12GB or 0.25x")
+        if self.budget and self.allocator == "kmeans":
+            raise UsageError("the allocator kmeans knows no --budget", "add --allocator knapsack")
+        if not self.budget and self.allocator != "kmeans":
+            raise UsageError(f"the allocator {self.allocator} needs a --budget", "such as --budget 3.0bpw")
         if not 0 <= self.seed < 1 << 32:
             raise UsageError(f"--seed {self.seed} is out of range", "give 0 to 4294967295")
+
+    @property
+    def budget_parts(self) -> tuple[float, str]:
+        """Amount and unit, `bpw`, `GB` or `x`, of a budget that is not empty."""
+        amount, unit = _BUDGET.fullmatch(self.budget).groups()  # type: ignore[union-attr]
+        return float(amount), unit
 
     @property
     def digest(self) -> str:
@@ -105,17 +123,23 @@ class Recipe:
         return {name: value for name, value in choices.items() if name not in self._unused()}
 
     def _unused(self) -> tuple[str, ...]:
-        """Choices that only other quantizers know; they are not named, so that they change no digest."""
+        """Choices that only other quantizers or allocators know; they are not named, so that they change no digest."""
+        budget = () if self.budget else ("budget",)
         if self.quantizer == "signround":
-            return ()
-        return ("iterations",) if self.quantizer in CALIBRATED else ("iterations", "calibration")
+            return budget
+        return (*budget, "iterations") if self.quantizer in CALIBRATED else (*budget, "iterations", "calibration")
 
     @classmethod
     def from_dict(cls, choices: dict[str, Any]) -> "Recipe":
-        """The recipe of `choices`, which may leave any out. Raises UsageError on an unknown choice."""
+        """The recipe of `choices`, which may leave any out; with a budget the allocator is then one that meets it.
+
+        Raises UsageError on an unknown choice.
+        """
         unknown = sorted(set(choices) - {field.name for field in fields(cls)})
         if unknown:
             raise UsageError(f"a recipe has no {_listed(unknown)}", "see `mopeq-hub publish --help` for the choices")
+        if choices.get("budget"):
+            choices = {"allocator": "knapsack", **choices}
         return cls(**{**choices, **({"bits": tuple(choices["bits"])} if "bits" in choices else {})})
 
 

@@ -4,7 +4,7 @@ import os
 import re
 
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
-_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
+_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "GITHUB_TOKEN")
 
 
 def redact(text: str) -> str:

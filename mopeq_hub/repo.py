@@ -11,6 +11,7 @@ from mopeq_hub import manifest as manifests
 from mopeq_hub import profiles
 from mopeq_hub.allocation import allocate
 from mopeq_hub.bitmap import quantization_config
+from mopeq_hub.budget import room_for
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
@@ -72,7 +73,7 @@ def build(
     profile = (
         profiles.checked(profile, model, recipe) if profile else profiles.profile_of(model, recipe, progress, engine)
     )
-    bitmap = allocate(profile, recipe)
+    bitmap = allocate(profile, recipe, room_for(model, recipe))
     folder = work / "repo"
     units = plan_units(model.checkpoint, model.layout, bitmap, recipe)
     shards = output_shards(units)

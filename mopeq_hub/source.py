@@ -130,7 +130,10 @@ class HubSource:
     kind = "hub"
 
     def __init__(self, repo_id: str, revision: str | None = None) -> None:
-        """Resolve `revision` (default: the main branch) to a commit. Raises MopeqError if it cannot be had."""
+        """Resolve `revision` (default: the main branch) to a commit. Raises MopeqError if it cannot be had.
+
+        `digests` then has the SHA-256, in hex, of the files of which the Hub knows it: the large ones.
+        """
         self.name = repo_id
         where = f"{repo_id}@{revision}" if revision else repo_id
         with hub_client.hub_errors(where):
@@ -140,6 +143,7 @@ class HubSource:
         self.commit: str = info.sha
         self.location = f"{repo_id}@{self.commit}"
         self._files = {check_name(file.rfilename, where): file.size or 0 for file in info.siblings}
+        self.digests = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs}
         self._heads: dict[str, bytes] = {}
         self._passing: Path | None = None
 

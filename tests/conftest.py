@@ -32,7 +32,9 @@ def home(shared: Path) -> Iterator[Path]:
     patch.setenv("MOPEQ_HOME", str(shared / "mopeq-home"))
     patch.setenv("HF_HOME", str(shared / "hf-home"))
     patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    for variable in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MOPEQ_DEBUG"):
+    # Publications are compared byte by byte, and they say when and in which run they were made.
+    patch.setenv("SOURCE_DATE_EPOCH", "1750000000")
+    for variable in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "MOPEQ_DEBUG", "GITHUB_RUN_ID", "JOB_ID"):
         patch.delenv(variable, raising=False)
     yield shared
     patch.undo()
@@ -75,6 +77,21 @@ def publication(published: Path, tmp_path: Path) -> Path:
     shutil.copytree(published, tmp_path / "publication")
     shutil.copytree(published.with_name(published.name + "-space"), tmp_path / "publication-space")
     return tmp_path / "publication"
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The files of a private and a public key."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    folder = tmp_path_factory.mktemp("keys")
+    private, public = folder / "key.pem", folder / "public.pem"
+    private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    return private, public
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """`check` finds whatever is not as the manifest says."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from mopeq_hub import MopeqError
 from mopeq_hub.check import check
+from mopeq_hub.source import _FIRST_BYTES as HEAD_BYTES
 from tests.conftest import edit_json
+from tests.hub import HubServer, client_pointed_at
 
 SHARD = "model-00001-of-00003.safetensors"
 
@@ -152,3 +154,47 @@ def test_a_manifest_of_another_form_is_refused_by_its_schema(publication: Path) 
     (publication / "mopeq.json").write_text(json.dumps(manifest))
     with pytest.raises(MopeqError, match="experts/0/bits/0"):
         check(str(publication))
+
+
+@pytest.fixture
+def on_hub(published: Path, tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub that holds the publication, and a client that has nothing of it."""
+    with HubServer(tmp_path / "server") as hub, client_pointed_at(hub, tmp_path / "home"):
+        hub.add_repo("alice/shapes-MoPEQ", published)
+        yield hub
+
+
+def test_weights_on_the_hub_stay_there_unless_they_are_loaded(on_hub: HubServer, published: Path) -> None:
+    findings = check("alice/shapes-MoPEQ", load=False)
+    assert findings == check(str(published), load=False)
+    assert [finding.trouble for finding in findings] == [None] * 7
+    shards = sorted(published.glob("*.safetensors"))
+    others = sum(path.stat().st_size for path in published.rglob("*") if path.is_file() and path not in shards)
+    heads = len(shards) * HEAD_BYTES
+    assert on_hub.traffic("alice/shapes-MoPEQ").downloaded <= others + heads
+    assert heads < sum(path.stat().st_size for path in shards) / 3
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, lost_expert, lost_rule, no_config, smuggled_code, no_fidelity, no_card])
+def test_damage_on_the_hub_is_found_in_the_same_words(
+    damage: Callable[[Path], None], on_hub: HubServer, publication: Path
+) -> None:
+    damage(publication)
+    before = {path.relative_to(publication).as_posix() for path in publication.rglob("*") if path.is_file()}
+    gone = dict.fromkeys(set(on_hub.files("alice/shapes-MoPEQ")) - before - {".gitattributes"})
+    on_hub.commit("alice/shapes-MoPEQ", {**{name: publication / name for name in before}, **gone})
+    here, there = check(str(publication), load=False), check("alice/shapes-MoPEQ", load=False)
+    assert [finding.subject for finding in there if finding.trouble] == [each.subject for each in here if each.trouble]
+    for one, other in zip(here, there, strict=True):
+        # Where a file lies is said as it is.
+        assert (one.trouble or "").split(" of ")[0].split(" '")[0] == (other.trouble or "").split(" of ")[0].split(
+            " '"
+        )[0]
+
+
+def test_a_repo_without_a_manifest_is_no_publication(on_hub: HubServer) -> None:
+    on_hub.add_repo("alice/other", {"notes.txt": b"mine"})
+    with pytest.raises(MopeqError, match="not a publication"):
+        check("alice/other", load=False)
+    with pytest.raises(MopeqError, match="does not exist"):
+        check("alice/nowhere", load=False)

@@ -86,6 +86,7 @@ def test_plan_shows_sizes_and_the_bit_map_and_writes_nothing(
 def test_what_is_planned_is_what_is_written(shapes: Path, published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planned = json.loads(run(capsys, "plan", shapes, "--json"))["manifest"]
     written: dict[str, Any] = json.loads((published / "mopeq.json").read_text())
+    del written["provenance"]
     assert planned == {**written, "files": {}}
     stored = sum(path.stat().st_size for path in published.glob("*.safetensors"))
     assert 0 < stored - planned["sizes"]["published_bytes"] < 200_000, "what is over are the headers"
@@ -109,6 +110,20 @@ def test_a_failed_check_has_exit_code_1(publication: Path, capsys: pytest.Captur
         cli.main(["check", str(publication)])
     assert ended.value.code == 1
     assert "tokenizer.json is missing" in capsys.readouterr().out
+
+
+def test_a_signature_is_made_and_verified(
+    published: Path, keys: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private, public = keys
+    run(capsys, "push", published, tmp_path / "target", "--no-space", "--sign", private)
+    assert "ok      signed, not verified" in run(capsys, "check", tmp_path / "target", "--no-load")
+    printed = run(capsys, "check", tmp_path / "target", "--no-load", "--key", public)
+    assert f"ok      it is signed by the key {public}" in printed
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["check", str(published), "--no-load", "--key", str(public)])
+    assert ended.value.code == 1
+    assert f"failed  it is signed by the key {public}: there is no model.sig" in capsys.readouterr().out
 
 
 def test_help_needs_neither_torch_nor_transformers() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
+from model_signing import verifying
 
 from mopeq_hub import MopeqError, Recipe, pipeline, publish, workplace
 from mopeq_hub.check import check
@@ -56,11 +58,11 @@ def weights(hub: HubServer, repo: str) -> dict[str, bytes]:
 
 
 def test_it_publishes_the_same_with_a_few_shards_on_the_disk(
-    hub: HubServer, model: Path, some_questions: Path, tmp_path: Path
+    hub: HubServer, some_questions: Path, tmp_path: Path, keys: tuple[Path, Path]
 ) -> None:
-    looking = Looking(workplace.home())
+    looking, key = Looking(workplace.home()), str(keys[0])
     publication = publish(
-        "alice/shapes", "alice/streamed", RECIPE, questions=some_questions, stream=True, progress=looking
+        "alice/shapes", "alice/streamed", RECIPE, questions=some_questions, stream=True, sign=key, progress=looking
     )
     assert 0 < looking.most_sources <= 3
     assert 0 < looking.most_outputs <= 2
@@ -72,8 +74,11 @@ def test_it_publishes_the_same_with_a_few_shards_on_the_disk(
     assert (publication.fidelity["method"], whole.fidelity["method"]) == ("blocks", "whole")
     assert publication.fidelity["kl"]["mean"] == pytest.approx(whole.fidelity["kl"]["mean"], rel=0.05)
     assert len(publication.fidelity["layers"]["errors"]) == 4
-    assert [finding.trouble for finding in check("alice/streamed")] == [None] * 8
+    assert [finding.trouble for finding in check("alice/streamed")] == [None] * 9, "with the signature"
     assert not list(workplace.home().rglob("*.safetensors"))
+    copy = HfApi().snapshot_download("alice/streamed", local_dir=tmp_path / "copy")
+    verifier = verifying.Config().use_elliptic_key_verifier(public_key=keys[1])
+    verifier.verify(Path(copy), Path(copy) / "model.sig")
 
 
 def test_a_stopped_run_sends_nothing_twice(

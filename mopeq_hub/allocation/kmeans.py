@@ -7,11 +7,10 @@ many clusters as values, and they get the highest widths; so experts that cannot
 
 import warnings
 from collections.abc import Sequence
-from itertools import groupby
 
 import numpy as np
 
-from mopeq_hub.bitmap import BitMap
+from mopeq_hub.allocation.room import Room
 from mopeq_hub.experts import Expert
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.sensitivity import Profile
@@ -20,29 +19,20 @@ STARTS = 10
 """k-means is run from so many starting points and the tightest clustering is taken."""
 
 
-def allocate(profile: Profile, recipe: Recipe) -> BitMap:
-    """A width of `recipe.bits` for every expert of the profile, clustered over the recipe's scope."""
-    experts = sorted(profile.sensitivities)
-    if recipe.scope == "model":
-        competitions = [experts]
-    else:
-        competitions = [list(group) for _, group in groupby(experts, key=lambda expert: expert.layer)]
-    bits: dict[Expert, int] = {}
-    for competing in competitions:
-        values = [profile.sensitivities[expert] for expert in competing]
-        bits |= zip(competing, cluster(values, recipe.bits, recipe.seed), strict=True)
-    return BitMap(bits)
+def widths(profile: Profile, recipe: Recipe, experts: Sequence[Expert], room: Room | None) -> list[int]:
+    """The width of each of the experts, which compete with each other; no budget is known to it."""
+    return cluster([profile.sensitivities[expert] for expert in experts], recipe.bits, recipe.seed)
 
 
-def cluster(values: Sequence[float], widths: Sequence[int], seed: int) -> list[int]:
-    """The width of each value: k-means into len(widths) clusters, the higher a cluster's mean the wider."""
+def cluster(values: Sequence[float], choices: Sequence[int], seed: int) -> list[int]:
+    """The width of each value: k-means into len(choices) clusters, the higher a cluster's mean the wider."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
     column = np.asarray(values, dtype=np.float64)
-    count = min(len(widths), len(np.unique(column)))
-    highest = sorted(widths)[-count:]
+    count = min(len(choices), len(np.unique(column)))
+    highest = sorted(choices)[-count:]
     # Scaled to unit spread, so that values that differ only far behind the comma are clustered as any others.
     spread = np.ptp(column)
     scaled = ((column - column.min()) / spread if spread > 0 else np.zeros_like(column)).reshape(-1, 1)

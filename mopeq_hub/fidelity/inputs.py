@@ -121,14 +121,14 @@ class Encoder:
         return str(token)
 
 
-def batches(rows: list[Row]) -> Iterator[tuple[list[Row], dict[str, torch.Tensor]]]:
+def batches(rows: list[Row], most_rows: int = MAX_ROWS) -> Iterator[tuple[list[Row], dict[str, torch.Tensor]]]:
     """Rows of equal length, prompt and kinds of input together, a bounded number of them, with their collated
     inputs."""
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         alike.setdefault((row.length, row.prompt, tuple(sorted(row.inputs))), []).append(row)
     for same in alike.values():
-        count = max(1, min(MAX_ROWS, MAX_TOKENS // same[0].length))
+        count = max(1, min(most_rows, MAX_TOKENS // same[0].length))
         for start in range(0, len(same), count):
             part = same[start : start + count]
             yield part, {name: torch.cat([row.inputs[name] for row in part]) for name in part[0].inputs}

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from mopeq_hub import hub_client
 from mopeq_hub.errors import UsageError
 from mopeq_hub.hub.folder import FolderDestination
+from mopeq_hub.hub.published import Published
 from mopeq_hub.hub.repo import HubDestination
 from mopeq_hub.progress import Progress
 
@@ -29,6 +30,10 @@ class Destination(Protocol):
     @property
     def repo_id(self) -> str | None:
         """owner/name on the Hub, None for a folder."""
+
+    @property
+    def account(self) -> str | None:
+        """Whose token publishes there, once `check_writable` has asked; None for a folder."""
 
     @property
     def folder(self) -> Path | None:
@@ -54,6 +59,12 @@ class Destination(Protocol):
 
     def local_copy(self) -> Path:
         """The model repo as a folder on this machine."""
+
+    def look(self, *, whole: bool = False) -> Published:
+        """The model repo as it is there; whole: with all its files on this machine, weights included.
+
+        Raises MopeqError where there is none.
+        """
 
     def tag(self, publication: str) -> None:
         """Give the commit that is there the publication's name."""

@@ -1,17 +1,19 @@
-"""What a destination holds: which files are a publication's own, and whether it is whole."""
+"""What a destination holds or is to hold: which files are a publication's own, and whether it is whole."""
 
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mopeq_hub.manifest import FIDELITY_NAME, MANIFEST_NAME, describe_files
+from mopeq_hub.manifest import FIDELITY_NAME, MANIFEST_NAME, SIGNATURE_NAME, describe_files
 
 
 def ours(present: Iterable[str], manifest: dict[str, Any]) -> set[str]:
     """Those of the files present that a publication with this manifest consists of."""
     listed = manifest.get("files")
-    named = {*(listed if isinstance(listed, dict) else ()), "README.md", FIDELITY_NAME, MANIFEST_NAME}
+    described = listed if isinstance(listed, dict) else ()
+    named = {*described, "README.md", FIDELITY_NAME, MANIFEST_NAME, SIGNATURE_NAME}
     return {name for name in present if name in named or re.fullmatch(r"plots/[\w-]+\.png", name)}
 
 
@@ -24,6 +26,20 @@ def whole_publication(digests: Mapping[str, str | None], manifest: dict[str, Any
         if name not in digests or digests[name] not in (None, described.get("sha256")):
             return None
     return str(manifest.get("publication"))
+
+
+def staged(folder: Path, manifest: dict[str, Any], stage: Path) -> Path:
+    """`stage` with what is published of a quantized folder, which stays as it is: links to its files, and copies of
+    those that may be written anew. A signature is left out, since it is of what was published before."""
+    names = [name for name in file_names(folder) if name != SIGNATURE_NAME]
+    written_anew = ours(names, manifest) - set(manifest["files"])
+    for name in names:
+        (stage / name).parent.mkdir(parents=True, exist_ok=True)
+        if name in written_anew:
+            shutil.copyfile(folder / name, stage / name)
+        else:
+            (stage / name).symlink_to((folder / name).resolve())
+    return stage
 
 
 def file_names(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.hub.contents import contents, ours, whole_publication
+from mopeq_hub.hub.published import Published
 from mopeq_hub.manifest import MANIFEST_NAME
 from mopeq_hub.progress import Progress
 from mopeq_hub.space import PUBLICATION_NAME
@@ -21,7 +22,7 @@ from mopeq_hub.version import __version__
 class FolderDestination:
     """A folder and its `-space` sibling: the embedded stand-in for the Hub."""
 
-    repo_id = None
+    repo_id = account = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -76,6 +77,9 @@ class FolderDestination:
         if not self._folder.is_dir():
             raise MopeqError(f"{self.name} does not exist", "check the name, or publish it first")
         return self._folder
+
+    def look(self, *, whole: bool = False) -> Published:
+        return Published.in_folder(self.local_copy())
 
     def tag(self, publication: str) -> None:
         """A folder needs none: its manifest has the name."""

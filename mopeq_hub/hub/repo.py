@@ -12,6 +12,7 @@ from huggingface_hub.lfs import UploadInfo
 from mopeq_hub import hub_client, workplace
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.hub.contents import file_names, ours, whole_publication
+from mopeq_hub.hub.published import Published
 from mopeq_hub.manifest import MANIFEST_NAME
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.space import PUBLICATION_NAME
@@ -29,6 +30,7 @@ class HubDestination:
     """A model repo on the Hub and the Space of the same name."""
 
     folder = None
+    account: str | None = None
 
     def __init__(self, repo_id: str, *, private: bool = False) -> None:
         self.name = self.repo_id = repo_id
@@ -40,7 +42,7 @@ class HubDestination:
         return f"the Hub repo {self.repo_id}"
 
     def check_writable(self, *, space: bool) -> None:
-        hub_client.check_write_access(self.repo_id)
+        self.account = hub_client.check_write_access(self.repo_id)
         files = set(self._files("space")) if space else set()
         if files - _HUB_OWN_FILES and PUBLICATION_NAME not in files:
             raise MopeqError(f"the Space {self.repo_id} is not a Space of ours", "choose another --to, or --no-space")
@@ -65,6 +67,9 @@ class HubDestination:
     def local_copy(self) -> Path:
         with hub_client.hub_errors(self.repo_id):
             return Path(hub_client.api().snapshot_download(self.repo_id))
+
+    def look(self, *, whole: bool = False) -> Published:
+        return Published.in_folder(self.local_copy()) if whole else Published.on_hub(self.repo_id)
 
     def tag(self, publication: str) -> None:
         self._tag(publication, self._head("model"))

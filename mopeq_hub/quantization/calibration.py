@@ -3,12 +3,13 @@ leaves."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mopeq_hub.fidelity.inputs import Encoder, Row, batches
+from mopeq_hub.fidelity.inputs import MAX_TOKENS, Encoder, Row, batches
 from mopeq_hub.fidelity.questions import read_questions
 from mopeq_hub.quantization.packing import Packed
 
@@ -41,8 +42,12 @@ def calibration_inputs(job: dict[str, Any], encoder: Encoder) -> list[Inputs]:
 
 
 def inputs_of(rows: list[Row]) -> list[Inputs]:
-    """What the rows' batches are called with."""
-    return [{**inputs, "use_cache": False} for _, inputs in batches(rows)]
+    """What the rows' batches are called with.
+
+    They are as large as their tokens allow, wherever an answer begins: a step of tuning looks at a few of them only.
+    """
+    whole = [replace(row, prompt=0) for row in rows]
+    return [{**inputs, "use_cache": False} for _, inputs in batches(whole, MAX_TOKENS)]
 
 
 def chosen_experts(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:

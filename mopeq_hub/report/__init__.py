@@ -21,6 +21,7 @@ _MARKUP = re.compile(r"[\\`*_\[\]<>#|~$&:@]|(?<=www)\.", re.IGNORECASE)
 """Every character that can begin markup in the middle of a line, a link that needs no markup, or a mention."""
 
 _ADDRESS = re.compile(r"https://[A-Za-z0-9._~/?#&=%+@-]+")
+_HUB_ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -157,6 +158,16 @@ def link(label: Markdown, address: str | None) -> Markdown:
 def hub_address(name: str | None, kind: str = "") -> str | None:
     """The page of owner/name on the Hub (`kind` is "spaces/" for a Space), or None where the name cannot be one."""
     return f"https://huggingface.co/{kind}{name}" if name and _HUB_NAME.fullmatch(name) else None
+
+
+def account_address(name: str) -> str | None:
+    """The page of an account on the Hub, or None where the name cannot be one."""
+    return f"https://huggingface.co/{name}" if _HUB_ACCOUNT.fullmatch(name) else None
+
+
+def moment(when: str) -> str:
+    """A time of the manifest's as people write it."""
+    return when.replace("T", " ").replace("Z", " UTC")
 
 
 def table_rows(rows: list[Choice]) -> Iterator[tuple[str, ...]]:

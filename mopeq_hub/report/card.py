@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.report import (
     Markdown,
+    account_address,
     choices,
     code,
     counts,
     hub_address,
     link,
     listed,
+    moment,
     number,
     one_line,
     percent,
@@ -52,6 +54,8 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "size": size,
     "hub_address": hub_address,
+    "account_address": account_address,
+    "moment": lambda when: code(moment(when)),
     "in_fence": lambda text: Markdown(one_line(text)),
 }
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -198,6 +202,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
     return {
         "manifest": manifest,
         "calibration": manifest.get("calibration"),
+        "provenance": manifest.get("provenance"),
         "recipe": Recipe.from_dict(manifest["recipe"]),
         "source": _source_name(manifest),
         "experts_of": experts_of,

@@ -11,7 +11,9 @@ from mopeq_hub.report import (
     code,
     counts,
     escape,
+    hub_address,
     link,
+    moment,
     number,
     one_line,
     percent,
@@ -31,6 +33,8 @@ INK = {2: "black on yellow", 3: "black on bright_cyan", 4: "white on blue", 8: "
 """Colours of the terminal's own palette, so that its theme keeps them legible."""
 
 COLUMNS = ("", "size", "bpw", "KL", "top-1", "perplexity ratio", "accuracy")
+PLOTS = ("bits", "sensitivity")
+"""Those of the publication's plots that a workflow run's page shows."""
 BAR = 40
 """Characters of a layer's bar where its experts do not fit on a line."""
 
@@ -139,6 +143,9 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: s
     yield "publication", one_line(manifest["publication"])
     if where:
         yield "where", one_line(where)
+    if made := manifest.get("provenance"):
+        by, run = f"by {made['who']} " if made["who"] else "", f", run {made['run']}" if made["run"] else ""
+        yield "made", one_line(f"{by}on {moment(made['when'])}{run}")
     yield "size", f"{size(sizes['published_bytes'])}, the original has {size(sizes['source_bytes'])}"
     bpw, all_bpw = f"{sizes['experts_bpw']:.2f}", f"{sizes['quantized_bpw']:.2f}"
     yield "bits per weight", f"{bpw} of the experts, {all_bpw} of all that is quantized"
@@ -155,14 +162,28 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: s
         yield "measured", "block by block: memory does not hold the original"
 
 
-def step_summary(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: str) -> str:
-    """The result as Markdown for a workflow run's page. `where`: the publication's address or folder."""
+def step_summary(
+    manifest: dict[str, Any],
+    fidelity: dict[str, Any] | None,
+    where: str,
+    page: str | None = None,
+    space_page: str | None = None,
+) -> str:
+    """The result as Markdown for a workflow run's page. `where`: the publication's repo or folder. `page`: its address
+    where it is on the Hub, from where the plots come; `space_page`: its Space's."""
+    source = manifest["source"]
+    source_page = hub_address(source["name"]) if source["kind"] == "hub" else None
+    space = f" Its Space is {link(code(where), space_page)}." if space_page else ""
     cells = [[escape(cell) for cell in row] for row in table_rows(choices(manifest, fidelity))]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in cells)
     lines = [
-        f"### {code(manifest['source']['name'])} published",
-        f"To {link(code(where), where)}, as {code(manifest['publication'])}.",
+        f"### {code(source['name'])} published",
+        f"From {link(code(source['name']), source_page)} at {code(source['commit'][:12])} "
+        f"to {link(code(where), page or where)}, as {code(manifest['publication'])}.{space}",
         f"| {' | '.join(COLUMNS)} |\n|{' --- |' + ' ---: |' * (len(COLUMNS) - 1)}\n{rows}",
         f"Routed experts: {', '.join(f'{count} at {width} bits' for width, count in counts(manifest).items())}.",
     ]
+    if page:
+        # A repo that is private shows nobody its plots here.
+        lines.append(" ".join(f"![{name}]({page}/resolve/main/plots/{name}.png)" for name in PLOTS))
     return "\n\n".join(lines) + "\n"

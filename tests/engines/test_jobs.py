@@ -63,6 +63,13 @@ def test_the_same_command_is_submitted_without_what_is_about_the_engine(
     ]
 
 
+def test_a_recipe_in_a_file_travels_by_what_it_says(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("recipe.yaml").write_text("bits: 2,4\nscope: layer\n")
+    assert run(capsys, MODEL, "--recipe", "recipe.yaml")[0] == 0
+    command = hub.jobs[0].spec["command"]
+    assert json.loads(command[command.index("--recipe") + 1]) == {"bits": [2, 4], "scope": "layer"}
+
+
 def test_without_choices_it_has_a_machine_a_limit_and_a_destination(
     hub: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,6 +153,7 @@ def test_who_stops_following_is_told_that_the_job_goes_on(hub: HubServer, monkey
         ([MODEL, "--to", "./out"], "a job cannot write to the folder ./out"),
         ([MODEL, "--questions", "here/q.jsonl"], "a job cannot read here/q.jsonl"),
         ([MODEL, "--quantizer", "gptq", "--calibration", "q.jsonl"], "a job cannot read q.jsonl"),
+        ([MODEL, "--sign", "oidc"], "a job on the Hub has neither an OIDC identity nor your key"),
         ([MODEL, "--timeout", "soon"], "--timeout 'soon' is not a time"),
         ([MODEL, "--ray-address", "host:6379"], "--ray-address is for --engine ray"),
         ([MODEL, "--engine", "slurm"], "--engine 'slurm' does not exist"),

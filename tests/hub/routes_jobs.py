@@ -1,4 +1,4 @@
-"""Jobs: submitted, looked at, and their logs as a stream of events; nothing is run.
+"""Jobs: submitted, looked at, and their logs as a stream of events; scheduled ones are kept.  Nothing is run.
 
 What a job will say and how it will end is planned by the test.  Its log comes in parts, one more with each request, as
 a client sees it that is cut off and asks again; with the last part the job has ended.
@@ -50,6 +50,75 @@ class Job:
             "status": {"stage": self.stage, "message": None if self.parts else self.message},
             **self.spec,
         }
+
+
+@dataclass
+class ScheduledJob:
+    """A job that the Hub would begin time and again."""
+
+    id: str
+    namespace: str
+    schedule: str
+    concurrency: bool
+    spec: dict[str, Any]
+    secret_digests: dict[str, str]
+
+    def secret_is(self, key: str, value: str) -> bool:
+        """Whether a secret has this value."""
+        return self.secret_digests.get(key) == _digest(value)
+
+    def info(self) -> dict[str, Any]:
+        """The answer of the Hub: everything but the secrets."""
+        return {
+            "id": self.id,
+            "createdAt": _STARTED,
+            "owner": {"id": self.namespace, "name": self.namespace, "type": "user"},
+            "schedule": self.schedule,
+            "suspend": False,
+            "concurrency": self.concurrency,
+            "status": {"lastJob": None, "nextJobRunAt": _STARTED},
+            "jobSpec": self.spec,
+        }
+
+
+@router.add("POST", "/api/scheduled-jobs/{namespace}")
+def schedule(hub: Hub, request: Request) -> Response:
+    """A new schedule."""
+    namespace = request.params["namespace"]
+    require_writer(request.account, namespace)
+    asked = request.json()
+    spec = asked["jobSpec"]
+    if spec.get("flavor") not in _FLAVORS:
+        raise bad_request(f"Invalid flavor: {spec.get('flavor')}")
+    digests = {key: _digest(str(value)) for key, value in spec.pop("secrets", {}).items()}
+    hub.schedules_made += 1
+    job = ScheduledJob(
+        f"{hub.schedules_made:024x}", namespace, asked["schedule"], asked.get("concurrency", False), spec, digests
+    )
+    hub.schedules[job.id] = job
+    return json_response(job.info())
+
+
+@router.add("GET", "/api/scheduled-jobs/{namespace}")
+def list_schedules(hub: Hub, request: Request) -> Response:
+    """The schedules of an account, all or those with one label."""
+    namespace = request.params["namespace"]
+    require_writer(request.account, namespace)
+    wanted = [tuple(label.split("=", 1)) for label in request.query.get("label", [])]
+    found = [job for job in hub.schedules.values() if job.namespace == namespace]
+    found = [job for job in found if all(job.spec.get("labels", {}).get(key) == value for key, value in wanted)]
+    return json_response([job.info() for job in found])
+
+
+@router.add("DELETE", "/api/scheduled-jobs/{namespace}/{job}")
+def unschedule(hub: Hub, request: Request) -> Response:
+    """A schedule that is no more."""
+    namespace, job = request.params["namespace"], hub.schedules.get(request.params["job"])
+    require_writer(request.account, namespace)
+    if job is None or job.namespace != namespace:
+        raise HubError(404, "Scheduled job not found")
+    del hub.schedules[job.id]
+    return json_response({})
 
 
 @router.add("POST", "/api/jobs/{namespace}")

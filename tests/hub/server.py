@@ -158,6 +158,11 @@ class HubServer:
         """The jobs that were submitted, in order."""
         return list(self._hub.jobs.values())
 
+    @property
+    def schedules(self) -> list[routes_jobs.ScheduledJob]:
+        """The jobs that are scheduled now, the oldest first."""
+        return list(self._hub.schedules.values())
+
     # Failures and observations
 
     def fail_next(

@@ -22,7 +22,7 @@ from .upload_rules import belongs_in_lfs
 from .wire import Request
 
 if TYPE_CHECKING:
-    from .routes_jobs import Job
+    from .routes_jobs import Job, ScheduledJob
 
 _SAMPLE = 512
 QuotaStage = Literal["preupload", "commit"]
@@ -91,6 +91,8 @@ class Hub:
         self.uploads: dict[str, Upload] = {}
         self.quotas: dict[str, Quota] = {}
         self.jobs: dict[str, Job] = {}
+        self.schedules: dict[str, ScheduledJob] = {}
+        self.schedules_made = 0
         self.job_plans: list[dict[str, Any]] = []
         self.traffic: defaultdict[str, Traffic] = defaultdict(Traffic)
         self.log: list[RequestRecord] = []

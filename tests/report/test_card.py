@@ -189,6 +189,21 @@ def test_hostile_text_stays_text(hostile: str, kind: str, tmp_path: Path) -> Non
     assert hub_rules.validate((tmp_path / "hostile" / "README.md").read_text("utf-8"), "model").errors == []
 
 
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_hostile_provenance_is_neither_markup_nor_a_link(hostile: str, tmp_path: Path) -> None:
+    case = small_folder()
+    expected = markup(written(tmp_path / "calm", case))
+    case[0]["provenance"] = {"who": hostile, "when": hostile, "run": hostile}
+    assert markup(written(tmp_path / "hostile", case)) == expected
+
+
+def test_provenance_leads_to_the_account_and_the_run(tmp_path: Path) -> None:
+    case = small_folder()
+    run = "https://github.com/alice/models/actions/runs/4711"
+    case[0]["provenance"] = {"who": "alice", "when": "2025-06-15T15:06:40Z", "run": run}
+    assert {"https://huggingface.co/alice", run} <= {*markup(written(tmp_path, case))["links"]}
+
+
 def markup(text: str) -> dict[str, list[Any]]:
     """What a reader's browser would be given: headings, HTML, targets of links and images, languages of code blocks."""
     body = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)

@@ -62,6 +62,14 @@ def test_the_result_names_what_was_measured() -> None:
     assert "not measured" in shown(result_lines(made, None))
 
 
+def test_the_result_names_who_made_it_in_which_run() -> None:
+    run = "https://github.com/alice/models/actions/runs/4711"
+    made = manifest(provenance={"who": "alice", "when": "2025-06-15T15:06:40Z", "run": run})
+    assert f"by alice on 2025-06-15 15:06:40 UTC, run {run}" in shown(result_lines(made, None), width=120)
+    made["provenance"] |= {"who": None, "run": None}
+    assert "made             on 2025-06-15 15:06:40 UTC" in shown(result_lines(made, None))
+
+
 def test_a_name_cannot_steer_the_terminal() -> None:
     made = manifest()
     made["source"]["name"] = "\x1b[2Jgone[/]"
@@ -75,6 +83,15 @@ def test_the_step_summary_is_a_markdown_table_with_a_link() -> None:
     assert "| this publication | 1.51 MB | 3.30 | 0.0414 | 96.3% | 1.02 | 94.2% |" in text
     assert "[`https://huggingface.co/a/b`](https://huggingface.co/a/b)" in text
     assert "not measured" in step_summary(made, None, "out/shapes")
+
+
+def test_the_step_summary_of_a_hub_model_leads_to_all_that_belongs_to_it() -> None:
+    made = manifest(source={"name": "x/y", "kind": "hub", "card": {}, "commit": "5b" * 20})
+    page, space = "https://huggingface.co/a/b", "https://huggingface.co/spaces/a/b"
+    text = step_summary(made, None, "a/b", page, space)
+    assert "From [`x/y`](https://huggingface.co/x/y) at `5b5b5b5b5b5b` to [`a/b`](https://huggingface.co/a/b)" in text
+    assert f"Its Space is [`a/b`]({space})." in text
+    assert f"![bits]({page}/resolve/main/plots/bits.png)" in text
 
 
 def test_hostile_names_stay_text_in_the_step_summary() -> None:

@@ -1,0 +1,51 @@
+"""Recipes as people write them down, in a catalog or for `--recipe`: a name, or a mapping of choices in YAML."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mopeq_hub.errors import UsageError
+from mopeq_hub.recipe import Recipe
+from mopeq_hub.untrusted import read_yaml, read_yaml_file
+
+NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType({"mopeq": MappingProxyType({})})
+"""What each named recipe chooses; everything else is at its default."""
+_FILES = (".yaml", ".yml", ".json")
+_CHOICES = {field.name for field in fields(Recipe)} - {"calibration"}
+"""The digest of the calibration data is nobody's to write: it is found from the file."""
+_FORM = "write it as {bits: [2, 4], scope: layer}"
+
+
+def choices_given(text: str) -> dict[str, Any]:
+    """The choices of a recipe as `--recipe` takes it: a name, a YAML file, or the mapping itself; nothing for none.
+
+    Raises UsageError on anything else, MopeqError on a file that cannot be read.
+    """
+    is_file = text.endswith(_FILES) and "\n" not in text and "{" not in text
+    return choices_of(read_yaml_file(Path(text), "the recipe") if is_file else read_yaml(text, "the recipe"))
+
+
+def choices_of(written: Any) -> dict[str, Any]:
+    """The choices of a recipe that came out of YAML, which may leave any out. Raises UsageError where it is none."""
+    if written is None:
+        return {}
+    if isinstance(written, str):
+        if written not in NAMED:
+            known = ", ".join(NAMED)
+            raise UsageError(f"there is no recipe {written!r}", f"choose from {known}, name a .yaml file, or {_FORM}")
+        return dict(NAMED[written])
+    if not isinstance(written, dict):
+        raise UsageError(f"a recipe is a mapping of choices, not {type(written).__name__}", _FORM)
+    unknown = [str(name) for name in written if name not in _CHOICES]
+    if unknown:
+        raise UsageError(f"a recipe has no {', '.join(unknown)}", f"choose from {', '.join(sorted(_CHOICES))}")
+    return {**written, **({"bits": _widths(written["bits"])} if "bits" in written else {})}
+
+
+def _widths(bits: Any) -> list[Any]:
+    """As the command line has them, `2,3,4`, as a list, or a single one; what is no number is left for the recipe to
+    refuse."""
+    parts = bits.split(",") if isinstance(bits, str) else bits if isinstance(bits, list) else [bits]
+    return [int(part) if isinstance(part, str) and part.strip().isdecimal() else part for part in parts]

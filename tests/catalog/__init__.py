@@ -1,0 +1,1 @@
+"""The catalog of publications, and the workflows that keep it."""
