@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.report import Markdown, code, hub_address, link, one_line
 from mopeq_hub.report.templating import render
@@ -18,9 +19,7 @@ from mopeq_hub.resources import spaces
 PUBLICATION_NAME = "publication.json"
 """What the app reads, and what tells a Space of ours from any other."""
 
-PLOTS = ("plots/bits.png", "plots/sensitivity.png", "plots/bits_per_layer.png")
-"""Those of the model repo's plots that the Space shows."""
-
+_RUN = re.compile(r"https://[A-Za-z0-9._~/?#&=%+-]+")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
@@ -46,6 +45,8 @@ def render_space(folder: Path, manifest: dict[str, Any], model: str, original: s
         model=_named(folder, model),
         original=_named(folder, original) if original else None,
         publication=manifest["publication"],
+        commit=_commit_link(folder, manifest, original),
+        run=link(Markdown("this workflow run"), publication["run"]) if publication["run"] else None,
     )
     (folder / "README.md").write_text(readme, "utf-8")
 
@@ -59,7 +60,9 @@ def run_local(folder: Path, port: int | None) -> None:
         raise MopeqError(f"{folder} holds no app.py, so it is not a Space", "publish without --no-space first")
     if importlib.util.find_spec("gradio") is None:
         raise MopeqError("running a Space needs gradio, which is not installed", "pip install 'mopeq-hub[space]'")
-    environment = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"}
+    # The Space may be rendered for this visit alone; votes outlive it.
+    votes = {"MOPEQ_VOTES": str(workplace.home() / "votes")}
+    environment = {**votes, **os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"}
     if port is not None:
         environment["GRADIO_SERVER_PORT"] = str(port)
     try:
@@ -82,8 +85,23 @@ def _publication(folder: Path, manifest: dict[str, Any], model: str, original: s
         "original_revision": source["commit"] if is_source else None,
         "auto_class": manifest["model"]["auto_class"],
         "title": f"{name}, original and quantized" if original else f"{name}, quantized",
-        "plots": list(PLOTS),
+        "publication": manifest["publication"],
+        "run": _run(manifest),
     }
+
+
+def _run(manifest: dict[str, Any]) -> str | None:
+    """The page of the workflow run that made the publication, where its manifest names one that can be a link."""
+    provenance = manifest.get("provenance")
+    run = provenance.get("run") if isinstance(provenance, dict) else None
+    return run if isinstance(run, str) and _RUN.fullmatch(run) else None
+
+
+def _commit_link(folder: Path, manifest: dict[str, Any], original: str | None) -> Markdown | None:
+    """The commit of the source, linked to its files on the Hub; None where the Space does not show the source."""
+    source = manifest["source"]
+    page = _page(folder, original) if original and original == source["name"] and source["kind"] == "hub" else None
+    return link(code(source["commit"][:12]), f"{page}/tree/{source['commit']}") if page else None
 
 
 def _page(folder: Path, name: str) -> str | None:

@@ -3,102 +3,75 @@
 `python app.py` runs it; publication.json beside it names the models.
 """
 
-import re
+import signal
 import sys
-from collections.abc import Iterator
 
 import fidelity
 import gradio as gr
+from compare_tab import compare_tab
 from comparison import Comparison
-from model_process import Answer
-from publication import HERE, Place, Publication
+from expert_numbers import Experts
+from expert_tab import bit_map, expert_tab, sensitivities
+from markup import escaped, is_https, linked
+from publication import HERE, Publication
+from tensors import Tensors
+from votes import open_votes
 
-EXAMPLES = [
-    ("circle.png", "what is at top left ?"),
-    ("reds.png", "how many red shapes are there ?"),
-    ("row.png", "what is in the bottom row ?"),
-]
-LONGEST_QUESTION = 2000
-CSS = """
-.gradio-container {max-width: 1080px !important; margin: 0 auto !important}
-.status {min-height: 3em}
-.status p {font-size: var(--text-sm); font-variant-numeric: tabular-nums}
-.document {contain: inline-size}
-.document :is(table, pre) {display: block; overflow-x: auto; border: 0}
-.document :is(th, td) {white-space: nowrap; border-color: var(--border-color-primary)}
-"""
-"""One centred page; in the tabs it is the tables and the code that scroll on a phone, not the page."""
+CSS = (HERE / "page.css").read_text(encoding="utf-8")
 
 THEME = gr.themes.Default(
     primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-)
-"""The system's own fonts: nothing is fetched from a font server."""
+).set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")
+"""The system's own fonts: nothing is fetched from a font server. Small print dark enough to read."""
+
+UNREADABLE = "This publication's {} cannot be read now."
 
 
 def build(publication: Publication) -> gr.Blocks:
     """The page."""
-    comparison = Comparison(publication)
-    with gr.Blocks(title=publication.title) as page:
+    with gr.Blocks(title=publication.title, analytics_enabled=False) as page:
         gr.Markdown(introduction(publication))
-        with gr.Row():
-            with gr.Column():
-                picture = gr.Image(type="filepath", label="Picture", height=360, sources=["upload", "clipboard"])
-            with gr.Column():
-                question = gr.Textbox(label="Question", lines=2, max_length=LONGEST_QUESTION, value=EXAMPLES[0][1])
-                length = gr.Slider(1, 512, value=64, step=1, label="Most tokens in an answer")
-                button = gr.Button("Ask", variant="primary")
-                samples = [[str(HERE / "examples" / name), text] for name, text in EXAMPLES]
-                gr.Examples(samples, [picture, question], example_labels=[text for _, text in EXAMPLES])
-        with gr.Row():
-            shown = [*answer_column("Original", publication.original), *answer_column("Quantized", publication.model)]
-
-        def ask(picture: str | None, question: str, length: float) -> Iterator[tuple[str, str, str, str]]:
-            """Ask both models: their answers as they grow, each with what it took."""
-            for original, quantized in comparison.ask(picture, checked(question), int(length)):
-                yield original.text, plain(original), quantized.text, plain(quantized)
-
-        gr.on([button.click, question.submit], ask, [picture, question, length], shown, api_name="ask")
-        with gr.Tab("Bit map"):
-            bit_map_tab(publication)
+        with gr.Tab("Compare"):
+            compare_tab(publication, Comparison(publication), open_votes())
+        expert_tabs(publication)
         with gr.Tab("Fidelity"):
             fidelity_tab(publication)
         with gr.Tab("Card"):
-            gr.Markdown(
-                publication.card() or "This publication has no card that can be read now.", elem_classes="document"
-            )
+            gr.Markdown(publication.card() or UNREADABLE.format("card"), elem_classes="document")
     return page
 
 
 def introduction(publication: Publication) -> str:
+    """What this page shows, with links to the model, to the source at its commit, and to the run that made it."""
+    model, original = publication.model, publication.original
+    shown = linked(model.label, model.link)
     title = f"# {escaped(publication.title)}\n\n"
-    if publication.original is None:
-        return f"{title}Ask {named(publication.model)}, in which each expert has a bit width of its own."
-    return title + (
-        "Ask the original and the quantized model the same question about the same picture. In the quantized model "
-        f"each expert has a bit width of its own. {named(publication.original)} → {named(publication.model)}"
-    )
+    if original is None:
+        said = f"Ask {shown}, a model in which each expert has a bit width of its own."
+    else:
+        at = f" at commit {linked(original.revision[:12], original.files_link)}" if original.revision else ""
+        said = (
+            "Ask the original and the quantized model, in which each expert has a bit width of its own, the same "
+            f"question about the same picture: {linked(original.label, original.link)}{at} → {shown}."
+        )
+    made = f" It was made by [this workflow run]({publication.run})." if is_https(publication.run) else ""
+    return title + said + made
 
 
-def named(place: Place) -> str:
-    """A model's name, linked where it is on the Hub."""
-    return f"[{escaped(place.label)}]({place.link})" if place.link else escaped(place.label)
-
-
-def answer_column(name: str, place: Place | None) -> tuple[gr.Textbox, gr.Markdown]:
-    """Where one model's answer appears, and below it what the answer took."""
-    with gr.Column():
-        info = place.label if place else None
-        text = gr.Textbox(label=name, info=info, lines=4, max_lines=20, interactive=False, buttons=["copy"])
-        status = gr.Markdown(label=f"{name} figures", elem_classes="status")
-    return text, status
-
-
-def bit_map_tab(publication: Publication) -> None:
-    pictures = list(publication.pictures())
-    if not pictures:
-        gr.Markdown("This publication has no plots that can be read now.")
-    for name, picture in pictures:
-        gr.Image(picture, alt_text=name, format="png", interactive=False, show_label=False, buttons=["fullscreen"])
+def expert_tabs(publication: Publication) -> None:
+    manifest = publication.facts("mopeq.json")
+    experts = None
+    if manifest is not None:
+        try:
+            experts = Experts(manifest, Tensors(publication.model))
+        except (KeyError, TypeError, ValueError) as error:
+            print(f"mopeq.json: {error!r}", file=sys.stderr, flush=True)
+    for name, drawn, api_name in (("Bit map", bit_map, "expert"), ("Sensitivity", sensitivities, None)):
+        with gr.Tab(name):
+            if experts is None:
+                gr.Markdown(UNREADABLE.format("bit map"))
+            else:
+                expert_tab(name, experts, *drawn(experts), api_name)
 
 
 def fidelity_tab(publication: Publication) -> None:
@@ -112,24 +85,9 @@ def fidelity_tab(publication: Publication) -> None:
     gr.Markdown(fidelity.inputs(measured) + "\n\n" + "\n".join(lines), elem_classes="document")
 
 
-def checked(question: str) -> str:
-    if not question.strip():
-        raise gr.Error("Write a question first.", print_exception=False)
-    if len(question) > LONGEST_QUESTION:
-        raise gr.Error(f"The question is longer than {LONGEST_QUESTION} characters.", print_exception=False)
-    return question.strip()
-
-
-def plain(answer: Answer) -> str:
-    return escaped(answer.status)
-
-
-def escaped(text: str) -> str:
-    """Text that Markdown shows as it is: an error message may hold anything."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|~$])", r"\\\1", text)
-
-
 def main() -> None:
+    # A Space is stopped by SIGTERM; votes that wait for their commit are sent when Python ends by itself.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         publication = Publication.read()
     except (OSError, KeyError, ValueError) as error:

@@ -1,13 +1,19 @@
-"""Both models asked the same question at the same time, each in its own process."""
+"""Both models asked the same question: at the same time where they fit together, else one after the other, or the
+original elsewhere, or the quantized one alone."""
 
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 
-from machine import available_memory
-from model_process import Answer, ModelProcess, gigabytes
+from answer import Answer, Settings, failure, gigabytes
+from huggingface_hub import get_token
+from machine import ON_ZERO_GPU, cores, memory_for_models
+from model_process import ModelProcess
+from provider import RemoteModel
 from publication import Place, Publication
 
 LOADED_PER_WEIGHT_BYTE = 1.2
@@ -16,44 +22,126 @@ LOADED_PER_WEIGHT_BYTE = 1.2
 PROCESS_BYTES = 700_000_000
 """What Python, torch and transformers take before any model."""
 
-Note = tuple[int, Answer | None]
+Note = tuple[int, Answer]
+ORIGINAL, QUANTIZED = 0, 1
+
+
+class Way(Enum):
+    """How a question is asked here."""
+
+    BESIDE = "beside"
+    IN_TURN = "in turn"
+    ELSEWHERE = "elsewhere"
+    ALONE = "alone"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The way, and in words what is done and why."""
+
+    way: Way
+    words: str
 
 
 class Comparison:
-    """The two sides of a publication. The quantized one answers alone where the original is absent or does not fit."""
+    """The two sides of a publication. keep: whether models stay loaded between questions."""
 
-    def __init__(self, publication: Publication) -> None:
+    def __init__(self, publication: Publication, keep: bool = not ON_ZERO_GPU) -> None:
         self.quantized = ModelProcess("quantized", publication.model, publication.auto_class)
-        self.original = None
+        self.original: ModelProcess | None = None
         if publication.original:
             self.original = ModelProcess("original", publication.original, publication.auto_class)
+        self._keep = keep
+        self._turns = Lock()
+        self._footprints: dict[str, int] = {}
 
-    def ask(self, picture: str | None, question: str, length: int) -> Iterator[tuple[Answer, Answer]]:
-        """(original's, quantized one's) answers as they grow."""
-        absence = self._why_no_original()
-        latest = [Answer(status=absence), Answer()]
-        asked = [(1, self.quantized)]
-        if self.original and not absence:
-            asked.append((0, self.original))
-        for side, answer in _as_they_come({side: model.ask(picture, question, length) for side, model in asked}):
-            latest[side] = answer
-            yield latest[0], latest[1]
+    def plan(self) -> Plan:
+        """How a question asked now would be answered."""
+        plan = self._plan()
+        if self._keep:
+            return plan
+        return Plan(plan.way, f"{plan.words} A GPU is lent for each question, so models are loaded anew each time.")
 
-    def _why_no_original(self) -> str:
-        """In words why the original does not answer here; empty when it does."""
+    def _plan(self) -> Plan:
         if self.original is None:
-            return "The original is not part of this Space."
-        needed = footprint(self.original.place)
-        if self.original.loaded or needed is None:
-            return ""
-        beside = 0 if self.quantized.loaded else footprint(self.quantized.place) or 0
-        left = max(0, available_memory() - beside)
-        if needed <= left:
-            return ""
-        return (
-            f"The original needs about {gigabytes(needed)} of memory and this machine has {gigabytes(left)} left "
-            "beside the quantized model, so the quantized model answers alone."
-        )
+            return Plan(Way.ALONE, "The original is not part of this Space, so the quantized model answers alone.")
+        first, second = self._footprint(self.original), self._footprint(self.quantized)
+        together = "Each model runs in a process of its own, and both answer at the same time"
+        if first is None or second is None:
+            return Plan(Way.BESIDE, f"{together}.")
+        sizes = ((self.original, first), (self.quantized, second))
+        room = max(0, memory_for_models() + sum(size for model, size in sizes if model.loaded))
+        if first + second <= room:
+            return Plan(Way.BESIDE, f"{together}, so that they share the machine that their figures are of.")
+        shortage = f"this machine has {gigabytes(room)} for models"
+        if max(first, second) <= room:
+            words = f"Together the models need about {gigabytes(first + second)} of memory and {shortage}"
+            return Plan(Way.IN_TURN, f"{words}, so they are loaded and asked one after the other, which takes longer.")
+        words = f"The original needs about {gigabytes(first)} of memory and {shortage}"
+        if not self.original.place.link:
+            return Plan(Way.ALONE, f"{words}, so the quantized model answers alone.")
+        if not get_token():
+            advice = "with a token in HF_TOKEN the original would be asked through Inference Providers"
+            return Plan(Way.ALONE, f"{words}, so the quantized model answers alone; {advice}.")
+        what = "other software on other machines runs it, so its speed cannot be compared with the quantized model's"
+        return Plan(Way.ELSEWHERE, f"{words}, so the original is asked through Inference Providers: {what}.")
+
+    def ask(self, picture: str | None, question: str, settings: Settings) -> Iterator[tuple[Answer, Answer]]:
+        """(original's, quantized one's) answers as they grow; at the end both have ended."""
+        plan = self.plan()
+        latest = [Answer(), Answer()]
+        try:
+            for side, answer in _as_they_come(self._streams(plan, picture, question, settings)):
+                latest[side] = answer
+                yield latest[ORIGINAL], latest[QUANTIZED]
+        finally:
+            if not self._keep:
+                self.stop()
+
+    def stop(self) -> None:
+        """End both processes."""
+        for model in (self.original, self.quantized):
+            if model:
+                model.stop()
+
+    def _footprint(self, model: ModelProcess) -> int | None:
+        """`footprint` of a model, asked for until it is known."""
+        if model.name not in self._footprints and (size := footprint(model.place)):
+            self._footprints[model.name] = size
+        return self._footprints.get(model.name)
+
+    def _streams(
+        self, plan: Plan, picture: str | None, question: str, settings: Settings
+    ) -> list[tuple[list[int], Iterator[Note]]]:
+        """What is to be heard at the same time, each with the sides that speak in it."""
+        asked = (picture, question, settings)
+        self.quantized.threads = cores()
+        if self.original is None or plan.way is Way.ALONE:
+            absent = iter([(ORIGINAL, failure(plan.words))])
+            return [([ORIGINAL], absent), ([QUANTIZED], _by(QUANTIZED, self.quantized.ask(*asked)))]
+        if plan.way is Way.IN_TURN:
+            return [([ORIGINAL, QUANTIZED], self._in_turn(*asked))]
+        original: ModelProcess | RemoteModel = self.original
+        if plan.way is Way.ELSEWHERE:
+            original = RemoteModel(self.original.name, self.original.place)
+        else:
+            self.original.threads = self.quantized.threads = max(1, cores() // 2)
+        return [
+            ([ORIGINAL], _by(ORIGINAL, original.ask(*asked))),
+            ([QUANTIZED], _by(QUANTIZED, self.quantized.ask(*asked))),
+        ]
+
+    def _in_turn(self, picture: str | None, question: str, settings: Settings) -> Iterator[Note]:
+        """One model's whole answer, then the other's; whichever is loaded goes first, so that it loads once less."""
+        assert self.original
+        models = (self.original, self.quantized)
+        with self._turns:
+            order = sorted((ORIGINAL, QUANTIZED), key=lambda side: not models[side].loaded)
+            yield order[1], Answer(status="Waits until the other model has answered…")
+            for side in order:
+                models[1 - side].stop()
+                models[side].threads = cores()
+                yield from _by(side, models[side].ask(picture, question, settings))
 
 
 def footprint(place: Place) -> int | None:
@@ -62,26 +150,32 @@ def footprint(place: Place) -> int | None:
     return weights and int(weights * LOADED_PER_WEIGHT_BYTE) + PROCESS_BYTES
 
 
-def _as_they_come(sides: dict[int, Iterator[Answer]]) -> Iterator[tuple[int, Answer]]:
-    """Whatever any side says next, until all have ended."""
-    notes: SimpleQueue[Note] = SimpleQueue()
-    for side, answers in sides.items():
-        Thread(target=_note_down, args=(side, answers, notes), daemon=True).start()
-    speaking = len(sides)
+def _by(side: int, answers: Iterator[Answer]) -> Iterator[Note]:
+    return ((side, answer) for answer in answers)
+
+
+def _as_they_come(streams: list[tuple[list[int], Iterator[Note]]]) -> Iterator[Note]:
+    """Whatever any stream says next, until all have ended."""
+    heard: SimpleQueue[Note | None] = SimpleQueue()
+    for sides, stream in streams:
+        # A thread each also hears an answer to its end where nobody listens any more.
+        Thread(target=_note_down, args=(sides, stream, heard), daemon=True).start()
+    speaking = len(streams)
     while speaking:
-        side, answer = notes.get()
-        if answer is None:
+        note = heard.get()
+        if note is None:
             speaking -= 1
         else:
-            yield side, answer
+            yield note
 
 
-def _note_down(side: int, answers: Iterator[Answer], notes: "SimpleQueue[Note]") -> None:
+def _note_down(sides: list[int], stream: Iterator[Note], heard: "SimpleQueue[Note | None]") -> None:
     try:
-        for answer in answers:
-            notes.put((side, answer))
+        for note in stream:
+            heard.put(note)
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
-        notes.put((side, Answer(status=f"Something went wrong here: {error}. Ask again.")))
+        for side in sides:
+            heard.put((side, failure(f"Something went wrong here: {error}. Ask again.")))
     finally:
-        notes.put((side, None))
+        heard.put(None)

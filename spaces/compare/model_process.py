@@ -8,22 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
+from answer import Answer, Settings, failure, figures, gigabytes
 from machine import cores, resident_memory
 from publication import HERE, Place
-
-SIDES = 2
-"""Original and quantized share the cores: more threads than cores make both of them many times slower."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer so far: its text, and in words what is going on, what it took, or what went wrong."""
-
-    text: str = ""
-    status: str = ""
 
 
 class Ended(Exception):
@@ -31,18 +21,23 @@ class Ended(Exception):
 
 
 class ModelProcess:
-    """One side of the comparison."""
+    """One side of the comparison.
+
+    threads: with how many a process that is started from now on computes; several processes that have more threads
+    than there are cores are many times slower.
+    """
 
     def __init__(self, name: str, place: Place, auto_class: str) -> None:
         self.name = name
         self.place = place
         self.loaded = False
+        self.threads = cores()
         self._auto_class = auto_class
         self._process: subprocess.Popen[str] | None = None
         self._one_at_a_time = threading.Lock()
         atexit.register(self.stop)
 
-    def ask(self, picture: str | None, question: str, length: int) -> Iterator[Answer]:
+    def ask(self, picture: str | None, question: str, settings: Settings) -> Iterator[Answer]:
         """The answer as it grows; never raises for what the model or its process does."""
         answer = Answer()
         if self._one_at_a_time.locked():
@@ -53,19 +48,19 @@ class ModelProcess:
                     yield Answer(status=f"Loading the {self.name} model; this takes a while…")
                     self._start()
                 yield Answer(status="Looking and thinking…")
-                self._send({"picture": picture, "question": question, "length": length})
+                self._send({"picture": picture, "question": question, **asdict(settings)})
                 for answer in self._hear():
                     yield answer
             except Ended as end:
                 self.stop()
-                yield replace(answer, status=str(end))
+                yield replace(answer, status=str(end), ended=True, failed=True)
 
     def stop(self) -> None:
         """End the process, if there is one."""
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-        self._process, self.loaded = None, False
+        process, self._process, self.loaded = self._process, None, False
+        if process:
+            process.kill()
+            process.wait()
 
     def _is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -75,7 +70,6 @@ class ModelProcess:
         command = [sys.executable, str(HERE / "worker.py"), self.place.location, "--auto-class", self._auto_class]
         if self.place.revision:
             command += ["--revision", self.place.revision]
-        threads = str(max(1, cores() // SIDES))
         # A session of its own keeps Ctrl-C for the app; the process ends with the app, when its standard input closes.
         self._process = subprocess.Popen(
             command,
@@ -83,7 +77,7 @@ class ModelProcess:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            env={"OMP_NUM_THREADS": threads, **os.environ},
+            env={"OMP_NUM_THREADS": str(self.threads), **os.environ},
             start_new_session=True,
         )
         first = self._next_message()
@@ -92,14 +86,13 @@ class ModelProcess:
         self.loaded = True
 
     def _send(self, request: dict[str, Any]) -> None:
-        process = self._process
-        assert process is not None
+        process = self._running()
         assert process.stdin is not None
         try:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
         except BrokenPipeError:
-            raise Ended(self._how_it_ended()) from None
+            raise Ended(self._how_it_ended(process)) from None
 
     def _hear(self) -> Iterator[Answer]:
         text = ""
@@ -109,38 +102,33 @@ class ModelProcess:
                 text += message["text"]
                 yield Answer(text, "Answering…")
             elif message["event"] == "failed":
-                yield Answer(text, f"The {self.name} model could not answer. {message['reason']}")
+                yield failure(f"The {self.name} model could not answer. {message['reason']}", text)
                 return
             else:
-                yield Answer(text, self._figures(message))
+                yield Answer(text, self._figures(message), ended=True)
                 return
 
     def _figures(self, done: dict[str, Any]) -> str:
-        assert self._process
-        rate = done["tokens_per_second"]
-        figures = [
-            f"{done['first_token_seconds']:.2f} s to first token",
-            f"{rate:.1f} tokens/s" if rate else "one token",
-            f"{gigabytes(resident_memory(self._process.pid))} resident memory",
-        ]
-        return " · ".join(figures)
+        memory = f"{gigabytes(resident_memory(self._running().pid))} resident memory"
+        if done["gpu_bytes"]:
+            memory += f" · {gigabytes(done['gpu_bytes'])} GPU memory"
+        return figures(done["first_token_seconds"], done["tokens_per_second"], memory)
 
     def _next_message(self) -> dict[str, Any]:
-        process = self._process
-        assert process is not None
+        process = self._running()
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise Ended(self._how_it_ended())
+            raise Ended(self._how_it_ended(process))
         return json.loads(line)
 
-    def _how_it_ended(self) -> str:
-        assert self._process
-        code = self._process.wait()
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            raise Ended(f"The process of the {self.name} model was stopped. Ask again to start it again.")
+        return self._process
+
+    def _how_it_ended(self, process: subprocess.Popen[str]) -> str:
+        code = process.wait()
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         why = ", most likely for want of memory" if code == -signal.SIGKILL else ""
         return f"The process of the {self.name} model ended {how}{why}. Ask again to start it again."
-
-
-def gigabytes(amount: int) -> str:
-    return f"{amount / 1e9:.2f} GB"

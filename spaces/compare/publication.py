@@ -1,19 +1,20 @@
 """The publication that this Space shows: its configuration, and the files of its model repo that the tabs present."""
 
+import base64
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
-from PIL import Image, UnidentifiedImageError
 
 HERE = Path(__file__).resolve().parent
 _METADATA = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
-_RELATIVE_LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#|/)([^)\s]+)\)")
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#|/)([^)\s]+)\)")
+_PICTURE_ELSEWHERE = re.compile(r"!(\[[^\]]*\]\([a-z]+:)")
+_PLOT = re.compile(r"plots/[\w-]+\.png")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Place:
     @property
     def link(self) -> str | None:
         return None if self.folder else f"https://huggingface.co/{self.name}"
+
+    @property
+    def files_link(self) -> str | None:
+        """The page of its files at the very revision that is shown here."""
+        return f"{self.link}/tree/{self.revision}" if self.link and self.revision else None
 
     def file(self, name: str) -> Path | None:
         """A file of the repo, or None where it has none or cannot be reached now."""
@@ -73,42 +79,39 @@ class Place:
 
 @dataclass(frozen=True)
 class Publication:
-    """publication.json, as mopeq-hub writes it."""
+    """publication.json, as mopeq-hub writes it. run: the address of the workflow run that made the publication."""
 
+    name: str
     model: Place
     original: Place | None
     auto_class: str
     title: str
-    plots: tuple[str, ...]
+    run: str | None
 
     @classmethod
     def read(cls, path: Path = HERE / "publication.json") -> "Publication":
         said = json.loads(path.read_text(encoding="utf-8"))
         original = Place(said["original"], said["original_revision"]) if said["original"] else None
         model = Place(said["model"], said["revision"])
-        return cls(model, original, said["auto_class"], said["title"], tuple(said["plots"]))
-
-    def pictures(self) -> Iterator[tuple[str, Image.Image]]:
-        """Name and picture of each plot that the model repo has."""
-        for name in self.plots:
-            if path := self.model.file(name):
-                with suppress(UnidentifiedImageError):
-                    yield Path(name).stem.replace("_", " "), Image.open(path)
+        return cls(said["publication"], model, original, said["auto_class"], said["title"], said["run"])
 
     def card(self) -> str | None:
-        """The model card without its metadata; links to files of the repo lead to the Hub, or are only their words."""
+        """The model card without its metadata. Its plots are in it; other links to files of the repo lead to the Hub,
+        or are only their words, and a picture from elsewhere becomes a link."""
         path = self.model.file("README.md")
         if path is None:
             return None
         text = _METADATA.sub("", path.read_text(encoding="utf-8", errors="replace"), count=1)
-        return _RELATIVE_LINK.sub(self._repo_link, text)
+        return _LINK.sub(self._repo_link, _PICTURE_ELSEWHERE.sub(r"\1", text))
 
     def _repo_link(self, link: re.Match[str]) -> str:
         picture, words, target = link.groups()
+        if picture:
+            path = self.model.file(target) if _PLOT.fullmatch(target) else None
+            return f"![{words}]({_as_address(path)})" if path else ""
         if self.model.link is None:
-            return "" if picture else words
-        route = "resolve" if picture else "blob"
-        return f"{picture}[{words}]({self.model.link}/{route}/{self.model.revision or 'main'}/{target})"
+            return words
+        return f"[{words}]({self.model.link}/blob/{self.model.revision or 'main'}/{target})"
 
     def facts(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the model repo, fidelity.json or mopeq.json; None where it cannot be read."""
@@ -117,3 +120,8 @@ class Publication:
             return json.loads(path.read_text(encoding="utf-8")) if path else None
         except ValueError:
             return None
+
+
+def _as_address(picture: Path) -> str:
+    """A picture inside its own address, so that the page asks no other host for it."""
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"

@@ -1,8 +1,9 @@
 """One model, answering questions read from standard input; run by model_process.py, one process for each model.
 
 auto-round's loader changes transformers for its whole process, so original and quantized model must not share one.
-A question is a JSON line, {"picture": path or null, "question": text, "length": tokens}; its answer is lines of JSON:
-"text" as it is made, then "done" with its figures, or "failed" with the reason in words.
+A question is a JSON line, {"picture": path or null, "question": text, "length": tokens, "temperature": 0 for the
+likeliest words, "seed": number}; its answer is lines of JSON: "text" as it is made, then "done" with its figures, or
+"failed" with the reason in words.
 """
 
 import argparse
@@ -81,19 +82,26 @@ class Answerer:
     def __init__(self, where: str, revision: str | None, auto_class: str) -> None:
         if not auto_class.startswith("AutoModel"):
             raise ValueError(f"{auto_class} is not one of transformers' AutoModel classes")
-        self.model = getattr(transformers, auto_class).from_pretrained(where, revision=revision, dtype="auto").eval()
+        device = {"device_map": "auto"} if torch.cuda.is_available() else {}
+        loader = getattr(transformers, auto_class)
+        self.model = loader.from_pretrained(where, revision=revision, dtype="auto", **device).eval()
         self.processor = load_processor(where, revision, self.model.config)
         self.accepted = inspect.signature(self.model.forward).parameters
 
     @torch.inference_mode()
-    def answer(self, say: Say, picture: str | None, question: str, length: int) -> None:
+    def answer(self, say: Say, picture: str | None, question: str, length: int, temperature: float, seed: int) -> None:
         started = time.perf_counter()
         voice = Voice(getattr(self.processor, "tokenizer", self.processor), say)
         inputs = self.prepare(picture, question)
-        self.model.generate(**inputs, max_new_tokens=length, do_sample=False, streamer=voice)
+        how: dict[str, Any] = {"do_sample": False}
+        if temperature:
+            how = {"do_sample": True, "temperature": temperature}
+            torch.manual_seed(seed)
+        self.model.generate(**inputs, max_new_tokens=length, streamer=voice, **how)
         first, last, after_first = voice.times[0], voice.times[-1], len(voice.times) - 1
         rate = after_first / (last - first) if after_first else None
-        say(event="done", tokens=len(voice.times), first_token_seconds=first - started, tokens_per_second=rate)
+        gpu_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        say(event="done", first_token_seconds=first - started, tokens_per_second=rate, gpu_bytes=gpu_bytes)
 
     def prepare(self, picture: str | None, question: str) -> dict[str, Any]:
         image = Image.open(picture).convert("RGB") if picture else None

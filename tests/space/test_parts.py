@@ -1,80 +1,60 @@
-"""What the app does where a model is missing, too large, broken, or has a processor that needs torchvision."""
+"""What the app does where a model is broken or has a processor that needs torchvision; its card, its table."""
 
-import importlib
+import dataclasses
 import json
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from mopeq_hub.space import render_space
 from tests.report.documents import fidelity, manifest
-
-MODEL = Path(__file__).parents[1] / "assets" / "shapes-moe-vl"
-Load = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def model_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "published"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(bytes(1000))
-    return folder
-
-
-@pytest.fixture
-def load(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Imports a module of a Space rendered beside the folder `published`, whose original is the small trained model."""
-    render_space(tmp_path / "space", manifest(), "../published", str(MODEL), None)
-    monkeypatch.syspath_prepend(str(tmp_path / "space"))
-    before = set(sys.modules)
-    yield importlib.import_module
-    names = {path.stem for path in (tmp_path / "space").glob("*.py")}
-    for name in names & (set(sys.modules) - before):
-        del sys.modules[name]
-
-
-def test_an_original_that_does_not_fit_leaves_the_quantized_model_to_answer_alone(
-    load: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    comparison, answer = load("comparison"), load("model_process").Answer
-    monkeypatch.setattr(comparison, "available_memory", lambda: 1_000_000_000)
-    monkeypatch.setattr(comparison.ModelProcess, "ask", lambda self, *_: iter([answer(f"from {self.name}")]))
-    [(original, quantized)] = comparison.Comparison(load("publication").Publication.read()).ask(None, "what ?", 8)
-    assert quantized.text == "from quantized"
-    assert original.text == ""
-    assert original.status == (
-        "The original needs about 0.71 GB of memory and this machine has 0.30 GB left beside the quantized model, "
-        "so the quantized model answers alone."
-    )
+from tests.space.conftest import MODEL, Load
 
 
 def test_a_model_that_cannot_be_loaded_says_why_in_words(load: Load) -> None:
     process = load("model_process").ModelProcess("quantized", load("publication").Publication.read().model, "AutoModel")
-    *_, last = process.ask(None, "what ?", 8)
+    *_, last = process.ask(None, "what ?", load("answer").Settings())
+    assert last.failed
     assert last.text == ""
     assert last.status.startswith("The quantized model could not be loaded. ")
     assert "\n" not in last.status
 
 
-def test_the_card_loses_its_metadata_and_the_links_that_lead_nowhere(load: Load, model_folder: Path) -> None:
-    card = "---\nlicense: mit\n---\n# A card\n\n![Bit map](plots/bits.png) see [mopeq.json](mopeq.json), [Hub](https://hf.co)\n"
+def test_the_card_shows_its_plots_and_asks_no_other_host_for_a_picture(load: Load, model_folder: Path) -> None:
+    from PIL import Image
+
+    (model_folder / "plots").mkdir()
+    Image.new("RGB", (2, 2)).save(model_folder / "plots" / "bits.png")
+    card = (
+        "---\nlicense: mit\n---\n# A card\n\n![Bit map](plots/bits.png) ![gone](plots/gone.png) "
+        "![up](../../secret.png) ![tracker](https://example.org/p.png) see [mopeq.json](mopeq.json), [Hub](https://hf.co)\n"
+    )
     (model_folder / "README.md").write_text(card, "utf-8")
     publication = load("publication")
-    assert publication.Publication.read().card() == "# A card\n\n see mopeq.json, [Hub](https://hf.co)\n"
+    shown = publication.Publication.read().card()
+    assert "![Bit map](data:image/png;base64,iVBOR" in shown
+    assert shown.count("![") == 1
+    assert shown.startswith("# A card\n")
+    assert shown.endswith("[tracker](https://example.org/p.png) see mopeq.json, [Hub](https://hf.co)\n")
     assert publication.Place("me/m", "v1").link == "https://huggingface.co/me/m"
 
 
-def test_files_of_the_publication_that_are_broken_are_as_good_as_missing(load: Load, model_folder: Path) -> None:
-    (model_folder / "plots").mkdir()
-    (model_folder / "plots" / "bits.png").write_bytes(b"no picture")
+def test_the_page_leads_to_the_model_to_the_source_commit_and_to_the_run_that_made_it(load: Load) -> None:
+    publication = load("publication")
+    places = publication.Place("me/quantized", "v1"), publication.Place("maker/model", "c0ffee" * 6)
+    made = publication.Publication("name", *places, "AutoModel", "<b>*title*", "https://github.com/me/p/actions/runs/1")
+    shown = load("app").introduction(made)
+    assert "[me/quantized](https://huggingface.co/me/quantized)" in shown
+    assert f"[c0ffeec0ffee](https://huggingface.co/maker/model/tree/{'c0ffee' * 6})" in shown
+    assert "[this workflow run](https://github.com/me/p/actions/runs/1)" in shown
+    assert "<b>" not in shown
+    hostile = dataclasses.replace(made, run="javascript:alert(1)")
+    assert "workflow run" not in load("app").introduction(hostile)
+
+
+def test_a_broken_file_of_the_publication_is_as_good_as_missing(load: Load, model_folder: Path) -> None:
     (model_folder / "fidelity.json").write_bytes(b"{")
-    publication = load("publication").Publication.read()
-    assert list(publication.pictures()) == []
-    assert publication.facts("fidelity.json") is None
+    assert load("publication").Publication.read().facts("fidelity.json") is None
 
 
 def test_the_fidelity_table_sets_the_publication_beside_what_it_was_compared_with(load: Load) -> None:
@@ -103,8 +83,9 @@ def test_a_processor_that_needs_torchvision_is_put_together_from_its_parts(load:
         worker.AutoImageProcessor.from_pretrained(folder), tokenizer, "<|image_pad|>"
     )
     heard: list[dict[str, Any]] = []
-    answerer.answer(lambda **message: heard.append(message), str(MODEL / "images" / "eval-014.png"), "what ?", 3)
-    inputs = answerer.prepare(str(MODEL / "images" / "eval-014.png"), "what ?")
+    picture = str(MODEL / "images" / "eval-014.png")
+    answerer.answer(lambda **message: heard.append(message), picture, "what ?", length=3, temperature=0, seed=0)
+    inputs = answerer.prepare(picture, "what ?")
     assert int(inputs["mm_token_type_ids"].sum()) == int(inputs["image_grid_thw"].prod()) // 4
     assert heard[-1]["event"] == "done"
 

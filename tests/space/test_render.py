@@ -60,8 +60,39 @@ def test_the_publication_pins_both_models(tmp_path: Path) -> None:
         "original_revision": HUB_COMMIT,
         "auto_class": "AutoModelForImageTextToText",
         "title": "shapes-moe-vl, original and quantized",
-        "plots": ["plots/bits.png", "plots/sensitivity.png", "plots/bits_per_layer.png"],
+        "publication": "mopeq-c4c4c4c4c4c4-5b5b5b5b5b5b",
+        "run": None,
     }
+
+
+def test_the_readme_leads_to_the_source_commit_and_to_the_run_that_made_it(tmp_path: Path) -> None:
+    run = "https://github.com/me/publications/actions/runs/42"
+    made = {**from_hub(), "provenance": {"run": run}}
+    render_space(tmp_path, made, "me/shapes-moe-vl-MoPEQ", "maker/shapes-moe-vl", None)
+    readme = (tmp_path / "README.md").read_text("utf-8")
+    assert publication(tmp_path)["run"] == run
+    assert f"[this workflow run]({run})" in readme
+    assert f"[`{HUB_COMMIT[:12]}`](https://huggingface.co/maker/shapes-moe-vl/tree/{HUB_COMMIT})" in readme
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [None, {}, {"run": None}, {"run": 7}, "run", {"run": "javascript:alert(1)"}, {"run": "http://example.org/1"},
+     {"run": "https://example.org/) <script>"}],
+)  # fmt: skip
+def test_a_run_that_is_no_plain_address_is_left_out(tmp_path: Path, provenance: Any) -> None:
+    render_space(tmp_path, {**from_hub(), "provenance": provenance}, "me/shapes-moe-vl-MoPEQ", None, None)
+    assert publication(tmp_path)["run"] is None
+    assert "workflow run" not in (tmp_path / "README.md").read_text("utf-8")
+
+
+def test_what_the_space_installs_is_what_it_was_tested_with(tmp_path: Path) -> None:
+    render_space(tmp_path, manifest(), "../published", None, None)
+    constraints = (Path(__file__).parents[2] / ".ci" / "constraints.txt").read_text("utf-8").split("\n")
+    wanted = [line for line in (tmp_path / "requirements.txt").read_text("utf-8").splitlines() if line[0] != "#"]
+    assert len(wanted) == 8
+    assert set(wanted) <= set(constraints)
+    assert f"gradio=={SpaceCard.load(tmp_path / 'README.md').data.to_dict()['sdk_version']}" in constraints
 
 
 def test_folders_stay_folders_and_their_paths_stay_out_of_the_readme(tmp_path: Path) -> None:
