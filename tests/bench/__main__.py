@@ -1,6 +1,8 @@
 """`python -m tests.bench [section ...]`."""
 
 import argparse
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,6 +47,8 @@ def main() -> None:
     unknown = sorted(set(given.sections) - set(SECTIONS))
     if unknown:
         parser.error(f"there is no section {unknown[0]}; choose from {', '.join(SECTIONS)}")
+    # Whoever ends it leaves no rival running, and no large files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     console = Console(width=130)
     set_threads(given.threads)
     with tempfile.TemporaryDirectory(prefix="mopeq-bench-", dir=given.folder) as folder:
