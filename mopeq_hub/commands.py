@@ -94,7 +94,7 @@ def publish(
     if engine == "jobs":
         if sign:
             raise UsageError("a job on the Hub has neither an OIDC identity nor your key", "sign with --engine local")
-        from mopeq_hub.engines import jobs
+        from mopeq_hub import jobs
 
         options = given(context, {"model", "to", "engine", "flavor", "timeout", "as_json"})
         say, files = Quiet().say if as_json else print, (questions, calibration)

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mopeq_hub import github
+from mopeq_hub import github, jobs
 from mopeq_hub.catalog import BrokenEntry, Entry, chosen, name_of, read_catalog
 from mopeq_hub.check import check
-from mopeq_hub.engines import Engine, jobs
+from mopeq_hub.engines import Engine
 from mopeq_hub.engines.choice import check_options, engine_named
 from mopeq_hub.errors import MopeqError, UsageError, described
 from mopeq_hub.hub import Destination, destination_for

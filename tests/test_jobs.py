@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mopeq_hub import __version__, cli
-from mopeq_hub.engines import jobs
+from mopeq_hub import __version__, cli, jobs
 from tests.hub import HubServer, client_pointed_at
 
 MODEL = "alice/shapes"
