@@ -14,9 +14,9 @@ from mopeq_hub.recipe import Recipe
 def room_for(model: Model, recipe: Recipe) -> Room | None:
     """What the experts may take; None where the recipe has no budget.
 
-    `bpw` counts the routed experts alone, their scales and zero points included; `GB` and `x`, of the original, count
-    all safetensors files. Raises MopeqError where the recipe's widths do not reach down to the budget, or a width does
-    not suit the experts.
+    `bpw` counts the routed experts alone, their scales and zero points included; `GB`, `MB` and `x`, of the original,
+    count all safetensors files. Raises MopeqError where the recipe's widths do not reach down to the budget, or a width
+    does not suit the experts.
     """
     if not recipe.budget:
         return None
@@ -51,4 +51,4 @@ def _scale(model: Model, recipe: Recipe, sizes: dict[Expert, tuple[int, ...]], u
     files = sum(len(shard.header()[0]) + sum(tensor.nbytes for tensor in shard.tensors) for shard in shards)
     beside = files - sum(of[-1] for of in sizes.values())
     original = sum(model.source.files()[shard] for shard in model.checkpoint.shards)
-    return (1e9 if unit == "GB" else float(original)), beside
+    return {"GB": 1e9, "MB": 1e6, "x": float(original)}[unit], beside

@@ -28,7 +28,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 _WORDS = {str: "text", dict: "a mapping", bool: "true or false"}
 _LONG = 200
-_FORM = "write `- model: owner/name`, and under it `to: owner/name`"
+_FORM = "write `- model: owner/name`, and under it `to: owner/name`, or a folder such as ./mine"
 
 
 @dataclass(frozen=True)

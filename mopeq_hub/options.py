@@ -125,7 +125,7 @@ _RECIPE_HELP = {
     "estimator": "Of the Hessian trace: `exact` or `hutchinson`.",
     "probes": "Random vectors of the hutchinson estimator.",
     "allocator": "How sensitivities become widths: `kmeans`, the paper's; `rank` or `knapsack`, which meet a --budget.",
-    "budget": "What it may take: `3.0bpw` of the routed experts, `12GB` or `0.25x` of all safetensors files.",
+    "budget": "What it may take: `3.0bpw` of the routed experts, `12GB`, `500MB` or `0.25x` of all files.",
     "scope": "Who competes for bits: all experts of the `model`, or those of one `layer`.",
     "quantizer": "`search` for the best scale of a group, `rtn`, round to nearest, or calibrated: `gptq`, `signround`.",
     "iterations": "How often `signround` adjusts each decoder layer.",

@@ -250,6 +250,8 @@ def push(
     with workplace.scratch() as work:
         again = _write_card(staged(folder, manifest, work / "again"), None, space)
         unedited = again.read_bytes() == (folder / "README.md").read_bytes()
+        if not unedited and _is_unmeasured(folder, again, space):
+            raise MopeqError(f"the card of {folder} was written before it was measured", "run `mopeq-hub card` on it")
         ready = staged(folder, manifest, work / "repo")
         manifest = _completed(ready, destination, signer, space=space, card_too=unedited)
         commit = destination.commit(ready, name, progress, consume=False)
@@ -288,6 +290,12 @@ def _check_apart(folder: Path | None, model: Model) -> None:
     source, target = Path(model.source.location), folder.resolve()
     if target.is_relative_to(source) or source.is_relative_to(target):
         raise MopeqError(f"{folder} and the source {source} lie within each other", "choose another folder")
+
+
+def _is_unmeasured(folder: Path, again: Path, space: bool) -> bool:
+    """Whether the folder's card is the one that a folder without fidelity.json gets; `again` is a card beside one."""
+    (again.parent / manifests.FIDELITY_NAME).unlink()
+    return _write_card(again.parent, None, space).read_bytes() == (folder / "README.md").read_bytes()
 
 
 def _signer(sign: str | None) -> Signer | None:

@@ -64,6 +64,8 @@ def show_outcomes(name: str, document: dict[str, Any], as_json: bool) -> None:
     to_step_summary(lambda: catalog.step_summary(name, document["entries"]))
     if as_json:
         show_json(document)
+    elif not document["entries"]:
+        print(f"{name} is an empty catalog: nothing to do")
 
 
 def _tell_summary(publication: "Publication", where: str) -> None:

@@ -47,7 +47,7 @@ def _comparisons(
         recipe = replace(recipe, quantizer="search")
         others["these widths, not calibrated"] = recipe
     if len(recipe.bits) > 1:
-        others |= {f"uniform {bits} bits": replace(recipe, bits=(bits,)) for bits in recipe.bits}
+        others |= {f"uniform {bits} bits": recipe.uniform(bits) for bits in recipe.bits}
     found = []
     for name, other in others.items():
         with workplace.scratch() as work:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from mopeq_hub.errors import UsageError
@@ -24,7 +24,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "rest_bits": (2, 3, 4, 8, 16),
 }
 
-_BUDGET = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(bpw|GB|x)")
+_BUDGET = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(bpw|MB|GB|x)")
 
 CALIBRATED = ("signround", "gptq")
 """Quantizers that look at what the model computes on calibration data."""
@@ -38,8 +38,8 @@ class Recipe:
     signal, estimator, probes: how sensitivity is measured; `probes` counts only for `hutchinson`.
     allocator, scope: how sensitivities become widths; `model` lets experts of all layers compete. `kmeans` is the
     paper's, `rank` cuts the order of the sensitivities into parts, `knapsack` loses least; both meet a budget.
-    budget: what the published model may take: `3.0bpw` of the routed experts, `12GB` or `0.25x` of all safetensors
-    files; scales and zero points count. Empty for `kmeans`, which knows none.
+    budget: what the published model may take: `3.0bpw` of the routed experts, `12GB`, `500MB` or `0.25x` of all
+    safetensors files; scales and zero points count. Empty for `kmeans`, which knows none.
     quantizer: `search` looks for the scale with the least squared error in each group, `rtn` rounds to nearest,
     `signround` tunes scales and roundings on calibration data (arXiv 2309.05516), `gptq` lets the weights of later
     columns make up for the rounding of earlier ones, on calibration data too (arXiv 2210.17323).
@@ -91,7 +91,7 @@ class Recipe:
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is not positive", "give 1 or more")
         if self.budget and not _BUDGET.fullmatch(self.budget):
-            raise UsageError(f"--budget {self.budget!r} is not a size", "write it as 3.0bpw, 12GB or 0.25x")
+            raise UsageError(f"--budget {self.budget!r} is not a size", "write it as 3.0bpw, 12GB, 500MB or 0.25x")
         if self.budget and self.allocator == "kmeans":
             raise UsageError("the allocator kmeans knows no --budget", "add --allocator knapsack")
         if not self.budget and self.allocator != "kmeans":
@@ -99,9 +99,13 @@ class Recipe:
         if not 0 <= self.seed < 1 << 32:
             raise UsageError(f"--seed {self.seed} is out of range", "give 0 to 4294967295")
 
+    def uniform(self, bits: int) -> "Recipe":
+        """The same with one width for every expert, and so without a budget."""
+        return replace(self, bits=(bits,), allocator="kmeans", budget="")
+
     @property
     def budget_parts(self) -> tuple[float, str]:
-        """Amount and unit, `bpw`, `GB` or `x`, of a budget that is not empty."""
+        """Amount and unit, `bpw`, `MB`, `GB` or `x`, of a budget that is not empty."""
         amount, unit = _BUDGET.fullmatch(self.budget).groups()  # type: ignore[union-attr]
         return float(amount), unit
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,7 @@ def run_local(folder: Path, port: int | None) -> None:
     votes = {"MOPEQ_VOTES": str(workplace.home() / "votes")}
     environment = {**votes, **os.environ, "GRADIO_SERVER_NAME": "127.0.0.1"}
     if port is not None:
+        _check_free(port)
         environment["GRADIO_SERVER_PORT"] = str(port)
     try:
         ended = subprocess.run([sys.executable, "app.py"], cwd=folder, env=environment, check=False).returncode
@@ -71,6 +73,16 @@ def run_local(folder: Path, port: int | None) -> None:
         return
     if ended:
         raise MopeqError(f"the Space in {folder} ended with exit code {ended}", "its own message stands above")
+
+
+def _check_free(port: int) -> None:
+    """Raises MopeqError where nothing can be served there; the app would take the next port without a word."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            raise MopeqError(f"port {port} is taken, or no port that may be used", "choose another --port") from None
 
 
 def _publication(folder: Path, manifest: dict[str, Any], model: str, original: str | None) -> dict[str, Any]:

@@ -20,10 +20,10 @@ def test_bits_per_weight_are_those_of_the_experts(allocator: str, shapes: Path) 
     assert len({bits for layer in manifest["experts"] for bits in layer["bits"]}) > 1
 
 
-@pytest.mark.parametrize("budget", ["0.0016GB", "0.28x"])
+@pytest.mark.parametrize("budget", ["1.6MB", "0.28x"])
 def test_bytes_are_those_of_all_files(budget: str, shapes: Path, tmp_path: Path) -> None:
     original = quantized_bytes(shapes)
-    allowed = {"0.0016GB": 1_600_000, "0.28x": int(0.28 * original)}[budget]
+    allowed = {"1.6MB": 1_600_000, "0.28x": int(0.28 * original)}[budget]
     repo = pipeline.quantize(str(shapes), tmp_path / "out", Recipe(allocator="knapsack", budget=budget))
     # One step of one expert is about 9 kB.
     assert allowed - 10_000 < quantized_bytes(repo.folder) <= allowed
@@ -49,6 +49,10 @@ def test_a_budget_that_cannot_be_met_is_refused_before_anything_is_measured(shap
 def test_budget_and_allocator_belong_together(choices: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Recipe.from_dict(dict(choices))
+
+
+def test_uniform_widths_to_compare_with_have_no_budget() -> None:
+    assert Recipe(allocator="knapsack", budget="3bpw", group_size=32).uniform(4) == Recipe(bits=(4,), group_size=32)
 
 
 def test_a_budget_alone_is_met_by_the_knapsack() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mopeq_hub import cli
+from mopeq_hub import MopeqError, cli, pipeline
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
@@ -46,6 +46,18 @@ def test_each_stage_works_alone_from_what_the_one_before_left(
     assert "| this publication |" in (tmp_path / "summary.md").read_text()
     run(capsys, "push", folder, target)
     assert "nothing to do" in run(capsys, "push", folder, target)
+
+
+def test_a_card_from_before_the_measurement_is_not_pushed(publication: Path, tmp_path: Path) -> None:
+    measured = (publication / "fidelity.json").read_text("utf-8")
+    (publication / "fidelity.json").unlink()
+    pipeline.card(publication)
+    (publication / "fidelity.json").write_text(measured, "utf-8")
+    with pytest.raises(MopeqError, match=r"written before it was measured; run `mopeq-hub card`"):
+        pipeline.push(publication, str(tmp_path / "target"), space=False)
+    assert not (tmp_path / "target").exists()
+    pipeline.card(publication)
+    assert pipeline.push(publication, str(tmp_path / "target"), space=False).changed
 
 
 def test_publish_says_first_where_to(shapes: Path, published: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ class FolderDestination:
     def check_writable(self, *, space: bool) -> None:
         parent = next(path for path in self._folder.parents if path.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise MopeqError(f"{parent} cannot be written to", "choose another folder with --to")
+            raise MopeqError(f"{parent} cannot be written to", "choose another folder")
         if os.path.ismount(self._folder) or Path.cwd().is_relative_to(self._folder):
             which = "a mount point" if os.path.ismount(self._folder) else "the current folder or above it"
             raise MopeqError(
@@ -53,9 +53,7 @@ class FolderDestination:
         if not self._folder.exists() or (self._folder.is_dir() and not any(self._folder.iterdir())):
             return None
         if not (self._folder / MANIFEST_NAME).is_file():
-            raise MopeqError(
-                f"{self.name} holds something that is not a publication", "choose another folder with --to"
-            )
+            raise MopeqError(f"{self.name} holds something that is not a publication", "choose another folder")
         manifest = read_object((self._folder / MANIFEST_NAME).read_text("utf-8"))
         digests = contents(self._folder)
         hidden = [path.name for path in self._folder.glob(".*")]
@@ -63,7 +61,7 @@ class FolderDestination:
         if foreign:
             raise MopeqError(
                 f"{self.name} holds {foreign[0]}, which is not part of its publication",
-                "move it away, or choose another folder with --to",
+                "move it away, or choose another folder",
             )
         return whole_publication(digests, manifest)
 

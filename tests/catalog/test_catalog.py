@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mopeq_hub import pipeline
+from mopeq_hub import cli, pipeline
 from mopeq_hub.catalog import BrokenEntry, Entry, read_catalog
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.recipe import Recipe
@@ -126,6 +126,13 @@ def test_the_catalog_that_comes_with_the_project_can_be_read_and_so_can_its_exam
     (entry,) = read_catalog("\n".join(lines))
     assert isinstance(entry, Entry)
     assert entry.recipe == Recipe(bits=(2, 4), scope="layer")
+
+
+def test_an_empty_catalog_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["republish", str(Path(__file__).parents[2] / "catalog.yaml")])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "catalog is an empty catalog: nothing to do\n"
 
 
 def test_what_is_stale_and_why(hub: HubServer, put: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,25 @@ import urllib.request
 from pathlib import Path
 
 import psutil
+import pytest
+
+from mopeq_hub import MopeqError
+from mopeq_hub.space import run_local
 
 
 def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
+
+
+def test_a_port_that_is_taken_is_not_exchanged_for_another(published: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = int(taken.getsockname()[1])
+        with pytest.raises(MopeqError, match=f"port {port} is taken"):
+            run_local(published.with_name(published.name + "-space"), port)
 
 
 def test_the_space_answers_until_it_is_stopped(published: Path) -> None:
