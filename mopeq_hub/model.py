@@ -49,9 +49,10 @@ def _float8_block(config: dict[str, Any], where: str) -> tuple[int, int]:
     return block[0], block[1]
 
 
-def open_model(name: str) -> Model:
+def open_model(name: str, *, named: bool = True) -> Model:
     """The model that `name` (a folder, or owner/name[@revision]) refers to, from config and headers alone.
 
+    named: whether its commit will be asked for.
     Raises UsageError on a name that cannot be one, MopeqError on whatever is wrong with the source.
     """
     source = open_source(name)
@@ -59,8 +60,9 @@ def open_model(name: str) -> Model:
     block = _float8_block(config, source.name)
     family = identify(config, source.name)
     checkpoint = Checkpoint(source, block)
-    # All will be known by it; reading a folder takes about as long as importing transformers does.
-    Thread(target=_find_commit, args=(source,), daemon=True).start()
+    if named:
+        # Reading a whole folder takes about as long as importing transformers does.
+        Thread(target=_find_commit, args=(source,), daemon=True).start()
     return Model(source, config, checkpoint, read_layout(checkpoint, family, source.path("config.json"), source.name))
 
 

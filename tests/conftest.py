@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Two workers and the processes they start share two cores; threads that outnumber them spin against each other.
 for threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -13,6 +13,9 @@ for threads in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
 
 import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.hub import HubServer
 
 ASSETS = Path(__file__).parent / "assets"
 SHAPES = ASSETS / "shapes-moe-vl"
@@ -92,6 +95,15 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
     public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
     return private, public
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator["HubServer"]:
+    """A running Hub on loopback, to which the client in this process is pointed."""
+    from tests.hub import HubServer, client_pointed_at
+
+    with HubServer(tmp_path / "server") as server, client_pointed_at(server, tmp_path / "home"):
+        yield server
 
 
 @pytest.fixture

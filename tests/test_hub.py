@@ -19,12 +19,6 @@ from tests.hub import HubServer, client_pointed_at
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "server") as server, client_pointed_at(server, tmp_path / "home"):
-        yield server
-
-
-@pytest.fixture
 def alice(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
     return "alice"

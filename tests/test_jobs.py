@@ -1,24 +1,22 @@
 """The same command as a job on the Hub: what is submitted, how it is followed, and what is refused before."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mopeq_hub import __version__, cli, jobs
-from tests.hub import HubServer, client_pointed_at
+from tests.hub import HubServer
 
 MODEL = "alice/shapes"
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "server") as server, client_pointed_at(server, tmp_path / "home"):
-        monkeypatch.setenv("HF_TOKEN", server.token("alice"))
-        monkeypatch.chdir(tmp_path)
-        yield server
+def hub(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
+    monkeypatch.chdir(tmp_path)
+    return hub
 
 
 @pytest.fixture

@@ -18,17 +18,16 @@ from mopeq_hub import MopeqError, pipeline
 from mopeq_hub.check import Finding, check
 from mopeq_hub.signing import Signatory, signatory_for, signer_for
 from tests.conftest import edit_json
-from tests.hub import HubServer, client_pointed_at
+from tests.hub import HubServer
 
 Keys = tuple[Path, Path]
 REPO = "alice/shapes-MoPEQ"
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "server") as server, client_pointed_at(server, tmp_path / "home"):
-        monkeypatch.setenv("HF_TOKEN", server.token("alice"))
-        yield server
+def hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
+    return hub
 
 
 @pytest.fixture(scope="module")

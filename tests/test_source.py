@@ -1,7 +1,6 @@
 """Where a model comes from: a folder or a Hub repo, pinned, with just the files that are asked for."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,7 @@ from mopeq_hub import MopeqError
 from mopeq_hub.errors import UsageError
 from mopeq_hub.model import open_model
 from mopeq_hub.source import companions, open_source
-from tests.hub import HubServer, client_pointed_at
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "server") as server, client_pointed_at(server, tmp_path / "home"):
-        yield server
+from tests.hub import HubServer
 
 
 def test_a_folders_commit_is_its_contents(shapes: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ Hessians = dict[str, torch.Tensor]
 
 def main(job_path: Path) -> None:
     job = read_job(job_path)
-    original, live = open_model(job["folder"]), load(job)
+    original, live = open_model(job["folder"], named=False), load(job)
     if torch.cuda.is_available():
         live.to("cuda")
     inputs = calibration_inputs(job, Encoder(Path(job["folder"])))

@@ -1,7 +1,7 @@
 """A Hub with a model, and publications of it that are there at once: real in everything but their proof."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mopeq_hub.hub import destination_for
 from mopeq_hub.manifest import FIDELITY_NAME, weights_digest
 from mopeq_hub.recipe import Recipe
 from tests.conftest import SHAPES
-from tests.hub import HubServer, client_pointed_at
+from tests.hub import HubServer
 from tests.report.documents import fidelity
 
 MODEL, TO = "alice/shapes", "alice/shapes-MoPEQ"
@@ -36,11 +36,10 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str, 
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "server") as server, client_pointed_at(server, tmp_path / "home"):
-        monkeypatch.setenv("HF_TOKEN", server.token("alice"))
-        monkeypatch.chdir(tmp_path)
-        yield server
+def hub(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
+    monkeypatch.chdir(tmp_path)
+    return hub
 
 
 @pytest.fixture

@@ -20,13 +20,27 @@ _STARTED = "2026-01-01T00:00:00.000Z"
 
 
 @dataclass
-class Job:
-    """A submitted job; of its secrets only digests are kept."""
+class _Asked:
+    """What was asked for; of its secrets only digests are kept."""
 
     id: str
     namespace: str
     spec: dict[str, Any]
     secret_digests: dict[str, str]
+
+    def secret_is(self, key: str, value: str) -> bool:
+        """Whether a secret has this value."""
+        return self.secret_digests.get(key) == _digest(value)
+
+    def _common(self) -> dict[str, Any]:
+        owner = {"id": self.namespace, "name": self.namespace, "type": "user"}
+        return {"id": self.id, "createdAt": _STARTED, "owner": owner}
+
+
+@dataclass
+class Job(_Asked):
+    """A submitted job."""
+
     parts: list[list[str]]
     outcome: str
     message: str | None
@@ -37,42 +51,26 @@ class Job:
         """Where it is now."""
         return "RUNNING" if self.parts else self.outcome
 
-    def secret_is(self, key: str, value: str) -> bool:
-        """Whether a secret has this value."""
-        return self.secret_digests.get(key) == _digest(value)
-
     def info(self) -> dict[str, Any]:
         """The answer of the Hub: everything but the secrets."""
         return {
-            "id": self.id,
-            "createdAt": _STARTED,
-            "owner": {"id": self.namespace, "name": self.namespace, "type": "user"},
+            **self._common(),
             "status": {"stage": self.stage, "message": None if self.parts else self.message},
             **self.spec,
         }
 
 
 @dataclass
-class ScheduledJob:
+class ScheduledJob(_Asked):
     """A job that the Hub would begin time and again."""
 
-    id: str
-    namespace: str
     schedule: str
     concurrency: bool
-    spec: dict[str, Any]
-    secret_digests: dict[str, str]
-
-    def secret_is(self, key: str, value: str) -> bool:
-        """Whether a secret has this value."""
-        return self.secret_digests.get(key) == _digest(value)
 
     def info(self) -> dict[str, Any]:
         """The answer of the Hub: everything but the secrets."""
         return {
-            "id": self.id,
-            "createdAt": _STARTED,
-            "owner": {"id": self.namespace, "name": self.namespace, "type": "user"},
+            **self._common(),
             "schedule": self.schedule,
             "suspend": False,
             "concurrency": self.concurrency,
@@ -92,9 +90,8 @@ def schedule(hub: Hub, request: Request) -> Response:
         raise bad_request(f"Invalid flavor: {spec.get('flavor')}")
     digests = {key: _digest(str(value)) for key, value in spec.pop("secrets", {}).items()}
     hub.schedules_made += 1
-    job = ScheduledJob(
-        f"{hub.schedules_made:024x}", namespace, asked["schedule"], asked.get("concurrency", False), spec, digests
-    )
+    number = f"{hub.schedules_made:024x}"
+    job = ScheduledJob(number, namespace, spec, digests, asked["schedule"], asked.get("concurrency", False))
     hub.schedules[job.id] = job
     return json_response(job.info())
 

@@ -2,12 +2,11 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.hub import HubServer, client_pointed_at
+from tests.hub import HubServer
 from tests.space.conftest import Load
 
 NAME = "mopeq-c4c4c4c4c4c4-5b5b5b5b5b5b"
@@ -91,12 +90,6 @@ def test_votes_lie_where_the_variable_says_and_else_beside_the_folder_that_may_b
     assert open_votes().path == tmp_path / "elsewhere" / "votes.sqlite"
     monkeypatch.setenv("MOPEQ_VOTES_REPO", "alice/votes")
     assert open_votes().path == tmp_path / "elsewhere" / "votes.sqlite"
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "server") as server, client_pointed_at(server, tmp_path / "home"):
-        yield server
 
 
 def test_votes_go_to_a_dataset_one_line_each_and_count_in_the_next_run(

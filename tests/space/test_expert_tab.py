@@ -1,6 +1,5 @@
 """What is told of an expert is what its packed weights say, wherever they lie; the picture finds the expert clicked."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,8 @@ from huggingface_hub import constants
 
 from mopeq_hub.manifest import read_manifest
 from mopeq_hub.quantization.packing import Packed, dequantize, pack
-from tests.hub import HubServer, client_pointed_at
+from tests.hub import HubServer
 from tests.space.conftest import Load
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tmp_path / "server") as server, client_pointed_at(server, tmp_path / "home"):
-        yield server
 
 
 def experts_of(load: Load, folder: Path, place: Any) -> Any:
