@@ -16,8 +16,8 @@ from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.hub import destination_for
 from mopeq_hub.hub.published import Published
 from mopeq_hub.manifest import FIDELITY_NAME, MANIFEST_NAME, SIGNATURE_NAME
+from mopeq_hub.packing import PARTS
 from mopeq_hub.progress import Progress, Quiet
-from mopeq_hub.quantization.packing import PARTS
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.signing import Signatory, is_signed
 from mopeq_hub.untrusted import check_name
@@ -119,7 +119,7 @@ def _tensors(published: Published, manifest: dict[str, Any]) -> None:
 
 
 def _check_width(name: str, bits: int, group_size: int, tensors: dict[str, TensorInfo]) -> None:
-    """The three tensors of a packed weight, by the shapes that `mopeq_hub.quantization.packing` documents."""
+    """The three tensors of a packed weight, by the shapes that `mopeq_hub.packing` documents."""
     try:
         qweight, qzeros, scales = (tensors[f"{name}.{part}"] for part in PARTS)
     except KeyError as error:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mopeq_hub.errors import StoppedError, UsageError
-from mopeq_hub.fidelity.questions import DEFAULT_TOKENS
 from mopeq_hub.options import (
     AsJson,
     CalibrationOption,
@@ -41,6 +40,7 @@ from mopeq_hub.options import (
 )  # fmt: skip
 from mopeq_hub.printing import console, progress_for, show, show_json, show_outcome, show_outcomes, show_publication
 from mopeq_hub.progress import Quiet
+from mopeq_hub.questions import DEFAULT_TOKENS
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.version import __version__
 

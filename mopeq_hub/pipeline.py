@@ -12,7 +12,6 @@ from mopeq_hub import provenance, workplace
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.fidelity.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.hub import Destination, HubDestination, destination_for
 from mopeq_hub.hub.contents import staged
 from mopeq_hub.model import Model, open_model
@@ -21,6 +20,7 @@ from mopeq_hub.planning import Plan, needs_for, plan
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.proof import prove, prove_on_the_way
 from mopeq_hub.quantization.calibrated import calibrated, check_memory
+from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.repo import QuantizedRepo, build, location_of, quantized_before
 from mopeq_hub.report import card as cards

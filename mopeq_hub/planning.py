@@ -11,13 +11,13 @@ from mopeq_hub.bitmap import BitMap
 from mopeq_hub.budget import room_for
 from mopeq_hub.fidelity.cost import Cost, estimate
 from mopeq_hub.fidelity.measure import way_of
-from mopeq_hub.fidelity.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.needs import PROGRAM_BYTES, Needs, needs_of
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.quantization.calibrated import calibrated
 from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.quantization.stream import output_shards, plan_units
+from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import CALIBRATED, Recipe
 from mopeq_hub.sensitivity import Profile
 

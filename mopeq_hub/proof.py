@@ -9,10 +9,10 @@ from mopeq_hub import workplace
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.fidelity.measure import Way, measure, way_of
-from mopeq_hub.fidelity.questions import Questions
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
 from mopeq_hub.quantization.run import Send
+from mopeq_hub.questions import Questions
 from mopeq_hub.recipe import CALIBRATED, Recipe
 from mopeq_hub.repo import QuantizedRepo, build
 from mopeq_hub.source import HubSource

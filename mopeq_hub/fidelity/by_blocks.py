@@ -17,13 +17,13 @@ from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Expert, Matrix
 from mopeq_hub.fidelity.blocks import BlockPass
-from mopeq_hub.fidelity.inputs import Encoder
-from mopeq_hub.fidelity.questions import Questions
 from mopeq_hub.fidelity.stages import Item
 from mopeq_hub.model import Model
+from mopeq_hub.packing import Packed, dequantize
 from mopeq_hub.progress import Progress
-from mopeq_hub.quantization.packing import Packed, dequantize
 from mopeq_hub.quantization.stream import Piece, Watcher, kept, kept_dtype
+from mopeq_hub.questions import Questions
+from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.source import FolderSource
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mopeq_hub.fidelity.questions import Question, Questions
 from mopeq_hub.model import Model
+from mopeq_hub.questions import Question, Questions
 
 MODELS = 2
 """That every token goes through: the original and the published one."""

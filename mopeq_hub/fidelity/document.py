@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.fidelity.questions import Questions
 from mopeq_hub.manifest import SCHEMA_VERSION, weights_digest
+from mopeq_hub.questions import Questions
 
 if TYPE_CHECKING:
     from mopeq_hub.fidelity.blocks import BlockPass

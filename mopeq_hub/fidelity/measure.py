@@ -11,10 +11,10 @@ from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import PROJECTIONS, matrix_name
 from mopeq_hub.fidelity.cost import estimate, stored_dtype
 from mopeq_hub.fidelity.document import Outcome, document
-from mopeq_hub.fidelity.questions import Questions
 from mopeq_hub.fidelity.runner import Job, run
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress, Quiet
+from mopeq_hub.questions import Questions
 from mopeq_hub.source import companions
 from mopeq_hub.version import __version__
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mopeq_hub.fidelity.inputs import Row
+from mopeq_hub.questions.inputs import Row
 
 
 def starts(rows: list[Row]) -> np.ndarray:

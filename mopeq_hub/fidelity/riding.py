@@ -14,13 +14,13 @@ from mopeq_hub.fidelity.blocks import BlockPass
 from mopeq_hub.fidelity.by_blocks import bitmap_of, riding
 from mopeq_hub.fidelity.cost import stored_dtype
 from mopeq_hub.fidelity.document import Outcome, document
-from mopeq_hub.fidelity.inputs import Encoder
 from mopeq_hub.fidelity.measure import check_prepared
-from mopeq_hub.fidelity.questions import Questions
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
 from mopeq_hub.quantization.shards import write_stand_in
 from mopeq_hub.quantization.stream import Piece, output_shards, plan_units
+from mopeq_hub.questions import Questions
+from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.source import companions
 

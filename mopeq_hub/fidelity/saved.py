@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.fidelity.inputs import Row
+from mopeq_hub.questions.inputs import Row
 
 _STATE = "state.json"
 

@@ -17,11 +17,11 @@ from mopeq_hub import workplace
 from mopeq_hub.bitmap import BitMap, width_of
 from mopeq_hub.errors import MopeqError, UsageError
 from mopeq_hub.experts import Expert, Layout, Matrix
-from mopeq_hub.fidelity.questions import Questions, read_questions
 from mopeq_hub.model import Model
+from mopeq_hub.packing import Packed
 from mopeq_hub.processes import KILLED, run_module
 from mopeq_hub.progress import Progress
-from mopeq_hub.quantization.packing import Packed
+from mopeq_hub.questions import Questions, read_questions
 from mopeq_hub.recipe import CALIBRATED, Recipe
 from mopeq_hub.source import companions
 

@@ -13,7 +13,7 @@ import torch
 from numba import njit, prange
 
 from mopeq_hub.kernels.weight import Weight
-from mopeq_hub.quantization.packing import Packed, pack, quantize, zeros_of
+from mopeq_hub.packing import Packed, pack, quantize, zeros_of
 
 DAMPING = 0.01
 """Added to the diagonal of the Hessian, relative to its mean; as GPTQ has it."""

@@ -13,22 +13,15 @@ from typing import Any
 import torch
 
 from mopeq_hub import workplace
+from mopeq_hub.calibration import Inputs, calibration_inputs, chosen_experts, load, read_job
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.families.base import matrix_name
-from mopeq_hub.fidelity.inputs import Encoder
 from mopeq_hub.model import Model, open_model
+from mopeq_hub.packing import Packed
 from mopeq_hub.quantization.calibrated import by_layer, hessian_bytes, input_of
-from mopeq_hub.quantization.calibration import (
-    Inputs,
-    calibration_inputs,
-    chosen_experts,
-    finish,
-    load,
-    read_job,
-    save,
-)
 from mopeq_hub.quantization.compensation import Inverse, compensate
-from mopeq_hub.quantization.packing import Packed
+from mopeq_hub.quantization.handover import finish, save
+from mopeq_hub.questions.inputs import Encoder
 
 Hessians = dict[str, torch.Tensor]
 """X X^T [in, in], float32, by `input_of` the matrices that X goes into."""

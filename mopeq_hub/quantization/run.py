@@ -12,10 +12,10 @@ from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model, Weights
+from mopeq_hub.packing import Packed
 from mopeq_hub.passage import Passage, stage
 from mopeq_hub.progress import Advance, Progress
 from mopeq_hub.quantization.journal import Finished, Journal
-from mopeq_hub.quantization.packing import Packed
 from mopeq_hub.quantization.stream import Piece, Unit, quantize_unit
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.records import sha256_of

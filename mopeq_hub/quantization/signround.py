@@ -13,18 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from mopeq_hub.calibration import Inputs, calibration_inputs, chosen_experts, load, read_job
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.fidelity.inputs import Encoder
-from mopeq_hub.quantization.calibration import (
-    Inputs,
-    calibration_inputs,
-    chosen_experts,
-    finish,
-    load,
-    read_job,
-    save,
-)
-from mopeq_hub.quantization.packing import Packed, dequantize, pack
+from mopeq_hub.packing import Packed, dequantize, pack
+from mopeq_hub.quantization.handover import finish, save
+from mopeq_hub.questions.inputs import Encoder
 
 BATCHES = 4
 """That one adjustment looks at."""

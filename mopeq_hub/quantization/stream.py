@@ -18,8 +18,8 @@ from mopeq_hub.checkpoint import ITEM_BYTES, Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.kernels.norm import all_finite
+from mopeq_hub.packing import Packed, quantize
 from mopeq_hub.progress import Advance
-from mopeq_hub.quantization.packing import Packed, quantize
 from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, fill_shards, named
 from mopeq_hub.recipe import GROUP_SIZES, Recipe
 

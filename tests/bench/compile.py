@@ -21,7 +21,7 @@ taken = {"import of the pipeline": time.perf_counter() - started}
 import numpy as np
 from mopeq_hub.kernels.norm import sum_of_squares
 from mopeq_hub.kernels.weight import Weight
-from mopeq_hub.quantization.packing import quantize
+from mopeq_hub.packing import quantize
 weight = Weight(np.full((64, 64), 0x3F80, np.uint16))
 steps = {
     "first sum of squares": lambda: sum_of_squares(weight),

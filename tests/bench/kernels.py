@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mopeq_hub.kernels.weight import Weight
 from mopeq_hub.model import open_model
-from mopeq_hub.quantization.packing import dequantize, quantize
+from mopeq_hub.packing import dequantize, quantize
 from tests.bench.rivals import Rival, searches
 from tests.bench.tables import SHAPES, Settings, in_turns, rate, table, times
 

@@ -16,10 +16,10 @@ import torch
 from mopeq_hub import Recipe, quantize
 from mopeq_hub.bitmap import BitMap, width_of
 from mopeq_hub.experts import Expert
-from mopeq_hub.fidelity.inputs import Encoder
-from mopeq_hub.fidelity.questions import Question
 from mopeq_hub.model import open_model
-from mopeq_hub.quantization.packing import Packed, dequantize
+from mopeq_hub.packing import Packed, dequantize
+from mopeq_hub.questions import Question
+from mopeq_hub.questions.inputs import Encoder
 from tests import tiny
 from tests.conftest import edit_json
 

@@ -14,12 +14,12 @@ from mopeq_hub.experts import Matrix
 from mopeq_hub.fidelity import worker
 from mopeq_hub.fidelity.blocks import BlockPass
 from mopeq_hub.fidelity.by_blocks import original_of
-from mopeq_hub.fidelity.inputs import Encoder, Row
 from mopeq_hub.fidelity.metrics import Comparison
-from mopeq_hub.fidelity.questions import Question
 from mopeq_hub.fidelity.staged import StagedModel
 from mopeq_hub.fidelity.stages import Item, key_of, place_of
 from mopeq_hub.model import Model, open_model
+from mopeq_hub.questions import Question
+from mopeq_hub.questions.inputs import Encoder, Row
 from tests import tiny
 from tests.conftest import edit_json
 

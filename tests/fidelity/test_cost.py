@@ -7,9 +7,9 @@ import pytest
 
 from mopeq_hub.fidelity.blocks import BlockPass
 from mopeq_hub.fidelity.cost import active_weights, estimate, stored_dtype
-from mopeq_hub.fidelity.inputs import Encoder
-from mopeq_hub.fidelity.questions import read_questions
 from mopeq_hub.model import open_model
+from mopeq_hub.questions import read_questions
+from mopeq_hub.questions.inputs import Encoder
 from tests import tiny
 from tests.fidelity.test_blocks import in_order, shapes
 

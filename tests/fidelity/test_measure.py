@@ -12,12 +12,12 @@ import torch
 from mopeq_hub import MopeqError
 from mopeq_hub.errors import UsageError
 from mopeq_hub.fidelity import worker
-from mopeq_hub.fidelity.inputs import Encoder, Row, batches
 from mopeq_hub.fidelity.measure import Way, check_loading, measure, way_of
-from mopeq_hub.fidelity.questions import Question, read_questions
 from mopeq_hub.manifest import read_fidelity, read_manifest
 from mopeq_hub.model import open_model
 from mopeq_hub.progress import Quiet
+from mopeq_hub.questions import Question, read_questions
+from mopeq_hub.questions.inputs import Encoder, Row, batches
 
 WHOLE = Way(blocks=False, dtype="float32")
 

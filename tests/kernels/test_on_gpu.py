@@ -7,7 +7,7 @@ import torch
 from mopeq_hub import MopeqError
 from mopeq_hub.kernels import on_gpu
 from mopeq_hub.kernels.weight import Weight
-from mopeq_hub.quantization.packing import Packed, dequantize, quantize
+from mopeq_hub.packing import Packed, dequantize, quantize
 from tests.kernels.test_quantize import VIEWS, error_of, gaussian, stored
 
 GROUP = 64

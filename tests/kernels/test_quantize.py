@@ -11,7 +11,7 @@ import torch
 
 from mopeq_hub import MopeqError
 from mopeq_hub.kernels.weight import Weight
-from mopeq_hub.quantization.packing import Packed, dequantize, quantize
+from mopeq_hub.packing import Packed, dequantize, quantize
 
 GROUP = 64
 VIEWS = {

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mopeq_hub.kernels.weight import Weight
+from mopeq_hub.packing import dequantize, quantize, zeros_of
 from mopeq_hub.quantization.compensation import BLOCK, DAMPING, Inverse, compensate
-from mopeq_hub.quantization.packing import dequantize, quantize, zeros_of
 
 ROWS, COLUMNS, GROUP = 64, 256, 64
 GRIDS = [(bits, symmetric) for bits in (2, 3, 4, 8) for symmetric in (True, False)]

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from mopeq_hub import Recipe, quantize
-from mopeq_hub.fidelity.inputs import Encoder
-from mopeq_hub.fidelity.questions import read_questions
+from mopeq_hub.calibration import Inputs, inputs_of, load
 from mopeq_hub.manifest import read_fidelity, read_manifest
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.pipeline import evaluate
 from mopeq_hub.quantization.calibrated import by_layer, hessian_bytes, input_of
-from mopeq_hub.quantization.calibration import Inputs, inputs_of, load
 from mopeq_hub.quantization.gptq import collect, layers_at_once
+from mopeq_hub.questions import read_questions
+from mopeq_hub.questions.inputs import Encoder
 
 
 @pytest.fixture(scope="module")

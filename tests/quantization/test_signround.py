@@ -15,8 +15,8 @@ from mopeq_hub.errors import UsageError
 from mopeq_hub.experts import Expert
 from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.model import open_model
+from mopeq_hub.packing import dequantize
 from mopeq_hub.quantization import calibrated
-from mopeq_hub.quantization.packing import dequantize
 from mopeq_hub.quantization.signround import packed_linear
 from mopeq_hub.repo import QuantizedRepo
 from tests import tiny

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from mopeq_hub.manifest import read_manifest
-from mopeq_hub.quantization.packing import Packed, dequantize, pack
+from mopeq_hub.packing import Packed, dequantize, pack
 from tests.hub import HubServer
 from tests.space.conftest import Load
 

@@ -11,7 +11,7 @@ import torch
 
 from mopeq_hub import MopeqError
 from mopeq_hub.kernels.weight import Weight
-from mopeq_hub.quantization.packing import Packed, _unpack_rows, dequantize, quantize
+from mopeq_hub.packing import Packed, _unpack_rows, dequantize, quantize
 
 ROWS, COLUMNS, GROUP = 96, 256, 64
 ERRORS = {
@@ -130,7 +130,7 @@ PROGRAM = """
 import hashlib, numpy, torch
 from mopeq_hub.kernels.norm import sum_of_squares
 from mopeq_hub.kernels.weight import Weight
-from mopeq_hub.quantization.packing import quantize
+from mopeq_hub.packing import quantize
 weight = Weight(torch.randn(256, 512, generator=torch.Generator().manual_seed(3)).numpy())
 whole = hashlib.sha256(repr(sum_of_squares(weight)).encode())
 for bits in (2, 3, 4, 8):

@@ -1,4 +1,4 @@
-"""Draws the bundled pictures and writes their questions: `python -m mopeq_hub.fidelity.bundled.draw` makes this folder's data again.
+"""Draws the bundled pictures and writes their questions: `python -m mopeq_hub.questions.bundled.draw` makes this folder's data again.
 
 The set is what fidelity is measured on when a user brings no questions: plain drawings of the kinds of picture that vision-language
 models are asked about (shapes, charts, signs, scenes, clocks, tables), full-sentence answers, and some questions without a picture.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mopeq_hub.fidelity.questions import Question
+from mopeq_hub.questions import Question
 
 MAX_ROWS, MAX_TOKENS = 32, 4096
 """Of a batch; more gain nothing on a CPU and cost memory."""

@@ -1,24 +1,21 @@
-"""What a calibrated quantizer's process works with: its job, the original, inputs made of questions, and what it
-leaves."""
+"""What a process that runs the original on calibration questions works with: job, model, inputs made of questions."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mopeq_hub.fidelity.inputs import MAX_TOKENS, Encoder, Row, batches
-from mopeq_hub.fidelity.questions import read_questions
-from mopeq_hub.quantization.packing import Packed
+from mopeq_hub.questions import read_questions
+from mopeq_hub.questions.inputs import MAX_TOKENS, Encoder, Row, batches
 
 Inputs = dict[str, Any]
 """What the model's forward is called with: tensors of a batch of rows, and `use_cache`."""
 
 
 def read_job(path: Path) -> dict[str, Any]:
-    """The job as `mopeq_hub.quantization.calibrated` describes it; torch is told its number of threads."""
+    """The job as whoever asks describes it; torch is told its number of threads."""
     job = dict(json.loads(path.read_text("utf-8")))
     torch.set_num_threads(job["threads"])
     return job
@@ -54,18 +51,3 @@ def chosen_experts(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor
     """The numbers of each token's experts among what an experts module is called with: the one tensor of whole
     numbers."""
     return next(value for value in (*args, *named.values()) if not value.is_floating_point())
-
-
-def save(job: dict[str, Any], layer: int, weights: Mapping[str, Packed]) -> None:
-    """Keep the packed weights of one decoder layer, by the names of their matrices, for the process that asked."""
-    from safetensors.numpy import save_file
-
-    tensors = {f"{name}.{part}": data for name, packed in weights.items() for part, data in packed.tensors().items()}
-    save_file(tensors, Path(job["target"]) / f"{layer}.safetensors")
-
-
-def finish(job: dict[str, Any], inputs: list[Inputs], reached: Mapping[int, set[int]]) -> None:
-    """Write the result; `reached` are the experts of each layer that a token was sent to."""
-    tokens = sum(batch["input_ids"].numel() for batch in inputs)
-    experts = {str(layer): sorted(seen) for layer, seen in reached.items()}
-    Path(job["result"]).write_text(json.dumps({"tokens": tokens, "reached": experts}), "utf-8")
