@@ -1,11 +1,12 @@
 """BitMap: which expert gets how many bits; its summary figures and its form in a `quantization_config`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mopeq_hub.experts import PACK_MULTIPLE, Expert, Layout, Matrix
+from mopeq_hub.families.base import PROJECTIONS
 from mopeq_hub.recipe import Recipe
 
 UNQUANTIZED = {"bits": 16, "data_type": "float"}
@@ -13,22 +14,47 @@ _ANY_BITS = 4
 """auto-round's default width; every module is named with a width of its own, so it decides nothing."""
 
 
+Widths = int | dict[str, int]
+"""Of one expert as documents have them: one width, or one by projection where they differ."""
+
+
 @dataclass(frozen=True)
 class BitMap:
-    """expert -> bits per weight, for every routed expert of a model."""
+    """(expert, projection) -> bits per weight, for every projection of every routed expert of a model."""
 
-    bits: Mapping[Expert, int]
+    bits: Mapping[tuple[Expert, str], int]
 
-    def by_layer(self) -> dict[int, list[int]]:
+    def by_layer(self) -> dict[int, list[Widths]]:
         """The widths of each layer's experts, in the experts' order."""
-        layers: dict[int, list[int]] = {}
-        for expert in sorted(self.bits):
-            layers.setdefault(expert.layer, []).append(self.bits[expert])
+        experts: dict[Expert, dict[str, int]] = {}
+        for (expert, projection), bits in self.bits.items():
+            experts.setdefault(expert, {})[projection] = bits
+        layers: dict[int, list[Widths]] = {}
+        for expert in sorted(experts):
+            widths = experts[expert]
+            alike = len(set(widths.values())) == 1
+            layers.setdefault(expert.layer, []).append(next(iter(widths.values())) if alike else widths)
         return layers
 
     @classmethod
+    def of(cls, layout: Layout, width: Callable[[Expert], Widths]) -> "BitMap":
+        """The map that gives each expert of a model these widths."""
+        bits = {}
+        for expert, matrices in layout.experts.items():
+            widths = width(expert)
+            for matrix in matrices:
+                name = str(matrix.projection)
+                bits[expert, name] = widths if isinstance(widths, int) else widths[name]
+        return cls(bits)
+
+    @classmethod
     def uniform(cls, layout: Layout, bits: int) -> "BitMap":
-        return cls(dict.fromkeys(layout.experts, bits))
+        return cls.of(layout, lambda _: bits)
+
+
+def by_projection(widths: Widths) -> dict[str, int]:
+    """The width of each projection of an expert."""
+    return dict.fromkeys(PROJECTIONS, widths) if isinstance(widths, int) else widths
 
 
 def width_of(matrix: Matrix, bitmap: BitMap, recipe: Recipe) -> int:
@@ -38,7 +64,7 @@ def width_of(matrix: Matrix, bitmap: BitMap, recipe: Recipe) -> int:
     shape was checked before (`mopeq_hub.quantization.stream`).
     """
     if matrix.expert is not None:
-        return bitmap.bits[matrix.expert]
+        return bitmap.bits[matrix.expert, str(matrix.projection)]
     return recipe.rest_bits if divides(matrix.shape, recipe.group_size) else 16
 
 
@@ -86,10 +112,15 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
     }
 
 
-def expert_rules(experts: str, widths: list[int]) -> dict[str, dict[str, Any]]:
-    """The expressions for one layer's experts module and its experts' widths, one for each width."""
+def expert_rules(experts: str, widths: list[Widths]) -> dict[str, dict[str, Any]]:
+    """The expressions for one layer's experts module and its experts' widths: one for each width, and one for each
+    projection and width of experts whose projections differ."""
+    indices: dict[tuple[str, int], list[str]] = {}
+    for index, width in enumerate(widths):
+        for name, bits in {"": width}.items() if isinstance(width, int) else width.items():
+            indices.setdefault((name, bits), []).append(str(index))
     rules = {}
-    for bits in sorted(set(widths)):
-        indices = "|".join(str(index) for index, width in enumerate(widths) if width == bits)
-        rules[rf"^{re.escape(experts)}\.({indices})\."] = {"bits": bits}
+    for (name, bits), alike in sorted(indices.items()):
+        module = rf"{name}_proj$" if name else ""
+        rules[rf"^{re.escape(experts)}\.({'|'.join(alike)})\.{module}"] = {"bits": bits}
     return rules

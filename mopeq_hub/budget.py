@@ -10,6 +10,8 @@ from mopeq_hub.model import Model
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
 
+Sizes = dict[tuple[Expert, str], tuple[int, ...]]
+
 
 def room_for(model: Model, recipe: Recipe) -> Room | None:
     """What the experts may take; None where the recipe has no budget.
@@ -21,10 +23,11 @@ def room_for(model: Model, recipe: Recipe) -> Room | None:
     if not recipe.budget:
         return None
     sizes = {
-        expert: tuple(
-            sum(packed_bytes(matrix.shape, bits, recipe.group_size) for matrix in matrices) for bits in recipe.bits
+        (expert, str(matrix.projection)): tuple(
+            packed_bytes(matrix.shape, bits, recipe.group_size) for bits in recipe.bits
         )
         for expert, matrices in model.layout.experts.items()
+        for matrix in matrices
     }
     amount, unit = recipe.budget_parts
     bytes_each, beside = _scale(model, recipe, sizes, unit)
@@ -40,7 +43,7 @@ def room_for(model: Model, recipe: Recipe) -> Room | None:
     return Room(sizes, capacity)
 
 
-def _scale(model: Model, recipe: Recipe, sizes: dict[Expert, tuple[int, ...]], unit: str) -> tuple[float, int]:
+def _scale(model: Model, recipe: Recipe, sizes: Sizes, unit: str) -> tuple[float, int]:
     """How many bytes one of the unit is, and how many of the budget's go to other things than experts."""
     if unit == "bpw":
         weights = sum(math.prod(matrix.shape) for group in model.layout.experts.values() for matrix in group)

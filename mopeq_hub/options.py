@@ -127,6 +127,7 @@ _RECIPE_HELP = {
     "allocator": "How sensitivities become widths: `kmeans`, the paper's; `rank` or `knapsack`, which meet a --budget.",
     "budget": "What it may take: `3.0bpw` of the routed experts, `12GB`, `500MB` or `0.25x` of all files.",
     "scope": "Who competes for bits: all experts of the `model`, or those of one `layer`.",
+    "granularity": "What one width covers: an `expert`, a `projection`, or all experts of a `layer`, which vLLM needs.",
     "quantizer": "`search` for the best scale of a group, `rtn`, round to nearest, or calibrated: `gptq`, `signround`.",
     "iterations": "How often `signround` adjusts each decoder layer.",
     "group_size": "Consecutive weights that share a scale: 32, 64, 128 or 256.",

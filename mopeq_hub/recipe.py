@@ -19,6 +19,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "estimator": ("exact", "hutchinson"),
     "allocator": ("kmeans", "rank", "knapsack"),
     "scope": ("model", "layer"),
+    "granularity": ("expert", "projection", "layer"),
     "quantizer": ("search", "rtn", "signround", "gptq"),
     "group_size": GROUP_SIZES,
     "rest_bits": (2, 3, 4, 8, 16),
@@ -38,6 +39,8 @@ class Recipe:
     signal, estimator, probes: how sensitivity is measured; `probes` counts only for `hutchinson`.
     allocator, scope: how sensitivities become widths; `model` lets experts of all layers compete. `kmeans` is the
     paper's, `rank` cuts the order of the sensitivities into parts, `knapsack` loses least; both meet a budget.
+    granularity: what one width covers: an `expert`, a `projection`, or all experts of a `layer`, which is what engines
+    that know one width a layer can run.
     budget: what the published model may take: `3.0bpw` of the routed experts, `12GB`, `500MB` or `0.25x` of all
     safetensors files; scales and zero points count. Empty for `kmeans`, which knows none.
     quantizer: `search` looks for the scale with the least squared error in each group, `rtn` rounds to nearest,
@@ -59,6 +62,7 @@ class Recipe:
     allocator: str = "kmeans"
     budget: str = ""
     scope: Literal["model", "layer"] = "model"
+    granularity: Literal["expert", "projection", "layer"] = "expert"
     quantizer: Literal["search", "rtn", "signround", "gptq"] = "search"
     iterations: int = 100
     calibration: str = ""

@@ -60,7 +60,7 @@ def test_fused_experts_are_read_as_out_by_in_from_either_orientation(tmp_path: P
 
 def test_the_configuration_needs_one_expression_a_layer_and_width(tmp_path: Path) -> None:
     layout = open_model(str(tiny.llava_over_deepseek_v2(tmp_path / "model"))).layout
-    bitmap = BitMap({expert: 2 + expert.index % 3 for expert in layout.experts})
+    bitmap = BitMap.of(layout, lambda expert: 2 + expert.index % 3)
     config = quantization_config(layout, bitmap, Recipe(group_size=64, rest_bits=8))
     rules = config["extra_config"]
     assert rules[r"^model\.language_model\.layers\.1\.mlp\.experts\.(0|3|6)\."] == {"bits": 2}

@@ -1,31 +1,30 @@
 """Allocators: sensitivities in, a BitMap out. The registry."""
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 
 from mopeq_hub.allocation import kmeans, knapsack, rank
+from mopeq_hub.allocation.items import Items, items_of
 from mopeq_hub.allocation.room import Room
 from mopeq_hub.bitmap import BitMap
 from mopeq_hub.experts import Expert
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.sensitivity import Profile
 
-Allocator = Callable[[Profile, Recipe, Sequence[Expert], Room | None], Sequence[int]]
-"""The widths of experts that compete with each other."""
+Allocator = Callable[[Items, Recipe], Sequence[int]]
+"""The widths of items that compete with each other."""
 
 ALLOCATORS: dict[str, Allocator] = {"kmeans": kmeans.widths, "rank": rank.widths, "knapsack": knapsack.widths}
 
 
 def allocate(profile: Profile, recipe: Recipe, room: Room | None = None) -> BitMap:
-    """The bit map that the recipe's allocator makes of a profile: all experts compete, or those of each layer.
+    """The bit map that the recipe's allocator makes of a profile: all items compete, or those of each layer.
 
     room: what the recipe's budget leaves to the experts, where it has one.
     """
-    experts = sorted(profile.sensitivities)
-    layers = [list(group) for _, group in groupby(experts, key=lambda expert: expert.layer)]
-    bits: dict[Expert, int] = {}
-    for competing in [experts] if recipe.scope == "model" else layers:
-        bits |= zip(competing, ALLOCATORS[recipe.allocator](profile, recipe, competing, room), strict=True)
+    bits: dict[tuple[Expert, str], int] = {}
+    for items in items_of(profile, recipe, room):
+        for item, width in zip(items.members, ALLOCATORS[recipe.allocator](items, recipe), strict=True):
+            bits |= dict.fromkeys(item, width)
     return BitMap(bits)
 
 

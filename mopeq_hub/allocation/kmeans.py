@@ -10,18 +10,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mopeq_hub.allocation.room import Room
-from mopeq_hub.experts import Expert
+from mopeq_hub.allocation.items import Items
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.sensitivity import Profile
 
 STARTS = 10
 """k-means is run from so many starting points and the tightest clustering is taken."""
 
 
-def widths(profile: Profile, recipe: Recipe, experts: Sequence[Expert], room: Room | None) -> list[int]:
-    """The width of each of the experts, which compete with each other; no budget is known to it."""
-    return cluster([profile.sensitivities[expert] for expert in experts], recipe.bits, recipe.seed)
+def widths(items: Items, recipe: Recipe) -> list[int]:
+    """The width of each of the items, which compete with each other; no budget is known to it."""
+    return cluster(list(items.values), recipe.bits, recipe.seed)
 
 
 def cluster(values: Sequence[float], choices: Sequence[int], seed: int) -> list[int]:

@@ -6,15 +6,11 @@ and Zoltners, Operations Research 27, 1979): the optimum of the linear relaxatio
 raised into what is left of it, alone or while another is lowered, until no such exchange makes the total less.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from mopeq_hub.allocation.room import Room
-from mopeq_hub.experts import Expert
+from mopeq_hub.allocation.items import Items
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.sensitivity import Profile
 
 Costs = NDArray[np.float64]
 Sizes = NDArray[np.int64]
@@ -22,16 +18,11 @@ Choices = NDArray[np.intp]
 
 _WORTH = 1e-12
 """Of the total cost: what an exchange must save, so that rounding does not let it go round in circles."""
-_LOST = {2: 0.127, 3: 0.0313, 4: 0.0081, 8: 2.9e-5}
-"""Share of the sum of squares of normally distributed weights that the search quantizer loses at each width."""
 
 
-def widths(profile: Profile, recipe: Recipe, experts: Sequence[Expert], room: Room | None) -> list[int]:
-    """The widths of the experts with which least is lost: of each its sensitivity times what its width loses."""
-    assert room is not None
-    lost = np.array([_LOST[bits] for bits in recipe.bits])
-    costs = np.array([profile.sensitivities[expert] for expert in experts])[:, None] * lost
-    return [recipe.bits[choice] for choice in choose(costs, room.of(experts), room.share(experts))]
+def widths(items: Items, recipe: Recipe) -> list[int]:
+    """The widths of the items with which least is lost."""
+    return [recipe.bits[choice] for choice in choose(items.costs, *items.room)]
 
 
 def choose(costs: Costs, sizes: Sizes, capacity: int) -> Choices:

@@ -9,20 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mopeq_hub.allocation.room import Room
-from mopeq_hub.experts import Expert
+from mopeq_hub.allocation.items import Items
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.sensitivity import Profile
 
 _STEEPEST, _HALVINGS = 200.0, 60
 """At t * size of this all shares but one vanish; so often is the range of t halved."""
 
 
-def widths(profile: Profile, recipe: Recipe, experts: Sequence[Expert], room: Room | None) -> list[int]:
-    """The widths of the experts, which compete with each other for their share of the room."""
-    assert room is not None
-    values = [profile.sensitivities[expert] for expert in experts]
-    return [recipe.bits[choice] for choice in cut_by_rank(values, room.of(experts), room.share(experts))]
+def widths(items: Items, recipe: Recipe) -> list[int]:
+    """The widths of the items, which compete with each other for their room."""
+    return [recipe.bits[choice] for choice in cut_by_rank(list(items.values), *items.room)]
 
 
 def cut_by_rank(values: Sequence[float], sizes: NDArray[np.int64], capacity: int) -> NDArray[np.intp]:

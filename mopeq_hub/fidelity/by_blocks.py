@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mopeq_hub.bitmap import BitMap, width_of
+from mopeq_hub.bitmap import BitMap, by_projection, width_of
 from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Expert, Matrix
@@ -84,8 +84,14 @@ def original_of(checkpoint: Checkpoint, item: Item, source: str) -> torch.Tensor
 
 def bitmap_of(manifest: dict[str, Any]) -> BitMap:
     """The bit map that a manifest describes."""
-    layers = ((entry["layer"], entry["bits"]) for entry in manifest["experts"])
-    return BitMap({Expert(layer, index): bits for layer, widths in layers for index, bits in enumerate(widths)})
+    return BitMap(
+        {
+            (Expert(entry["layer"], index), projection): bits
+            for entry in manifest["experts"]
+            for index, widths in enumerate(entry["bits"])
+            for projection, bits in by_projection(widths).items()
+        }
+    )
 
 
 def _tensor(values: np.ndarray, dtype: str) -> torch.Tensor:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mopeq_hub import workplace
+from mopeq_hub.bitmap import by_projection
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.families.base import PROJECTIONS, matrix_name
+from mopeq_hub.families.base import matrix_name
 from mopeq_hub.fidelity.cost import estimate, stored_dtype
 from mopeq_hub.fidelity.document import Outcome, document
 from mopeq_hub.fidelity.runner import Job, run
@@ -133,8 +134,8 @@ def check_loading(loading: dict[str, Any], manifest: dict[str, Any]) -> None:
     expected = {
         matrix_name(entry["module"], index, projection): bits
         for entry in manifest["experts"]
-        for index, bits in enumerate(entry["bits"])
-        for projection in PROJECTIONS
+        for index, widths in enumerate(entry["bits"])
+        for projection, bits in by_projection(widths).items()
     }
     for name, bits in expected.items():
         found_bits = loading["widths"].get(name, 16)

@@ -38,10 +38,11 @@ def measure_matrices(
 
 def profile_of(layout: Layout, measured: dict[str, float], recipe: Recipe, commit: str) -> Profile:
     """The profile of what was measured on every projection, whatever the order in which that was done."""
-    sensitivities = {
-        expert: sum(measured[matrix.name] for matrix in matrices) for expert, matrices in layout.experts.items()
+    experts = {
+        expert: {str(matrix.projection): (measured[matrix.name],) for matrix in matrices}
+        for expert, matrices in layout.experts.items()
     }
-    return Profile(SETTINGS[recipe.signal](recipe), sensitivities, commit)
+    return Profile(SETTINGS[recipe.signal](recipe), experts, commit)
 
 
 __all__ = ["SIGNALS", "Profile", "Signal", "measure_matrices", "profile_of"]

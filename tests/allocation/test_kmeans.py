@@ -13,7 +13,11 @@ from mopeq_hub.sensitivity import Profile
 
 
 def profile(*layers: list[float]) -> Profile:
-    values = {Expert(layer, index): value for layer, row in enumerate(layers) for index, value in enumerate(row)}
+    values = {
+        Expert(layer, index): {"gate": (value / 2,), "down": (value / 2,)}
+        for layer, row in enumerate(layers)
+        for index, value in enumerate(row)
+    }
     return Profile({"name": "hessian"}, values)
 
 

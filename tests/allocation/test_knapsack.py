@@ -70,9 +70,10 @@ def test_a_budget_for_all_gives_every_expert_what_costs_least() -> None:
 
 def test_the_more_sensitive_expert_gets_the_more_bits_and_each_layer_its_share() -> None:
     values = {Expert(layer, index): 10.0 ** (6 * layer + 2 * index) for layer in range(2) for index in range(3)}
-    room = Room(dict.fromkeys(values, (200, 300, 400)), 1800)
+    room = Room(dict.fromkeys([(expert, "gate") for expert in values], (200, 300, 400)), 1800)
+    profile = Profile({}, {expert: {"gate": (value,)} for expert, value in values.items()})
     across, within = (
-        allocate(Profile({}, values), Recipe(allocator="knapsack", budget="3bpw", scope=scope), room).by_layer()
+        allocate(profile, Recipe(allocator="knapsack", budget="3bpw", scope=scope), room).by_layer()
         for scope in ("model", "layer")
     )
     assert across == {0: [2, 2, 2], 1: [4, 4, 4]}

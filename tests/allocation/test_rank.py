@@ -13,8 +13,9 @@ from mopeq_hub.sensitivity import Profile
 
 def test_a_budget_halfway_cuts_into_equal_parts() -> None:
     values = {Expert(0, index): float(index) for index in range(9)}
-    room = Room(dict.fromkeys(values, (200, 300, 400)), 9 * 300)
-    bitmap = allocate(Profile({}, values), Recipe(allocator="rank", budget="3bpw"), room)
+    room = Room(dict.fromkeys([(expert, "gate") for expert in values], (200, 300, 400)), 9 * 300)
+    profile = Profile({}, {expert: {"gate": (value,)} for expert, value in values.items()})
+    bitmap = allocate(profile, Recipe(allocator="rank", budget="3bpw"), room)
     assert bitmap.by_layer() == {0: [2, 2, 2, 3, 3, 3, 4, 4, 4]}
 
 

@@ -15,7 +15,7 @@ import torch
 
 from mopeq_hub import Recipe, quantize
 from mopeq_hub.bitmap import BitMap, width_of
-from mopeq_hub.experts import Expert
+from mopeq_hub.fidelity.by_blocks import bitmap_of
 from mopeq_hub.model import open_model
 from mopeq_hub.packing import Packed, dequantize
 from mopeq_hub.questions import Question
@@ -88,9 +88,7 @@ def test_plain_from_pretrained_computes_with_the_dequantized_weights(
     source = make(tmp_path / "source")
     repo = quantize(str(source), tmp_path / "quantized", recipe)
     quantized, manifest = repo.folder, repo.manifest
-    bitmap = BitMap(
-        {Expert(row["layer"], index): bits for row in manifest["experts"] for index, bits in enumerate(row["bits"])}
-    )
+    bitmap = bitmap_of(manifest)
     assert set(bitmap.bits.values()) == {2, 3, 4}
     question = Question(IMAGE, "how many cyan shapes are there ?", "one")
     inputs = Encoder(source).rows([question], with_answer=True)[0].inputs

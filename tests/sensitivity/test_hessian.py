@@ -62,7 +62,9 @@ def test_progress_counts_every_byte_of_the_experts(shapes: Path) -> None:
 
 
 def test_a_profile_survives_its_file(tmp_path: Path) -> None:
-    profile = Profile({"name": "hessian"}, {Expert(1, 0): 2.5, Expert(1, 1): 3.0, Expert(4, 0): 0.1}, "abc")
+    parts = {"gate": (2.5, 0.5), "down": (3.0, 0.1)}
+    experts = {Expert(1, 0): parts, Expert(1, 1): parts, Expert(4, 0): parts}
+    profile = Profile({"name": "hessian"}, experts, "abc", (2, 3), {"q_proj": (7.0, 1.0)})
     profile.write(tmp_path / "profile.json")
     assert Profile.read(tmp_path / "profile.json") == profile
 
@@ -79,4 +81,4 @@ def test_a_file_that_is_no_profile_is_refused(text: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_sensitivity_is_a_finite_number(value: float) -> None:
     with pytest.raises(MopeqError, match="expert 3 in layer 7"):
-        Profile({"name": "hessian"}, {Expert(7, 3): value})
+        Profile({"name": "hessian"}, {Expert(7, 3): {"gate": (value,)}})

@@ -1,0 +1,67 @@
+"""Items: what is given one width together, as the recipe's granularity has it, with what an allocator may know."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mopeq_hub.allocation.room import Room
+from mopeq_hub.experts import Expert
+from mopeq_hub.recipe import Recipe
+from mopeq_hub.sensitivity import Profile
+
+Item = tuple[tuple[Expert, str], ...]
+"""Projections that get one width."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """Items that compete with each other for bits.
+
+    members [n]. values [n]: their sensitivities. costs [n, widths]: what each of the recipe's widths costs. sizes [n,
+    widths], bytes, rising, and the `capacity` of all; None where the recipe has no budget.
+    """
+
+    members: Sequence[Item]
+    values: NDArray[np.float64]
+    costs: NDArray[np.float64]
+    sizes: NDArray[np.int64] | None
+    capacity: int
+
+    @property
+    def room(self) -> tuple[NDArray[np.int64], int]:
+        """Sizes and capacity. Raises ValueError where there is no budget."""
+        if self.sizes is None:
+            raise ValueError("this allocator needs a budget")
+        return self.sizes, self.capacity
+
+
+def items_of(profile: Profile, recipe: Recipe, room: Room | None) -> list[Items]:
+    """The items of a model: of all layers together, or of each by themselves, with a share of the room by size."""
+    members = sorted((expert, name) for expert, parts in profile.experts.items() for name in parts)
+    layers = [list(group) for _, group in groupby(members, key=lambda member: member[0].layer)]
+    competing = [members] if recipe.scope == "model" else layers
+    return [_items(profile, recipe, room, list(_grouped(group, recipe.granularity))) for group in competing]
+
+
+def _grouped(members: Iterable[tuple[Expert, str]], granularity: str) -> Iterable[Item]:
+    if granularity == "projection":
+        return ((member,) for member in members)
+    if granularity == "layer":
+        return (tuple(group) for _, group in groupby(members, key=lambda member: member[0].layer))
+    return (tuple(group) for _, group in groupby(members, key=lambda member: member[0]))
+
+
+def _items(profile: Profile, recipe: Recipe, room: Room | None, members: list[Item]) -> Items:
+    of = {(expert, name): values for expert, parts in profile.experts.items() for name, values in parts.items()}
+    values = np.array([sum(of[member][0] for member in item) for item in members])
+    costs = np.array(
+        [[sum(profile.cost(of[member], bits) for member in item) for bits in recipe.bits] for item in members]
+    )
+    if room is None:
+        return Items(members, values, costs, None, 0)
+    sizes = np.array([np.sum([room.sizes[member] for member in item], axis=0) for item in members], np.int64)
+    whole = sum(each[-1] for each in room.sizes.values())
+    return Items(members, values, costs, sizes, room.capacity * int(sizes[:, -1].sum()) // whole)
