@@ -110,7 +110,7 @@ def test_fisher_is_the_divergence_that_quantizing_one_expert_makes(
             found.append((sum(costs[matrix.name][0] for matrix in matrices), truth))
     estimated, measured = np.array(found).T
     reached = measured > 1e-12
-    assert (estimated[~reached] == 0).all()
+    assert (estimated[~reached] < 1e-10).all()
     assert reached.sum() >= 6
     assert spearmanr(estimated[reached], measured[reached])[0] > 0.8
     assert 0.4 < estimated.sum() / measured.sum() < 2.5
@@ -133,9 +133,8 @@ def test_own_inputs_need_no_data_and_are_the_same_every_time(model: Model, live:
     job = {**JOB, **_inputs(None)}
     (one,), (other,) = (activity.rows_of(model, live, encoder, job, tmp_path) for _ in range(2))
     assert 600 <= sum(row.length for row in one.rows) < 700
-    assert all(
-        torch.equal(a.inputs["input_ids"], b.inputs["input_ids"]) for a, b in zip(one.rows, other.rows, strict=True)
-    )
+    ids = [[row.inputs["input_ids"] for row in group.rows] for group in (one, other)]
+    assert all(map(torch.equal, *ids))
     assert {"pixel_values" in row.inputs for row in one.rows} == {True, False}
     # The answer is the model's own, up to the end that it gives it.
     assert all(row.prompt < row.length for row in one.rows)
