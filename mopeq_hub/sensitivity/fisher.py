@@ -5,8 +5,8 @@ averages to the Fisher information of the model's answer (Martens, JMLR 21, 2020
 of the log-likelihood of labels drawn from p; but where a model is sure, the labels that matter are hardly ever drawn.
 So g is the gradient of z . logits with z = sqrt(p) e - p (sqrt(p) . e), e of random signs: z z^T averages to
 diag(p) - p p^T as the labels' does, and every label takes part in every draw. Signs are drawn for each token of an
-answer, so one backward pass gives, for all experts at once, an estimate whose cross terms vanish in expectation. `dy` is
-not approximated: the expert is computed with one projection quantized to each width.
+answer, so one backward pass gives, for all experts at once, an estimate whose cross terms vanish in expectation. `dy`
+is not approximated: the expert is computed with one projection quantized to each width.
 
 A few rows hold most of the sum, and which ones is chance; so a row whose damage over all experts is t does not count t
 but t to the power `_COUNTS`. On trained models that more than halved the KL of the maps that few questions gave, where
