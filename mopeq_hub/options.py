@@ -115,7 +115,7 @@ _RECIPE = Annotated[
         "--recipe",
         callback=_choices,
         metavar="NAME|FILE|YAML",
-        help="`best`, `mopeq` (the paper's), or the choices below at once, as in {bits: [2, 4], scope: layer}; those also "
+        help="`best`, `mopeq` (the paper's), or choices at once, as in {bits: [2, 4], scope: layer}; those also "
         "given one by one count.",
         show_default="best",
     ),
