@@ -15,7 +15,7 @@ WIDTHS = (2, 3, 4, 8)
 GROUP_SIZES = (32, 64, 128, 256)
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "signal": ("hessian",),
+    "signal": ("hessian", "distortion", "router"),
     "estimator": ("exact", "hutchinson"),
     "allocator": ("kmeans", "rank", "knapsack"),
     "scope": ("model", "layer"),
@@ -36,7 +36,10 @@ class Recipe:
     """All choices of one publication. Two runs of one recipe on one source commit give the same bytes.
 
     bits: the widths experts may get, in bits per weight; a single width is the uniform baseline.
-    signal, estimator, probes: how sensitivity is measured; `probes` counts only for `hutchinson`.
+    signal: how sensitivity is measured: `hessian`, the paper's; `distortion`, what quantizing does to what the experts
+    give for inputs that are drawn; `router`, by how the router changed in training.
+    estimator, probes: of `hessian`; `probes` counts only for `hutchinson`. initial: of `router`, an earlier checkpoint:
+    a folder or owner/name[@revision], of which the pipeline makes name@commit; empty for a stand-in.
     allocator, scope: how sensitivities become widths; `model` lets experts of all layers compete. `kmeans` is the
     paper's, `rank` cuts the order of the sensitivities into parts, `knapsack` loses least; both meet a budget.
     granularity: what one width covers: an `expert`, a `projection`, or all experts of a `layer`, which is what engines
@@ -59,6 +62,7 @@ class Recipe:
     signal: str = "hessian"
     estimator: Literal["exact", "hutchinson"] = "exact"
     probes: int = 32
+    initial: str = ""
     allocator: str = "kmeans"
     budget: str = ""
     scope: Literal["model", "layer"] = "model"
@@ -87,6 +91,8 @@ class Recipe:
             if getattr(self, name) not in allowed:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} {getattr(self, name)!r} does not exist", f"choose from {_listed(allowed)}")
+        if self.initial and self.signal != "router":
+            raise UsageError(f"--signal {self.signal} needs no --initial", "add --signal router, or leave it out")
         for name in self._unused():
             object.__setattr__(self, name, getattr(type(self), name))
         if not re.fullmatch("([0-9a-f]{64})?", self.calibration):
@@ -131,11 +137,13 @@ class Recipe:
         return {name: value for name, value in choices.items() if name not in self._unused()}
 
     def _unused(self) -> tuple[str, ...]:
-        """Choices that only other quantizers or allocators know; they are not named, so that they change no digest."""
+        """Choices that only other signals, quantizers or allocators know; not named, so that they change no digest."""
         budget = () if self.budget else ("budget",)
+        hessian = () if self.signal == "hessian" else ("estimator", "probes")
+        unused = (*budget, *hessian, *(() if self.initial else ("initial",)))
         if self.quantizer == "signround":
-            return budget
-        return (*budget, "iterations") if self.quantizer in CALIBRATED else (*budget, "iterations", "calibration")
+            return unused
+        return (*unused, "iterations") if self.quantizer in CALIBRATED else (*unused, "iterations", "calibration")
 
     @classmethod
     def from_dict(cls, choices: dict[str, Any]) -> "Recipe":
