@@ -10,6 +10,7 @@ from typing import Any
 from mopeq_hub import manifest as manifests
 from mopeq_hub import profiles
 from mopeq_hub.allocation import allocate
+from mopeq_hub.allocation.spread import spread_of
 from mopeq_hub.bitmap import quantization_config
 from mopeq_hub.budget import room_for
 from mopeq_hub.engines import Engine
@@ -22,6 +23,7 @@ from mopeq_hub.quantization.run import Send, Watch, quantize_units
 from mopeq_hub.quantization.shards import write_index
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.report.spread import in_words
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.source import companions
 from mopeq_hub.untrusted import read_object
@@ -74,6 +76,8 @@ def build(
         profiles.checked(profile, model, recipe) if profile else profiles.profile_of(model, recipe, progress, engine)
     )
     bitmap = allocate(profile, recipe, room_for(model, recipe))
+    if len(recipe.bits) > 1:
+        progress.say(in_words(spread_of(profile, recipe)))
     folder = work / "repo"
     units = plan_units(model.checkpoint, model.layout, bitmap, recipe)
     shards = output_shards(units)

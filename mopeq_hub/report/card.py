@@ -30,6 +30,7 @@ from mopeq_hub.report import (
     size,
     table_rows,
 )
+from mopeq_hub.report.spread import in_words
 from mopeq_hub.report.templating import render
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "experts_of": experts_of,
         "expert_count": sum(experts_of.values()),
         "widths": [str(width) for width in experts_of],
+        "spread": Markdown(in_words(manifest["spread"])) if "spread" in manifest else None,
         "counts": listed([f"{count} experts have {width} bits", *(f"{many} have {bits}" for bits, many in others)]),
         "mixed_layers": any(len(set(layer["bits"])) > 1 for layer in manifest["experts"]),
         "auto_class": _auto_class(manifest),

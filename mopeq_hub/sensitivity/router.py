@@ -25,7 +25,7 @@ from mopeq_hub.sensitivity.profile import Values
 
 ZETA = 3.0
 """How many times larger an expert's variance has to be than that of one which it is put before."""
-STAND_IN = "the norm of the router's vectors, for want of an earlier checkpoint"
+STAND_IN = "the norm of each expert's router vector for its change in training, for want of an earlier checkpoint"
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mopeq_hub.passage import Passage, stage
 from mopeq_hub.progress import Advance, Progress
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.records import append, entries
-from mopeq_hub.sensitivity import BY_LAYER, Profile, measure_matrices, profile_of
+from mopeq_hub.sensitivity import BY_LAYER, SETTINGS, Profile, measure_matrices, profile_of
 from mopeq_hub.sensitivity.by_layer import measure_layers
 from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.sensitivity.profile import Values
@@ -32,6 +32,8 @@ def measure(
         measured.update(found)
         append(notes, found)
 
+    if stand_in := SETTINGS[recipe.signal](recipe).get("stand_in"):
+        progress.say(f"--signal {recipe.signal} takes {stand_in}; --initial names one")
     if recipe.signal in BY_LAYER:
         measure_layers(model, recipe, measured, keep, progress, given.initial)
     else:
