@@ -15,7 +15,8 @@ WIDTHS = (2, 3, 4, 8)
 GROUP_SIZES = (32, 64, 128, 256)
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "signal": ("hessian", "distortion", "router"),
+    "signal": ("hessian", "distortion", "router", "frequency", "hessian*frequency", "fisher"),
+    "inputs": ("own", "calibration"),
     "estimator": ("exact", "hutchinson"),
     "allocator": ("kmeans", "rank", "knapsack"),
     "scope": ("model", "layer"),
@@ -30,6 +31,9 @@ _BUDGET = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(bpw|MB|GB|x)")
 CALIBRATED = ("signround", "gptq")
 """Quantizers that look at what the model computes on calibration data."""
 
+RUNNING = ("frequency", "hessian*frequency", "fisher")
+"""Signals that run the model."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -37,9 +41,11 @@ class Recipe:
 
     bits: the widths experts may get, in bits per weight; a single width is the uniform baseline.
     signal: how sensitivity is measured: `hessian`, the paper's; `distortion`, what quantizing does to what the experts
-    give for inputs that are drawn; `router`, by how the router changed in training.
-    estimator, probes: of `hessian`; `probes` counts only for `hutchinson`. initial: of `router`, an earlier checkpoint:
-    a folder or owner/name[@revision], of which the pipeline makes name@commit; empty for a stand-in.
+    give for inputs that are drawn; `router`, by how the router changed in training; and those that run the model.
+    inputs: what a signal that runs the model runs it on: its `own` inputs, made without any data, or the `calibration`
+    questions and as many recombined from them. estimator, probes: of `hessian`; `probes` counts only for `hutchinson`.
+    initial: of `router`, an earlier checkpoint: a folder or owner/name[@revision], of which the pipeline makes
+    name@commit; empty for a stand-in.
     allocator, scope: how sensitivities become widths; `model` lets experts of all layers compete. `kmeans` is the
     paper's, `rank` cuts the order of the sensitivities into parts, `knapsack` loses least; both meet a budget.
     granularity: what one width covers: an `expert`, a `projection`, or all experts of a `layer`, which is what engines
@@ -50,7 +56,7 @@ class Recipe:
     `signround` tunes scales and roundings on calibration data (arXiv 2309.05516), `gptq` lets the weights of later
     columns make up for the rounding of earlier ones, on calibration data too (arXiv 2210.17323).
     iterations: how often `signround` adjusts each decoder layer. calibration: the digest of the calibration questions,
-    which the pipeline fills in. Both stay at their defaults where the quantizer has no use for them.
+    which the pipeline fills in. Choices that nothing else in the recipe has a use for stay at their defaults.
     group_size: consecutive input weights that share a scale.
     symmetric: True centres the grid on zero; False stores a zero point for each group.
     rest_bits: width of every other linear layer of the text model; 16 leaves them as they are.
@@ -60,6 +66,7 @@ class Recipe:
 
     bits: tuple[int, ...] = (2, 3, 4)
     signal: str = "hessian"
+    inputs: Literal["own", "calibration"] = "own"
     estimator: Literal["exact", "hutchinson"] = "exact"
     probes: int = 32
     initial: str = ""
@@ -110,8 +117,8 @@ class Recipe:
             raise UsageError(f"--seed {self.seed} is out of range", "give 0 to 4294967295")
 
     def uniform(self, bits: int) -> "Recipe":
-        """The same with one width for every expert, and so without a budget."""
-        return replace(self, bits=(bits,), allocator="kmeans", budget="")
+        """The same with one width for every expert, and so without a budget, by the signal that takes least."""
+        return replace(self, bits=(bits,), allocator="kmeans", budget="", signal="hessian", initial="")
 
     @property
     def budget_parts(self) -> tuple[float, str]:
@@ -137,13 +144,19 @@ class Recipe:
         return {name: value for name, value in choices.items() if name not in self._unused()}
 
     def _unused(self) -> tuple[str, ...]:
-        """Choices that only other signals, quantizers or allocators know; not named, so that they change no digest."""
-        budget = () if self.budget else ("budget",)
-        hessian = () if self.signal == "hessian" else ("estimator", "probes")
-        unused = (*budget, *hessian, *(() if self.initial else ("initial",)))
-        if self.quantizer == "signround":
-            return unused
-        return (*unused, "iterations") if self.quantizer in CALIBRATED else (*unused, "iterations", "calibration")
+        """Choices that only other signals, quantizers or allocators know; they are not named, so that they change no
+        digest."""
+        runs, tunes, traces = self.signal in RUNNING, self.quantizer in CALIBRATED, "hessian" in self.signal
+        used = {
+            "budget": bool(self.budget),
+            "inputs": runs,
+            "estimator": traces,
+            "probes": traces,
+            "initial": bool(self.initial),
+            "iterations": self.quantizer == "signround",
+            "calibration": tunes or (runs and self.inputs == "calibration"),
+        }
+        return tuple(name for name, use in used.items() if not use)
 
     @classmethod
     def from_dict(cls, choices: dict[str, Any]) -> "Recipe":

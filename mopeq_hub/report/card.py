@@ -102,6 +102,8 @@ def recipe_flags(recipe: Recipe) -> list[str]:
     flags = ["--bits", ",".join(map(str, recipe.bits))]
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
+        if field.name == "initial" and re.fullmatch(r".*@[0-9a-f]{64}", value):
+            value = f"path/to/{value.rpartition('@')[0]}"
         if field.name in ("bits", "calibration") or value == field.default:
             continue
         flags += ["--asymmetric"] if field.name == "symmetric" else ["--" + field.name.replace("_", "-"), str(value)]
