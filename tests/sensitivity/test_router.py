@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from mopeq_hub import MopeqError, Recipe, UsageError
+from mopeq_hub import MopeqError, Recipe
+from mopeq_hub.errors import UsageError
 from mopeq_hub.experts import Expert
 from mopeq_hub.model import open_model
 from mopeq_hub.progress import Quiet
