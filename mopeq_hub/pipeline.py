@@ -16,7 +16,7 @@ from mopeq_hub.hub import Destination, HubDestination, destination_for
 from mopeq_hub.hub.contents import staged
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.needs import check_fits
-from mopeq_hub.planning import Plan, needs_for, plan, settled
+from mopeq_hub.planning import Plan, needs_for, plan, with_given
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.proof import prove, prove_on_the_way
 from mopeq_hub.quantization.calibrated import check_memory
@@ -90,7 +90,7 @@ def publish(
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
-    recipe, given = settled(recipe, calibration)
+    recipe, given = with_given(recipe, calibration)
     progress = progress or Quiet()
     destination, signer = destination_for(to, model, private=private), _signer(sign)
     progress.say(f"publishing {model} to {destination.describe()}")
@@ -150,7 +150,7 @@ def quantize(
     Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
     """
     progress, folder = progress or Quiet(), Path(folder)
-    recipe, given = settled(recipe, calibration)
+    recipe, given = with_given(recipe, calibration)
     opened = open_model(model) if isinstance(model, str) else model
     if folder.is_file() or os.path.ismount(folder):
         raise MopeqError(f"{folder} is {'a file' if folder.is_file() else 'a mount point'}", "name a new folder")
