@@ -80,7 +80,8 @@ def build(
         "rest": {
             "bits": recipe.rest_bits,
             "quantized": len(layout.rest) - len(kept),
-            "unquantized": kept if recipe.rest_bits != 16 else [],
+            "unquantized": [name for name in kept if name not in bitmap.rest] if recipe.rest_bits != 16 else [],
+            **({"widths": dict(bitmap.rest)} if recipe.rest_bits == "auto" else {}),
         },
         "sizes": sizes(model, recipe, bitmap, shards),
         **({"calibration": calibration} if calibration else {}),

@@ -59,8 +59,8 @@ def plan(
         profile = profiles.profile_of(opened, recipe, progress)
     measures = {}
     for bits in recipe.bits:
-        uniform = BitMap.uniform(opened.layout, bits)
-        measures[f"uniform {bits} bits"] = manifests.sizes(opened, recipe, uniform, _shards(opened, uniform, recipe))
+        uniform, alike = BitMap.uniform(opened.layout, bits), recipe.uniform(bits)
+        measures[f"uniform {bits} bits"] = manifests.sizes(opened, alike, uniform, _shards(opened, uniform, alike))
     manifest = None
     if profile is not None:
         bitmap = allocate(profile, recipe, room_for(opened, recipe))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mopeq_hub import workplace
+from mopeq_hub.bitmap import competing
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
@@ -24,7 +25,7 @@ def profile_of(model: Model, recipe: Recipe, progress: Progress, engine: Engine 
 
 
 def checked(profile: Profile, model: Model, recipe: Recipe) -> Profile:
-    """The profile, if it is of these weights, by the recipe's signal, and of every expert."""
+    """The profile, if it is of these weights, by the recipe's signal, and of all that the recipe measures."""
     signal = {"name": recipe.signal, "estimator": recipe.estimator}
     if profile.source_commit != model.source.commit:
         raise MopeqError(
@@ -34,6 +35,11 @@ def checked(profile: Profile, model: Model, recipe: Recipe) -> Profile:
         )
     if {**profile.signal, **signal} != profile.signal or set(profile.sensitivities) != set(model.layout.experts):
         raise MopeqError("the profile is by another signal, or of other experts", "measure again, without --profile")
+    if any(matrix.name not in profile.rest for matrix in competing(model.layout, recipe)):
+        raise MopeqError(
+            "the profile holds nothing of layers outside the experts, which --rest-bits auto needs",
+            "measure again, without --profile",
+        )
     return profile
 
 
@@ -42,4 +48,6 @@ def cache_of(model: Model, recipe: Recipe) -> Path:
     settings = [recipe.signal, recipe.estimator]
     if recipe.estimator == "hutchinson":
         settings += [str(recipe.probes), str(recipe.seed)]
+    if recipe.rest_bits == "auto":
+        settings.append("rest")
     return workplace.cache("profiles") / f"{model.source.commit[:16]}-{'-'.join(settings)}.json"

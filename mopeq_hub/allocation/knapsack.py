@@ -22,13 +22,14 @@ _WORTH = 1e-12
 
 def widths(items: Items, recipe: Recipe) -> list[int]:
     """The widths of the items with which least is lost."""
-    return [recipe.bits[choice] for choice in choose(items.costs, *items.room)]
+    return [items.widths[choice] for choice in choose(items.costs, *items.room)]
 
 
 def choose(costs: Costs, sizes: Sizes, capacity: int) -> Choices:
     """The choice of each item [n], 0 to k - 1, of least total cost within `capacity`.
 
-    costs [n, k], finite; sizes [n, k], rising along each row; the smallest choices of all items must fit.
+    costs [n, k], infinite from where on an item has no choice any more; sizes [n, k], rising along each row; the
+    smallest choices of all items, which have finite costs, must fit.
     """
     chosen = _greedy(costs, sizes, capacity)
     while (moves := _best_exchange(costs, sizes, chosen, capacity)) is not None:
@@ -78,9 +79,11 @@ def _best_exchange(costs: Costs, sizes: Sizes, chosen: Choices, capacity: int) -
     # One more that changes nothing, of no item: the other half of a change that is made alone.
     more_cost = np.append(costs - now_cost[:, None], 0.0)
     more_size = np.append(sizes - now_size[:, None], 0)
-    changes, kind = np.unique(more_size, return_inverse=True)
-    order = np.lexsort((more_cost, kind))
-    first = np.searchsorted(kind[order], np.arange(len(changes)))
+    possible = np.flatnonzero(np.isfinite(more_cost))
+    changes, kind = np.unique(more_size[possible], return_inverse=True)
+    ranked = np.lexsort((more_cost[possible], kind))
+    order = possible[ranked]
+    first = np.searchsorted(kind[ranked], np.arange(len(changes)))
     last = np.append(first[1:], len(order))
     # Of all changes of one size, the two best of different items: that is all a pair can need.
     best = [_two_items(order[start:end], width) for start, end in zip(first, last, strict=True)]

@@ -37,12 +37,14 @@ def measure_matrices(
 
 
 def profile_of(layout: Layout, measured: dict[str, float], recipe: Recipe, commit: str) -> Profile:
-    """The profile of what was measured on every projection, whatever the order in which that was done."""
+    """The profile of what was measured on every projection, and on the rest where it was, whatever the order in which
+    that was done."""
     experts = {
         expert: {str(matrix.projection): (measured[matrix.name],) for matrix in matrices}
         for expert, matrices in layout.experts.items()
     }
-    return Profile(SETTINGS[recipe.signal](recipe), experts, commit)
+    rest = {matrix.name: (measured[matrix.name],) for matrix in layout.rest if matrix.name in measured}
+    return Profile(SETTINGS[recipe.signal](recipe), experts, commit, rest=rest)
 
 
 __all__ = ["SIGNALS", "Profile", "Signal", "measure_matrices", "profile_of"]

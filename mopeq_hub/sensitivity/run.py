@@ -23,7 +23,7 @@ def measure(model: Model, recipe: Recipe, notes: Path, progress: Progress, engin
     """
     shards: dict[str, list[Matrix]] = {}
     for matrix in model.layout.matrices:
-        if matrix.expert is not None:
+        if matrix.expert is not None or recipe.rest_bits == "auto":
             shards.setdefault(model.checkpoint.tensors[matrix.source].file, []).append(matrix)
     measured = _noted(notes)
     left = [shard for shard, matrices in shards.items() if any(matrix.name not in measured for matrix in matrices)]
