@@ -52,8 +52,8 @@ class Recipe:
     which the pipeline fills in. Both stay at their defaults where the quantizer has no use for them.
     group_size: consecutive input weights that share a scale.
     symmetric: True centres the grid on zero; False stores a zero point for each group.
-    rest_bits: width of every other linear layer of the text model; 16 leaves them as they are. `auto` gives each its own,
-    one of `bits`, 8 or 16: they compete with the experts in one knapsack, for a budget of all files.
+    rest_bits: width of every other linear layer of the text model; 16 leaves them as they are. `auto` gives each its
+    own, one of `bits`, 8 or 16: they compete with the experts in one knapsack, for a budget of all files.
     shard_size: bytes at which a new output file is begun.
     seed: of everything random (k-means starts, probes).
     """

@@ -63,15 +63,14 @@ def _grouped(members: Iterable[tuple[Expert, str]], granularity: str) -> Iterabl
 
 
 def _items(profile: Profile, recipe: Recipe, room: Room | None, items: list[Item]) -> Items:
-    of: dict[Member, Values] = dict(profile.rest)
-    for expert, parts in profile.experts.items():
-        of |= {(expert, name): values for name, values in parts.items()}
+    def of(member: Member) -> Values:
+        return profile.rest[member] if isinstance(member, str) else profile.experts[member[0]][member[1]]
 
     def cost(member: Member, bits: int) -> float:
         open_to_it = bits in recipe.bits or isinstance(member, str)
-        return profile.cost(of[member], bits) if open_to_it else math.inf
+        return profile.cost(of(member), bits) if open_to_it else math.inf
 
-    values = np.array([sum(of[member][0] for member in item) for item in items])
+    values = np.array([sum(of(member)[0] for member in item) for item in items])
     costs = np.array([[sum(cost(member, bits) for member in item) for bits in recipe.widths] for item in items])
     if room is None:
         return Items(items, recipe.widths, values, costs, None, 0)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from mopeq_hub.experts import Expert
 
-
 Member = tuple[Expert, str] | str
 """What has a size and a width: a projection of an expert, or by its name a linear layer outside the experts."""
 
