@@ -4,12 +4,11 @@ import math
 
 from mopeq_hub.allocation import Room
 from mopeq_hub.allocation.room import Member
-from mopeq_hub.bitmap import BitMap, competing, packed_bytes
-from mopeq_hub.checkpoint import ITEM_BYTES
+from mopeq_hub.bitmap import BitMap, competing
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Matrix
 from mopeq_hub.model import Model
-from mopeq_hub.quantization.stream import kept_dtype, output_shards, plan_units
+from mopeq_hub.quantization.stream import output_shards, plan_units, written_bytes
 from mopeq_hub.recipe import Recipe
 
 Sizes = dict[Member, tuple[int, ...]]
@@ -51,10 +50,8 @@ def room_for(model: Model, recipe: Recipe) -> Room | None:
 
 
 def _sizes(model: Model, recipe: Recipe, matrix: Matrix) -> tuple[int, ...]:
-    """Bytes of a matrix at each of the widths that compete; at 16 bits it stays as it is stored."""
-    stored = math.prod(matrix.shape) * ITEM_BYTES[kept_dtype(model.checkpoint, matrix.source)]
-    packed = (packed_bytes(matrix.shape, bits, recipe.group_size) for bits in recipe.widths if bits != 16)
-    return (*packed, stored) if 16 in recipe.widths else (*packed,)
+    """Bytes of a matrix at each of the widths that compete."""
+    return tuple(written_bytes(model.checkpoint, matrix, bits, recipe.group_size) for bits in recipe.widths)
 
 
 def _scale(model: Model, recipe: Recipe, sizes: Sizes, unit: str) -> tuple[float, int]:

@@ -165,10 +165,11 @@ def _legend(figure: "Figure", manifest: dict[str, Any]) -> None:
     """The widths with their counts, and what hatching means, along the lower edge."""
     from matplotlib.patches import Patch
 
-    handles = [
-        Patch(facecolor=COLOURS[width], label=f"{width} bits ({count} {counted(manifest, count)})")
-        for width, count in counts(manifest).items()
-    ]
+    handles: list[Patch] = []
+    for width, count in counts(manifest).items():
+        # Of many widths the first says what is counted; there is no room for more.
+        noun = "" if handles and len(counts(manifest)) > 3 else f" {counted(manifest, count)}"
+        handles.append(Patch(facecolor=COLOURS[width], label=f"{width} bits ({count}{noun})"))
     if len(manifest["experts"]) < manifest["model"]["layers"]:
         handles.append(Patch(**ABSENT, label="no routed experts"))
     corner = (LEFT / WIDTH, 0.1 / figure.get_figheight())
