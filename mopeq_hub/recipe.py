@@ -144,6 +144,11 @@ class Recipe:
         return tuple(sorted({*self.bits, 8, 16})) if self.rest_bits == "auto" else self.bits
 
     @property
+    def packed_widths(self) -> tuple[int, ...]:
+        """Those at which something may be packed: what a signal that gives costs has to give them for."""
+        return tuple(bits for bits in self.widths if bits != 16)
+
+    @property
     def budget_parts(self) -> tuple[float, str]:
         """Amount and unit, `bpw`, `MB`, `GB` or `x`, of a budget that is not empty."""
         amount, unit = _BUDGET.fullmatch(self.budget).groups()  # type: ignore[union-attr]
