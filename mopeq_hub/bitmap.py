@@ -36,7 +36,7 @@ class BitMap:
             experts.setdefault(expert, {})[projection] = bits
         layers: dict[int, list[Widths]] = {}
         for expert in sorted(experts):
-            widths = experts[expert]
+            widths = {name: experts[expert][name] for name in sorted(experts[expert], key=PROJECTIONS.index)}
             alike = len(set(widths.values())) == 1
             layers.setdefault(expert.layer, []).append(next(iter(widths.values())) if alike else widths)
         return layers
