@@ -79,7 +79,9 @@ class Recipe:
         for field in fields(self):
             kind = type(field.default)
             value = getattr(self, field.name)
-            if field.name != "bits" and type(value) is not kind and (field.name, value) != ("rest_bits", "auto"):
+            if field.name == "rest_bits" and type(value) is str:
+                continue
+            if field.name != "bits" and type(value) is not kind:
                 raise UsageError(f"{field.name} {value!r} is not of the type {kind.__name__}")
         if not isinstance(self.bits, tuple) or any(type(width) is not int for width in self.bits):
             raise UsageError(f"bits {_listed(self.bits)} are not whole numbers", "write them as 2,3,4")

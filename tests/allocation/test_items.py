@@ -82,7 +82,7 @@ def test_costs_are_taken_as_they_are_measured() -> None:
         ({"rest_bits": "auto", "budget": "3bpw"}, "bpw counts the experts alone"),
         ({"rest_bits": "auto", "budget": "3GB", "allocator": "rank"}, "needs the allocator knapsack"),
         ({"rest_bits": "auto", "budget": "3GB", "scope": "layer"}, "lets all layers of the model compete"),
-        ({"rest_bits": "some"}, "not of the type int"),
+        ({"rest_bits": "some"}, "'some' does not exist; choose from 2, 3, 4, 8, 16, auto"),
     ],
 )
 def test_choices_that_make_no_sense_together_are_refused_in_one_line(choices: dict[str, str], words: str) -> None:
