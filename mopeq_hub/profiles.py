@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from mopeq_hub import workplace
@@ -11,8 +12,10 @@ from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
-from mopeq_hub.recipe import Recipe
-from mopeq_hub.sensitivity import COSTS, SETTINGS, Profile
+from mopeq_hub.recipe import RUNNING, Recipe
+from mopeq_hub.sensitivity import COSTS, SETTINGS, Profile, product
+from mopeq_hub.sensitivity import profile_of as made_of
+from mopeq_hub.sensitivity.by_running import measured_by_running
 from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.sensitivity.run import measure
 
@@ -24,9 +27,25 @@ def profile_of(
     cached = cache_of(model, recipe)
     if cached.is_file():
         return Profile.read(cached)
-    profile = measure(model, recipe, cached.with_suffix(".partial"), progress, engine, given)
+    if recipe.signal == product.NAME:
+        traces, frequencies = (
+            profile_of(model, replace(recipe, signal=signal), progress, engine, given)
+            for signal in ("hessian", "frequency")
+        )
+        profile = product.product(traces, frequencies, SETTINGS[recipe.signal](recipe))
+    elif recipe.signal in RUNNING:
+        profile = run(model, recipe, given.calibration, progress)
+    else:
+        profile = measure(model, recipe, cached.with_suffix(".partial"), progress, engine, given)
     profile.write(cached)
     return profile
+
+
+def run(model: Model, recipe: Recipe, calibration: Path | None, progress: Progress) -> Profile:
+    """The profile by a signal that runs the model, and on how much it was run."""
+    measured, groups = measured_by_running(model, recipe, calibration, progress)
+    profile = made_of(model.layout, measured, recipe, model.source.commit)
+    return replace(profile, signal={**profile.signal, "groups": groups})
 
 
 def checked(profile: Profile, model: Model, recipe: Recipe) -> Profile:

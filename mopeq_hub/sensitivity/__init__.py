@@ -1,6 +1,7 @@
 """Signals: each says of every expert's projections what narrowing them costs. The registry, by what a signal looks at.
 
 BY_MATRIX look at one weight at a time, in any order. BY_LAYER look at one layer: its experts, its router, its norm.
+Those that run the model (`RUNNING` of mopeq_hub.recipe) look at what its experts do while it answers.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.kernels.weight import Weight
 from mopeq_hub.progress import Advance
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.sensitivity import hessian
+from mopeq_hub.sensitivity import by_running, hessian, product
 from mopeq_hub.sensitivity.layer import LayerView
 from mopeq_hub.sensitivity.profile import Profile, Values
 
@@ -23,10 +24,15 @@ LayerSignal = Callable[[LayerView, Recipe], Mapping[str, Values]]
 
 BY_MATRIX: dict[str, MatrixSignal] = {"hessian": hessian.trace}
 BY_LAYER: dict[str, LayerSignal] = {}
-SETTINGS: dict[str, Callable[[Recipe], dict[str, Any]]] = {"hessian": hessian.settings}
+SETTINGS: dict[str, Callable[[Recipe], dict[str, Any]]] = {
+    "hessian": hessian.settings,
+    "frequency": by_running.settings,
+    "fisher": by_running.settings,
+    product.NAME: product.settings,
+}
 """What a profile says of how it was measured: `name`, and all that would give other numbers. Two profiles of the same
 weights with the same settings are the same, and are kept under their digest."""
-COSTS: frozenset[str] = frozenset()
+COSTS: frozenset[str] = frozenset({"fisher"})
 """Signals that give a cost for each of the recipe's widths; all others give one number."""
 
 
