@@ -148,8 +148,7 @@ class Recipe:
     def uniform(self, bits: int) -> "Recipe":
         """The same with one width for every expert, and so without a budget; where the rest has widths of its own, one
         for all of it."""
-        rest = type(self).rest_bits if self.rest_bits == "auto" else self.rest_bits
-        return replace(self, bits=(bits,), allocator="kmeans", budget="", rest_bits=rest)
+        return replace(self, bits=(bits,), allocator="kmeans", budget="", rest_bits=self._one_for_the_rest)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -164,13 +163,18 @@ class Recipe:
     def paper(self) -> "Recipe":
         """The same with the map of the paper: model-wise k-means of the exact Hessian trace, expert by expert."""
         names = ("signal", "inputs", "estimator", "allocator", "scope", "granularity", "budget", "questions")
-        return replace(self, **{name: getattr(Recipe, name) for name in names})
+        return replace(self, rest_bits=self._one_for_the_rest, **{name: getattr(Recipe, name) for name in names})
 
     @property
     def budget_parts(self) -> tuple[float, str]:
         """Amount and unit, `bpw`, `MB`, `GB` or `x`, of a budget that is not empty."""
         amount, unit = _BUDGET.fullmatch(self.budget).groups()  # type: ignore[union-attr]
         return float(amount), unit
+
+    @property
+    def _one_for_the_rest(self) -> int | Literal["auto"]:
+        """One width for all of the rest, where nothing competes."""
+        return Recipe.rest_bits if self.rest_bits == "auto" else self.rest_bits
 
     @property
     def digest(self) -> str:

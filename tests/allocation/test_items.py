@@ -94,4 +94,5 @@ def test_choices_that_make_no_sense_together_are_refused_in_one_line(choices: di
 def test_the_rest_beside_uniform_experts_has_one_width() -> None:
     recipe = Recipe(allocator="knapsack", budget="1GB", rest_bits="auto")
     assert recipe.uniform(3) == Recipe(bits=(3,))
+    assert recipe.paper() == Recipe()
     assert Recipe.from_dict(recipe.to_dict()) == recipe
