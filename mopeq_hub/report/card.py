@@ -34,6 +34,7 @@ from mopeq_hub.report import (
     table_rows,
     widths_in,
 )
+from mopeq_hub.report.spread import in_words
 from mopeq_hub.report.templating import render
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ def recipe_flags(recipe: Recipe) -> list[str]:
     flags = ["--bits", ",".join(map(str, recipe.bits))]
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
+        if field.name == "initial" and re.fullmatch(r".*@[0-9a-f]{64}", value):
+            value = f"path/to/{value.rpartition('@')[0]}"
         if field.name in ("bits", "calibration") or value == field.default:
             continue
         flags += ["--asymmetric"] if field.name == "symmetric" else ["--" + field.name.replace("_", "-"), str(value)]
@@ -216,6 +219,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "counts": _counts(experts_of, lambda count: counted(manifest, count)),
         "rest_counts": _counts(rest, lambda count: "layer" if count == 1 else "layers") if rest else "",
         "mixed_layers": any(len({*widths_in(manifest, layer)}) > 1 for layer in manifest["experts"]),
+        "spread": Markdown(in_words(manifest["spread"])) if "spread" in manifest else None,
         "auto_class": _auto_class(manifest),
         "command": Markdown(_command(manifest)),
     }

@@ -14,7 +14,11 @@ ABSENT: dict[str, Any] = {"facecolor": PALE, "hatch": "////", "edgecolor": "#c3c
 """How a layer without routed experts looks."""
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 
-SIGNALS = {"hessian": "trace of the Hessian"}
+SIGNALS = {
+    "hessian": "trace of the Hessian",
+    "distortion": "share of the layer's output that is lost",
+    "router": "place in the order of the layer's experts",
+}
 
 
 def sensitivity(manifest: dict[str, Any]) -> "Figure":
