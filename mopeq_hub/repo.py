@@ -68,9 +68,10 @@ def build(
 ) -> QuantizedRepo:
     """`work`/repo with all that a quantized folder holds before it is measured.
 
-    Goes on from what the journal in `work` says. profile: measured before; None measures it. given: what the
-    recipe measures or tunes on beside the model. bitmap: the widths, whatever the recipe would give. With `send` the weights are sent and not kept. Raises MopeqError on
-    what is wrong with the source, and OSError where the folder cannot be written.
+    Goes on from what the journal in `work` says. profile: measured before; None measures it. given: what the recipe
+    measures, tries or tunes on beside the model. bitmap: the widths, whatever the recipe would give. With `send` the
+    weights are sent and not kept. Raises MopeqError on what is wrong with the source, and OSError where the folder
+    cannot be written.
     """
     _check_usable(model)
     profile = (
