@@ -46,7 +46,7 @@ def rows(shapes: Path) -> list[Row]:
 
 
 def test_frequency_is_what_the_router_chose(
-    model: Model, live: Any, shapes: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, live: Any, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(by_running, "TOKENS", 600)
     calibration = shapes / "calibration.jsonl"
@@ -55,7 +55,7 @@ def test_frequency_is_what_the_router_chose(
     # As many as are expected by chance, on average over a layer.
     assert [sum(row) for row in profile.by_layer().values()] == pytest.approx([24.0] * 4)
 
-    groups = activity.rows_of(model, live, Encoder(shapes), {**JOB, **_inputs(calibration)}, shapes.parent)
+    groups = activity.rows_of(model, live, Encoder(shapes), {**JOB, **_inputs(calibration)}, tmp_path)
     shares: dict[Expert, float] = dict.fromkeys(model.layout.experts, 0.0)
     for group in groups:
         counts: Counter[int] = Counter()
