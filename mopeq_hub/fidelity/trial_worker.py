@@ -37,9 +37,10 @@ def main(job_path: Path) -> None:
     for key, widths in maps.items():
         begun = time.monotonic()
         found = bench.measure(widths)
+        found["seconds"] = time.monotonic() - begun
         if exam:
             found["accuracy"] = exam.accuracy(bench.live)
-        append(Path(job["notes"]), {"key": key, **found, "seconds": time.monotonic() - begun})
+        append(Path(job["notes"]), {"key": key, **found})
         print(1, flush=True)
     Path(job["result"]).write_text(json.dumps({"maps": len(maps)}), "utf-8")
 

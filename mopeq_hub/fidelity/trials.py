@@ -59,7 +59,7 @@ def try_maps(
     accuracy: bool = False,
     notes: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """The figures of `mopeq_hub.fidelity.metrics.Comparison` of each map, in order, and the `seconds` it took.
+    """The figures of `mopeq_hub.fidelity.metrics.Comparison` of each map, in order, and the `seconds` they took.
 
     Group size, symmetry and the search for scales are the recipe's; a calibrated quantizer is stood for by the search.
     accuracy: let each also answer the questions, which adds the share that is right. notes: a file that keeps what each
@@ -77,6 +77,12 @@ def try_maps(
         _try(model, left, recipe, questions, progress, accuracy, notes)
         known = _noted(notes, accuracy)
     return [known[key] for key in keys]
+
+
+def untried(model: Model, maps: Sequence[Widths], recipe: Recipe, questions: Questions, notes: Path) -> int:
+    """How many of the maps `notes` does not know."""
+    known = _noted(notes, accuracy=False)
+    return len({_key(model, widths, recipe, questions) for widths in maps} - known.keys())
 
 
 def _try(

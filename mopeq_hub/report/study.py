@@ -1,0 +1,89 @@
+"""What people read of a study: the page study.md with its plots, and a table on a terminal, all from study.json's
+content (`document`) alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mopeq_hub.report import Markdown, code, hub_address, link, listed, number, one_line, percent, size, study_plots
+from mopeq_hub.report.templating import render
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+OWN_SIZE = "at their own size"
+"""What has no budget: uniform widths, and k-means."""
+
+
+def write(document: dict[str, Any], folder: Path) -> None:
+    """Write study.md and plots/*.png into `folder`."""
+    study_plots.draw(document, folder / "plots")
+    source, asked = document["source"], document["questions"]
+    page = hub_address(source["name"]) if source["kind"] == "hub" else None
+    text = render(
+        "study.md.jinja",
+        {"listed": lambda values, last: listed([str(value) for value in values], last), "percent": percent},
+        document=document,
+        title=source["name"],
+        source=link(code(source["name"]), page),
+        questions=Markdown("the bundled questions") if asked["name"] == "bundled" else code(asked["name"]),
+        accuracy=document["original"]["accuracy"] is not None,
+        sections=[
+            {"title": title, "rows": [_cells(row, document) for row in rows]} for title, rows in sections(document)
+        ],
+        correlations=[_correlation_cells(row) for row in document["correlations"]],
+    )
+    (folder / "study.md").write_text(text, "utf-8")
+
+
+def table(document: dict[str, Any]) -> "Table":
+    """Methods by budget, the closest to the original first, for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(one_line(document["source"]["name"])), title_justify="left", caption_justify="left")
+    drawn.add_column()
+    accuracy = document["original"]["accuracy"] is not None
+    for heading in ("bpw", "experts", "KL", "top-1", "perplexity ratio", *(["accuracy"] if accuracy else [])):
+        drawn.add_column(heading, justify="right")
+    for title, rows in sections(document):
+        drawn.add_row(Text(title, style="bold"))
+        for row in rows:
+            drawn.add_row(*map(Text, _cells(row, document)))
+        drawn.add_section()
+    lines = [f"without the signal {each['name']}: {each['reason']}" for each in document["left_out"]]
+    if document["truth"] is None:
+        lines.append(f"without the ground truth: {document['truth_left_out']}")
+    for row in document["correlations"]:
+        name, *cells = _correlation_cells(row)
+        lines.append(f"rank correlation with the ground truth, {name}: {cells[-1]}")
+    drawn.caption = Text("\n".join(map(one_line, lines)))
+    return drawn
+
+
+def sections(document: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A heading for each budget, and one for what has none, with its rows by rising KL."""
+    for budget in [*document["budgets"], None]:
+        rows = sorted((row for row in document["rows"] if row["budget"] == budget), key=lambda row: row["kl"])
+        if rows:
+            yield (f"within {budget}" if budget else OWN_SIZE), rows
+
+
+def _cells(row: dict[str, Any], document: dict[str, Any]) -> list[str]:
+    spread = f" ± {number(row['kl_std'])}" if row["kl_std"] is not None else ""
+    cells = [
+        row["method"],
+        f"{row['experts_bpw']:.2f}",
+        size(row["experts_bytes"]),
+        number(row["kl"]) + spread,
+        percent(row["top1_agreement"]),
+        f"{row['perplexity_ratio']:.4f}",
+    ]
+    if document["original"]["accuracy"] is not None:
+        cells.append("–" if row["accuracy"] is None else percent(row["accuracy"]))
+    return cells
+
+
+def _correlation_cells(row: dict[str, Any]) -> list[str]:
+    values = [*row["widths"].values(), row["overall"]]
+    return [row["signal"], *("–" if value is None else f"{value:.2f}" for value in values)]
