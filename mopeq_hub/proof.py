@@ -15,6 +15,7 @@ from mopeq_hub.quantization.run import Send
 from mopeq_hub.questions import Questions
 from mopeq_hub.recipe import CALIBRATED, Recipe
 from mopeq_hub.repo import QuantizedRepo, build
+from mopeq_hub.selection import PAPER
 from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.source import HubSource
 
@@ -49,6 +50,9 @@ def _comparisons(
         others["these widths, not calibrated"] = recipe
     if len(recipe.bits) > 1:
         others |= {f"uniform {bits} bits": recipe.uniform(bits) for bits in recipe.bits}
+        paper = recipe.paper()
+        if paper != recipe:
+            others[PAPER] = paper
     found = []
     for name, other in others.items():
         with workplace.scratch() as work:
