@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mopeq_hub import workplace
 from mopeq_hub.allocation import ALLOCATORS, Room, allocate
@@ -33,7 +32,9 @@ from mopeq_hub.quantization.calibrated import calibrated
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import CALIBRATED, RUNNING, Recipe
 from mopeq_hub.report import study as report
+from mopeq_hub.selection import MEASURED
 from mopeq_hub.sensitivity import SETTINGS, Profile
+from mopeq_hub.sensitivity.agreement import by_layer, costs_at, overall, rank_correlation
 from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.version import __version__
 
@@ -82,11 +83,12 @@ def study(
     """Run a study, leave study.json, study.md and plots in `out`, and return what study.json says.
 
     model: a folder, or owner/name[@revision]. signals: of `known_signals()`, where `fisher` stands for `fisher:own` and
-    `fisher:calibration`; allocators: of `ALLOCATORS`; all where none is named. recipe: widths, granularity, group size,
-    symmetry, `search` or `rtn`, seed, and the `rest_bits` of what is no expert; None for the defaults with the rest at
-    16 bits. questions: what is measured on; calibration: what signals may look at; None for the bundled ones. out: None
-    is ./studies/{name}; what was measured there before is not measured again. truth: whether to measure the ground
-    truth; None does so where it takes at most `TRUTH_SECONDS`. accuracy: let each bit map answer the questions.
+    `fisher:calibration`; allocators: of those that measure nothing; all where none is named. recipe: widths,
+    granularity, group size, symmetry, `search` or `rtn`, seed, and the `rest_bits` of what is no expert; None for the
+    defaults with the rest at 16 bits. questions: what is measured on; calibration: what signals may look at; None for
+    the bundled ones. out: None is ./studies/{name}; what was measured there before is not measured again. truth:
+    whether to measure the ground truth; None does so where it takes at most `TRUTH_SECONDS`. accuracy: let each bit map
+    answer the questions.
     Raises MopeqError where memory does not hold the model, or a budget cannot be met.
     """
     progress, base = progress or Quiet(), _base(recipe)
@@ -94,7 +96,7 @@ def study(
     if accuracy and not asked.scored:
         raise UsageError("the bundled questions have no answers that count", "name a file with --questions")
     names = _chosen("signal", signals, known_signals())
-    kinds = _chosen("allocator", allocators, list(ALLOCATORS))
+    kinds = _chosen("allocator", allocators, [name for name in ALLOCATORS if name != MEASURED])
     opened = open_model(model)
     rooms = {budget: _room(opened, base, budget) for budget in dict.fromkeys(budgets)}
     _check_memory(opened, base)
@@ -119,11 +121,11 @@ def study(
         "original": bench.original(accuracy),
         "rows": rows,
         "signals": [
-            {"name": name, "signal": profile.signal, "layers": _by_layer(_overall(profile, base.bits))}
+            {"name": name, "signal": profile.signal, "layers": by_layer(profile, overall(profile, base.bits))}
             for name, profile in profiles.items()
         ],
         "left_out": [{"name": name, "reason": reason} for name, reason in left_out.items()],
-        "truth": _described(known, base) if known is not None else None,
+        "truth": _described(known, base.bits) if known is not None else None,
         "truth_left_out": why_not,
         "correlations": _correlations(profiles, known, base.bits) if known is not None else [],
     }
@@ -192,8 +194,9 @@ def _profiles(
         signal, _, inputs = name.partition(":")
         file = calibration if inputs == "calibration" else None
         try:
-            asked = replace(base, signal=signal, inputs=inputs or "own")
-            profiles[name] = profile_of(model, calibrated(asked, file), progress, given=Given(file))
+            run_on: Any = {"inputs": inputs} if inputs else {}
+            asked = calibrated(replace(base, signal=signal, **run_on), file)
+            profiles[name] = profile_of(model, asked, progress, given=Given(file))
         except MopeqError as error:
             left_out[name] = str(error)
             progress.say(f"without the signal {name}: {error}")
@@ -331,53 +334,24 @@ def _profile(name: str, model: Model, numbers: Mapping[Expert, tuple[float, ...]
     return Profile({"name": name}, experts, model.source.commit, bits)
 
 
-def _costs(profile: Profile, bits: int) -> NDArray[np.float64]:
-    """What each expert costs at a width, experts in order."""
-    experts = (profile.experts[expert] for expert in sorted(profile.experts))
-    return np.array([sum(profile.cost(values, bits) for values in parts.values()) for parts in experts])
-
-
-def _overall(profile: Profile, bits: Sequence[int]) -> dict[Expert, float]:
-    """One number an expert: its costs, those of each width divided by their mean, so that every width counts alike."""
-    columns = [_costs(profile, width) for width in bits]
-    total = sum(column / (np.abs(column).mean() or 1.0) for column in columns)
-    return {expert: float(value) for expert, value in zip(sorted(profile.experts), np.asarray(total), strict=True)}
-
-
 def _correlations(profiles: Mapping[str, Profile], truth: Profile, bits: Sequence[int]) -> list[dict[str, Any]]:
     """Spearman's rank correlation of each signal with the ground truth over all experts: at each width, and overall."""
-    whole = np.array(list(_overall(truth, bits).values()))
     return [
         {
             "signal": name,
-            "widths": {str(width): _spearman(_costs(profile, width), _costs(truth, width)) for width in bits},
-            "overall": _spearman(np.array(list(_overall(profile, bits).values())), whole),
+            "widths": {
+                str(width): rank_correlation(costs_at(profile, width), costs_at(truth, width)) for width in bits
+            },
+            "overall": rank_correlation(overall(profile, bits), overall(truth, bits)),
         }
         for name, profile in profiles.items()
     ]
 
 
-def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float | None:
-    """None where either has one value only."""
-    from scipy.stats import spearmanr
-
-    if len(one) < 2 or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return None
-    return float(spearmanr(one, other).statistic)
-
-
-def _described(truth: Profile, base: Recipe) -> dict[str, Any]:
+def _described(truth: Profile, bits: Sequence[int]) -> dict[str, Any]:
     """The ground truth for study.json: the KL divergence (nats) of each expert alone, by width and layer."""
-    experts = sorted(truth.experts)
-    kl = {str(width): _by_layer(dict(zip(experts, _costs(truth, width).tolist(), strict=True))) for width in base.bits}
-    return {"kl": kl, "layers": _by_layer(_overall(truth, base.bits))}
-
-
-def _by_layer(numbers: Mapping[Expert, float]) -> dict[str, list[float]]:
-    layers: dict[str, list[float]] = {}
-    for expert, value in sorted(numbers.items()):
-        layers.setdefault(str(expert.layer), []).append(value)
-    return layers
+    kl = {str(width): by_layer(truth, costs_at(truth, width)) for width in bits}
+    return {"kl": kl, "layers": by_layer(truth, overall(truth, bits))}
 
 
 def _bytes(model: Model, bitmap: BitMap, base: Recipe) -> int:

@@ -38,27 +38,35 @@ def write(document: dict[str, Any], folder: Path) -> None:
 
 def table(document: dict[str, Any]) -> "Table":
     """Methods by budget, the closest to the original first, for a terminal."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=Text(one_line(document["source"]["name"])), title_justify="left", caption_justify="left")
+    drawn = Table(title=Text(one_line(document["source"]["name"])), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    drawn.title_justify = drawn.caption_justify = "left"
     drawn.add_column()
-    accuracy = document["original"]["accuracy"] is not None
-    for heading in ("bpw", "experts", "KL", "top-1", "perplexity ratio", *(["accuracy"] if accuracy else [])):
-        drawn.add_column(heading, justify="right")
+    headings = ("bpw", "KL", "top-1", "perplexity", "accuracy")
+    for heading in headings if document["original"]["accuracy"] is not None else headings[:-1]:
+        drawn.add_column(heading, justify="right", no_wrap=True)
     for title, rows in sections(document):
         drawn.add_row(Text(title, style="bold"))
         for row in rows:
-            drawn.add_row(*map(Text, _cells(row, document)))
+            name, bpw, _, *cells = _cells(row, document)
+            drawn.add_row(*map(Text, (name, bpw, *cells)))
         drawn.add_section()
-    lines = [f"without the signal {each['name']}: {each['reason']}" for each in document["left_out"]]
-    if document["truth"] is None:
-        lines.append(f"without the ground truth: {document['truth_left_out']}")
-    for row in document["correlations"]:
-        name, *cells = _correlation_cells(row)
-        lines.append(f"rank correlation with the ground truth, {name}: {cells[-1]}")
-    drawn.caption = Text("\n".join(map(one_line, lines)))
+    drawn.caption = Text("\n".join(map(one_line, _remarks(document))), style="default not italic")
     return drawn
+
+
+def _remarks(document: dict[str, Any]) -> Iterator[str]:
+    """What the table on a terminal does not show."""
+    for row in document["correlations"]:
+        name, *_, cell = _correlation_cells(row)
+        yield f"{name}: rank correlation with the ground truth {cell}"
+    if document["truth"] is None:
+        yield f"without the ground truth: {document['truth_left_out']}"
+    for each in document["left_out"]:
+        yield f"without the signal {each['name']}: {each['reason']}"
 
 
 def sections(document: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:

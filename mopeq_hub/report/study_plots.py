@@ -61,7 +61,7 @@ def _kl(document: dict[str, Any]) -> "Figure":
     kinds = [kind for kind in ("knapsack", "rank", "kmeans") if any(row["allocator"] == kind for row in rows)] or [""]
     scale, unit = _unit(max(row["experts_bytes"] for row in rows))
     values = [row["kl"] for row in rows if row["kl"] > 0] or [1e-3]
-    below = 1.0 + 0.2 * math.ceil((len(looks) + 3) / 3)
+    below = 0.75 + 0.2 * math.ceil((len(looks) + 3) / 3)
     figure, first = figure_of(3.4, below)
     panels = _panels(figure, first, len(kinds), 3.4, below)
     for kind, axes in zip(kinds, panels, strict=True):
@@ -80,7 +80,7 @@ def _kl(document: dict[str, Any]) -> "Figure":
         axes.set_title({"kmeans": "k-means, own size"}.get(kind, kind) or "uniform widths")
         axes.set_xlabel(f"experts, {unit}")
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.grid(color=PALE, linewidth=0.7, which="both")
+        axes.grid(color=PALE, linewidth=0.7)
         axes.set_axisbelow(True)
         axes.tick_params(length=2, which="both")
         axes.spines[["top", "right"]].set_visible(False)
@@ -125,14 +125,13 @@ def _down(row: dict[str, Any]) -> float:
 
 def _legend(figure: "Figure", panels: "list[Axes]") -> None:
     """What is drawn in any panel, once, under all."""
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
+            handles.setdefault(str(label), handle)
     corner = (LEFT / WIDTH, 0.1 / figure.get_figheight())
     figure.legend(
         handles=list(handles.values()),
-        labels=list(handles),
         loc="lower left",
         bbox_to_anchor=corner,
         ncols=3,
