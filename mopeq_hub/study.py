@@ -259,30 +259,31 @@ class _Bench:
         return try_maps(self.model, maps, self.base, self._questions, self.progress, **options)
 
     def rows(self, entries: Iterable[Entry], accuracy: bool) -> list[dict[str, Any]]:
-        """Each entry with its figures; where there are several bit maps, without accuracy."""
+        """Each entry with its figures, the means of its bit maps'."""
         entries = list(entries)
-        single = [entry for entry in entries if not accuracy or len(entry.bitmaps) == 1]
-        found: dict[int, list[dict[str, Any]]] = {}
-        for group, answers in ((single, accuracy), ([entry for entry in entries if entry not in single], False)):
-            maps = [widths_of(self.model, bitmap, self.base) for entry in group for bitmap in entry.bitmaps]
-            # The original is asked along with the others, so that no process is started for it alone.
-            figures = iter(self.try_maps([{}, *maps], answers)[1:])
-            found |= {id(entry): [next(figures) for _ in entry.bitmaps] for entry in group}
-        self._seconds += [each["seconds"] for figures in found.values() for each in figures]
-        return [self._row(entry, found[id(entry)]) for entry in entries]
+        maps = [widths_of(self.model, bitmap, self.base) for entry in entries for bitmap in entry.bitmaps]
+        # The original is asked along with the others, so that no process is started for it alone.
+        figures = self.try_maps([{}, *maps], accuracy)[1:]
+        self._seconds += [each["seconds"] for each in figures]
+        given = iter(figures)
+        return [self._row(entry, [next(given) for _ in entry.bitmaps], accuracy) for entry in entries]
 
     def original(self, accuracy: bool) -> dict[str, Any]:
         """What the original itself gives: answer tokens, their mean loss in nats, and its accuracy."""
         figures = self.try_maps([{}], accuracy)[0]
-        return {"tokens": figures["tokens"], "loss": figures["loss"], "accuracy": figures.get("accuracy")}
+        return {
+            "tokens": figures["tokens"],
+            "loss": figures["loss"],
+            "accuracy": figures["accuracy"] if accuracy else None,
+        }
 
     def seconds(self, maps: Sequence[dict[str, int]]) -> float:
         """About how long it takes to try those of these maps that are not known."""
         left = untried(self.model, maps, self.base, self._questions, self._notes)
         return left * statistics.median(self._seconds) if left else 0.0
 
-    def _row(self, entry: Entry, figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        mean = {name: statistics.fmean(each[name] for each in figures) for name in ("kl_mean", "kl_p99")}
+    def _row(self, entry: Entry, figures: Sequence[dict[str, Any]], accuracy: bool) -> dict[str, Any]:
+        mean = {name: statistics.fmean(each[name] for each in figures) for name in figures[0] if name != "key"}
         taken = round(statistics.fmean(_bytes(self.model, bitmap, self.base) for bitmap in entry.bitmaps))
         weights = sum(math.prod(matrix.shape) for group in self.model.layout.experts.values() for matrix in group)
         several = len(figures) > 1
@@ -298,9 +299,9 @@ class _Bench:
             "kl": mean["kl_mean"],
             "kl_std": statistics.stdev(each["kl_mean"] for each in figures) if several else None,
             "kl_p99": mean["kl_p99"],
-            "top1_agreement": statistics.fmean(each["top1_agreement"] for each in figures),
-            "perplexity_ratio": math.exp(statistics.fmean(each["loss"] - each["original_loss"] for each in figures)),
-            "accuracy": None if several else figures[0].get("accuracy"),
+            "top1_agreement": mean["top1_agreement"],
+            "perplexity_ratio": math.exp(mean["loss"] - mean["original_loss"]),
+            "accuracy": mean["accuracy"] if accuracy else None,
             "layers": None if several else {str(n): widths for n, widths in entry.bitmaps[0].by_layer().items()},
         }
 

@@ -10,7 +10,7 @@ import pytest
 
 from mopeq_hub import MopeqError, Recipe, cli, workplace
 from mopeq_hub import study as studying
-from mopeq_hub.model import open_model
+from mopeq_hub.records import entries
 from mopeq_hub.sensitivity import by_running
 from mopeq_hub.study import NOTES, SHUFFLES, known_signals, study
 from tests.conftest import SHAPES
@@ -60,7 +60,7 @@ def row_of(found: dict[str, Any], method: str, budget: str | None) -> dict[str, 
 
 
 def noted(folder: Path) -> list[str]:
-    return [json.loads(line)["key"] for line in (folder / NOTES).read_text("utf-8").splitlines()]
+    return [entry["key"] for entry in entries(folder / NOTES)]
 
 
 def test_every_method_is_measured_within_each_budget_and_what_knows_none_at_its_own_size(without_truth: Path) -> None:
@@ -81,13 +81,13 @@ def test_every_method_is_measured_within_each_budget_and_what_knows_none_at_its_
 def test_random_is_a_mean_of_several_bit_maps(without_truth: Path) -> None:
     row = row_of(document(without_truth), "random", "3.0bpw")
     assert row["tries"] == SHUFFLES
-    assert 0 < row["kl_std"]
+    assert row["kl_std"] > 0
 
 
 def test_the_answers_are_marked_where_that_is_asked(without_truth: Path) -> None:
     found = document(without_truth)
     assert found["original"]["accuracy"] == 3 / 4
-    assert row_of(found, "hessian, rank", "3.0bpw")["accuracy"] in (0, 1 / 4, 2 / 4, 3 / 4)
+    assert all(0 <= row["accuracy"] <= 1 for row in found["rows"])
 
 
 def test_the_ground_truth_is_the_damage_of_each_expert_alone_and_bounds_the_signals(measured: Path) -> None:
@@ -97,9 +97,7 @@ def test_the_ground_truth_is_the_damage_of_each_expert_alone_and_bounds_the_sign
     assert sum(map(sum, truth["4"].values())) < sum(map(sum, truth["2"].values()))
     bound = row_of(found, "ground truth, knapsack", "3.0bpw")
     assert bound["experts_bpw"] <= 3.0
-    assert bound["kl"] < 0.5 * min(row["kl"] for row in found["rows"] if row["budget"] and row is not bound) or (
-        bound["kl"] <= min(row["kl"] for row in found["rows"] if row["budget"])
-    )
+    assert bound["kl"] == min(row["kl"] for row in found["rows"] if row["budget"])
     [correlation] = found["correlations"]
     assert correlation["signal"] == "hessian"
     assert all(-1 <= value <= 1 for value in (correlation["overall"], *correlation["widths"].values()))
@@ -129,7 +127,7 @@ def test_a_ground_truth_that_takes_too_long_is_left_out_with_its_time(
     monkeypatch.setattr(studying, "TRUTH_SECONDS", 0)
     found = study(str(SHAPES), questions=questions, out=tmp_path / "study", **CHOICES)
     assert found["truth"] is None
-    assert "192 trials take about 1 minutes" in found["truth_left_out"] or "minutes" in found["truth_left_out"]
+    assert found["truth_left_out"].startswith("its 192 trials take about ")
     assert "--truth" in (tmp_path / "study" / "study.md").read_text("utf-8")
 
 
@@ -205,8 +203,3 @@ def test_what_cannot_be_done_is_one_line_before_anything_is_measured(
     with pytest.raises(MopeqError, match=expected):
         study(str(SHAPES), **{"out": tmp_path / "study", **choices(monkeypatch)})
     assert not (SHAPES / "study").exists()
-
-
-def test_the_model_stays_what_it_was() -> None:
-    assert not (SHAPES / "studies").exists()
-    assert open_model(str(SHAPES)).source.commit

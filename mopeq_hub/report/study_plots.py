@@ -114,7 +114,7 @@ def _reference(axes: "Axes", rows: list[dict[str, Any]], scale: float) -> None:
         )
     bound = sorted((row["experts_bytes"] / scale, row["kl"]) for row in rows if row["signal"] == "ground truth")
     if bound:
-        look = {"color": INK, "linestyle": ":", "marker": "*", "markersize": 7, "linewidth": 1.2}
+        look: dict[str, Any] = {"color": INK, "linestyle": ":", "marker": "*", "markersize": 7, "linewidth": 1.2}
         axes.plot(*zip(*bound, strict=True), **look, label="ground truth, knapsack")
 
 

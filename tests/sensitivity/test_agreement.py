@@ -10,9 +10,7 @@ from mopeq_hub.sensitivity.agreement import by_layer, costs_at, overall, rank_co
 
 def profile(*costs: tuple[float, ...], widths: tuple[int, ...] = ()) -> Profile:
     """Of experts 0, 1, ... in layers of two, each with its costs in one projection and as much again in another."""
-    experts = {
-        Expert(number // 2, number % 2): {"gate": values, "down": values} for number, values in enumerate(costs)
-    }
+    experts = {Expert(number // 2, number % 2): {"gate": values, "down": values} for number, values in enumerate(costs)}
     return Profile({"name": "made up"}, experts, "", widths)
 
 
