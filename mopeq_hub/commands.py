@@ -178,6 +178,7 @@ def plan(
             "The bit map needs the experts' sensitivities: give --profile, or download the model and name its folder."
         )
     else:
+        print(summary.spread_line(planned.manifest))
         console().print(summary.Heatmap(planned.manifest))
 
 

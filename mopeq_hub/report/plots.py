@@ -62,7 +62,11 @@ SPOTS = [(8, 0), (-8, 0)] + [
 ]
 """Where a point's name may go, in 1/72 inch from it, nearest first."""
 
-SIGNALS = {"hessian": "trace of the Hessian"}
+SIGNALS = {
+    "hessian": "trace of the Hessian",
+    "distortion": "share of the layer's output that is lost",
+    "router": "place in the order of the layer's experts",
+}
 
 
 def draw(manifest: dict[str, Any], fidelity: dict[str, Any] | None, folder: Path) -> list[Path]:
