@@ -31,7 +31,7 @@ CalibrationOption = Annotated[
     Path | None,
     typer.Option(
         "--calibration",
-        help="JSON lines for `gptq` and `signround`; best others than --questions.",
+        help="JSON lines for `gptq`, `signround` and signals; best others than --questions.",
         show_default="bundled pictures and prompts",
     ),
 ]
@@ -79,6 +79,10 @@ Bits = Annotated[str, typer.Option("--bits", help="Widths that experts may get."
 GroupSize = Annotated[int, typer.Option("--group-size", help="Consecutive weights that share a scale.")]
 RestBits = Annotated[
     int, typer.Option("--rest-bits", help="Width of the text model's other linear layers; 16 leaves them as they are.")
+]
+Initial = Annotated[
+    str | None,
+    typer.Option("--initial", help="Of the signal `router`: an earlier checkpoint, as MODEL; only routers are read."),
 ]
 Out = Annotated[
     Path | None,

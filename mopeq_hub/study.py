@@ -36,6 +36,7 @@ from mopeq_hub.selection import MEASURED
 from mopeq_hub.sensitivity import SETTINGS, Profile
 from mopeq_hub.sensitivity.agreement import by_layer, costs_at, overall, rank_correlation
 from mopeq_hub.sensitivity.given import Given
+from mopeq_hub.sensitivity.initial import pinned
 from mopeq_hub.version import __version__
 
 BUDGETS = ("2.5bpw", "3.0bpw", "3.5bpw")
@@ -74,6 +75,7 @@ def study(
     recipe: Recipe | None = None,
     questions: str | Path | None = None,
     calibration: str | Path | None = None,
+    initial: str | None = None,
     fidelity_tokens: int = DEFAULT_TOKENS,
     out: str | Path | None = None,
     truth: bool | None = None,
@@ -86,9 +88,9 @@ def study(
     `fisher:calibration`; allocators: of those that measure nothing; all where none is named. recipe: widths,
     granularity, group size, symmetry, `search` or `rtn`, seed, and the `rest_bits` of what is no expert; None for the
     defaults with the rest at 16 bits. questions: what is measured on; calibration: what signals may look at; None for
-    the bundled ones. out: None is ./studies/{name}; what was measured there before is not measured again. truth:
-    whether to measure the ground truth; None does so where it takes at most `TRUTH_SECONDS`. accuracy: let each bit map
-    answer the questions.
+    the bundled ones. initial: an earlier checkpoint for `router`. out: None is ./studies/{name}; what was measured
+    there before is not measured again. truth: whether to measure the ground truth; None does so where it takes at most
+    `TRUTH_SECONDS`. accuracy: let each bit map answer the questions.
     Raises MopeqError where memory does not hold the model, or a budget cannot be met.
     """
     progress, base = progress or Quiet(), _base(recipe)
@@ -102,7 +104,8 @@ def study(
     _check_memory(opened, base)
     folder = _folder(opened, out)
     tuned = read_questions(calibration)
-    profiles, left_out = _profiles(opened, base, names, Path(calibration) if calibration else None, progress)
+    given = Given(Path(calibration) if calibration else None, initial)
+    profiles, left_out = _profiles(opened, base, names, given, progress)
     bench = _Bench(opened, base, asked, folder / NOTES, progress)
     ways = [*_uniform(opened, base, rooms), *_random(opened, base, rooms), *_by_signals(profiles, kinds, base, rooms)]
     rows = bench.rows(ways, accuracy)
@@ -148,7 +151,7 @@ def _base(recipe: Recipe | None) -> Recipe:
     base = recipe or Recipe(rest_bits=16)
     if base.quantizer in CALIBRATED:
         raise UsageError("a study tries bit maps without calibrated quantizers", "use --quantizer search or rtn")
-    return replace(base, signal="hessian", allocator="kmeans", budget="")
+    return replace(base, signal="hessian", initial="", allocator="kmeans", budget="")
 
 
 def _chosen(kind: str, asked: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -185,18 +188,20 @@ def _folder(model: Model, out: str | Path | None) -> Path:
 
 
 def _profiles(
-    model: Model, base: Recipe, names: Sequence[str], calibration: Path | None, progress: Progress
+    model: Model, base: Recipe, names: Sequence[str], given: Given, progress: Progress
 ) -> tuple[dict[str, Profile], dict[str, str]]:
     """The profile by each signal, and why there is none of the others."""
     profiles: dict[str, Profile] = {}
     left_out: dict[str, str] = {}
     for name in names:
         signal, _, inputs = name.partition(":")
-        file = calibration if inputs == "calibration" else None
+        options: dict[str, Any] = {"inputs": inputs} if inputs else {}
+        if signal == "router":
+            options["initial"] = given.initial or ""
+        file = given.calibration if inputs == "calibration" else None
         try:
-            run_on: Any = {"inputs": inputs} if inputs else {}
-            asked = calibrated(replace(base, signal=signal, **run_on), file)
-            profiles[name] = profile_of(model, asked, progress, given=Given(file))
+            recipe, initial = pinned(calibrated(replace(base, signal=signal, **options), file))
+            profiles[name] = profile_of(model, recipe, progress, given=Given(file, initial))
         except MopeqError as error:
             left_out[name] = str(error)
             progress.say(f"without the signal {name}: {error}")

@@ -31,6 +31,9 @@ def write(document: dict[str, Any], folder: Path) -> None:
         sections=[
             {"title": title, "rows": [_cells(row, document) for row in rows]} for title, rows in sections(document)
         ],
+        stand_ins=[
+            (each["name"], each["signal"]["stand_in"]) for each in document["signals"] if "stand_in" in each["signal"]
+        ],
         correlations=[_correlation_cells(row) for row in document["correlations"]],
     )
     (folder / "study.md").write_text(text, "utf-8")
