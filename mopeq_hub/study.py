@@ -151,6 +151,8 @@ def _base(recipe: Recipe | None) -> Recipe:
     base = recipe or Recipe(rest_bits=16)
     if base.quantizer in CALIBRATED:
         raise UsageError("a study tries bit maps without calibrated quantizers", "use --quantizer search or rtn")
+    if base.rest_bits == "auto":
+        raise UsageError("a study compares the experts alone", "use --rest-bits 16, or one width for the rest")
     return replace(base, signal="hessian", initial="", allocator="kmeans", budget="")
 
 
