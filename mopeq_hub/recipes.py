@@ -58,7 +58,7 @@ def choices_of(written: Any) -> dict[str, Any]:
 def with_default(choices: Mapping[str, Any]) -> dict[str, Any]:
     """The choices of a recipe, with those of `best` where none of them says how widths are found."""
     bits = choices.get("bits") or Recipe.bits
-    said = _DECIDING & set(choices) or len(bits) < 2
+    said = _DECIDING & set(choices) or len(bits) < 2 or choices.get("rest_bits") == "auto"
     chosen = dict(choices) if said else {**NAMED["best"], **choices}
     if chosen.get("signal") == "best" and not chosen.get("budget") and all(type(width) is int for width in bits):
         chosen["budget"] = _middle(bits, chosen.get("group_size") or Recipe.group_size)
