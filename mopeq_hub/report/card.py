@@ -52,8 +52,23 @@ PLOTS = {
 }
 """What each plot shows, in the order in which the card shows them."""
 
+_INPUTS = {
+    "own": "questions that nobody wrote, answered by the model itself",
+    "calibration": "calibration questions",
+    "recombined": "questions recombined from these, answered by the model itself",
+}
+"""Groups of rows that signals run the model on, in words."""
+
+
+def inputs_in_words(groups: list[dict[str, Any]]) -> str:
+    """On what a signal was measured, as part of a sentence."""
+    named = [f"{group['rows']} {_INPUTS.get(group['name'], one_line(group['name']))}" for group in groups]
+    return Markdown(f"{listed(named)} ({sum(group['tokens'] for group in groups)} tokens)")
+
+
 _FILTERS: dict[str, Callable[..., Any]] = {
     "link": link,
+    "inputs_in_words": inputs_in_words,
     "listed": listed,
     "number": number,
     "percent": percent,
@@ -104,11 +119,14 @@ def recipe_flags(recipe: Recipe) -> list[str]:
     Calibration data are named by a file, which only the manifest knows of.
     """
     flags = ["--bits", ",".join(map(str, recipe.bits))]
+    if (recipe.signal, recipe.allocator) == (Recipe.signal, Recipe.allocator) and len(recipe.bits) > 1:
+        # Else the command would take the best.
+        flags = ["--recipe", "mopeq", *flags]
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
         if field.name == "initial" and re.fullmatch(r".*@[0-9a-f]{64}", value):
             value = f"path/to/{value.rpartition('@')[0]}"
-        if field.name in ("bits", "calibration") or value == field.default:
+        if field.name in ("bits", "calibration", "questions") or value == field.default:
             continue
         flags += ["--asymmetric"] if field.name == "symmetric" else ["--" + field.name.replace("_", "-"), str(value)]
     return flags
@@ -209,6 +227,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
     return {
         "manifest": manifest,
         "calibration": manifest.get("calibration"),
+        "selection": _selection(manifest),
         "provenance": manifest.get("provenance"),
         "recipe": Recipe.from_dict(manifest["recipe"]),
         "source": _source_name(manifest),
@@ -223,6 +242,14 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "auto_class": _auto_class(manifest),
         "command": Markdown(_command(manifest)),
     }
+
+
+def _selection(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The maps that were tried, where any were, and the name of the chosen one."""
+    if "selection" not in manifest:
+        return None
+    tried = manifest["selection"]["tried"]
+    return {"tried": tried, "chosen": next((row["name"] for row in tried if row["chosen"]), "none")}
 
 
 def _counts(found: dict[int, int], noun: Callable[[int], str]) -> str:
