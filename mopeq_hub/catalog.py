@@ -138,7 +138,7 @@ def _place(to: str) -> str:
     if not to:
         return ""
     destination = destination_for(to, to)
-    return str(destination.folder) if destination.folder else str(destination.repo_id).casefold()
+    return str(destination.folder) if destination.folder else destination.name.casefold()
 
 
 def _name(item: Any, key: str) -> str:
