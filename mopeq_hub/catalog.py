@@ -12,7 +12,7 @@ from typing import Any
 from mopeq_hub.errors import MopeqError, UsageError
 from mopeq_hub.hub import destination_for
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.recipes import choices_of
+from mopeq_hub.recipes import budgets_of, choices_of
 from mopeq_hub.untrusted import read_yaml, read_yaml_file
 
 VARIABLE = "MOPEQ_CATALOG"
@@ -130,7 +130,12 @@ def _entry(number: int, item: Any) -> Entry:
             raise UsageError(f"its {key} is {_shown(value)}, not {kinds}", "correct it")
         if isinstance(value, str) and not value.isprintable():
             raise UsageError(f"its {key} holds control characters", "write it on one line")
-    return Entry(number, **{**values, "recipe": Recipe.from_dict(choices_of(values.get("recipe")))})
+    choices = choices_of(values.get("recipe"))
+    if len(budgets_of(choices.get("budget"))) > 1:
+        raise UsageError(
+            "an entry keeps one publication, and so has one budget", "publish a list by `mopeq-hub publish`"
+        )
+    return Entry(number, **{**values, "recipe": Recipe.from_dict(choices)})
 
 
 def _place(to: str) -> str:

@@ -1,16 +1,34 @@
 """What a publication gets on its way to its destination: who made it and when, a card that says where it is, a
 signature, and the Space beside it."""
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import provenance, workplace
 from mopeq_hub.hub import Destination
+from mopeq_hub.progress import Progress
 from mopeq_hub.report import card as cards
 from mopeq_hub.report import plots
 from mopeq_hub.signing import Signer, signer_for
 from mopeq_hub.space import render_space
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What went where. `commit` and `space_commit` are None where nothing had to change, or nothing was to be
+    pushed."""
+
+    name: str
+    destination: str
+    commit: str | None
+    space_commit: str | None
+    changed: bool
+    manifest: dict[str, Any]
+    fidelity: dict[str, Any] | None
+    note: str | None = None
 
 
 def signer_named(sign: str | None) -> Signer | None:
@@ -65,6 +83,28 @@ def completed(
     return manifest
 
 
+def deliver(
+    folder: Path,
+    destination: Destination,
+    signer: Signer | None,
+    location: str | None,
+    work: Path,
+    *,
+    space: bool,
+    progress: Progress,
+) -> Publication:
+    """Publish a measured folder, which is not needed afterwards; those of its files that are not there were sent.
+
+    location: of the original, for the Space, which is rendered in `work`.
+    """
+    manifest = completed(folder, destination, signer, space=space)
+    name, fidelity = manifest["publication"], manifests.read_fidelity(folder)
+    sent = {file: told for file, told in manifest["files"].items() if not (folder / file).exists()}
+    commit = destination.commit(folder, name, progress, consume=True, sent=sent)
+    space_commit = publish_space_of(destination, manifest, location, work) if space else None
+    return Publication(name, destination.name, commit, space_commit, True, manifest, fidelity)
+
+
 def publish_space_of(
     destination: Destination, manifest: dict[str, Any], location: str | None, work: Path
 ) -> str | None:
@@ -85,3 +125,16 @@ def published_manifest(destination: Destination) -> dict[str, Any]:
     with workplace.scratch() as work:
         (work / manifests.MANIFEST_NAME).write_text(destination.read_text(manifests.MANIFEST_NAME), "utf-8")
         return manifests.read_manifest(work)
+
+
+def unchanged(destination: Destination, name: str, location: str | None, *, space: bool, dry_run: bool) -> Publication:
+    """The model is published already; tag and Space are made up for if an earlier run did not come to them."""
+    manifest = published_manifest(destination)
+    space_commit = None
+    if not dry_run:
+        destination.tag(name)
+        if space:
+            with workplace.scratch() as work:
+                space_commit = publish_space_of(destination, manifest, location, work)
+    fidelity = json.loads(destination.read_text(manifests.FIDELITY_NAME))
+    return Publication(name, destination.name, None, space_commit, space_commit is not None, manifest, fidelity)

@@ -1,21 +1,23 @@
 """The straight line from a model's name to a publication; each stage also alone, from the files that the one before
 left."""
 
-import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import workplace
 from mopeq_hub.delivery import (
+    Publication,
     card,
     completed,
+    deliver,
     is_there,
     publish_space_of,
     published_manifest,
     signer_named,
+    unchanged,
     write_card,
 )
 from mopeq_hub.engines import Engine
@@ -50,23 +52,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Publication:
-    """What went where. `commit` and `space_commit` are None where nothing had to change, or nothing was to be
-    pushed."""
-
-    name: str
-    destination: str
-    commit: str | None
-    space_commit: str | None
-    changed: bool
-    manifest: dict[str, Any]
-    fidelity: dict[str, Any] | None
-    note: str | None = None
-
-
 def publish(
-    model: str,
+    model: str | Model,
     to: str | Destination | None = None,
     recipe: Recipe | None = None,
     *,
@@ -85,8 +72,9 @@ def publish(
 ) -> Publication:
     """Quantize a model expert by expert, prove the result, and publish it with its card and its Space.
 
-    model: a folder, or owner/name[@revision] on the Hub. to: a Hub repo owner/name[@branch] or a folder; None chooses
-    {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. questions: a file that fidelity is
+    model: a folder, owner/name[@revision] on the Hub, or an opened Model. to: a Hub repo owner/name[@branch] or a
+    folder; None chooses {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. A branch has no
+    Space. questions: a file that fidelity is
     measured on; None takes the bundled set. fidelity_tokens: how many of its tokens, from the first question; 0 for
     all. calibration: questions for what the recipe tunes on, where it does. compare: measure uniform widths too; None
     does so for small models. dry_run: do everything but push. stream: let go of every shard of a Hub model once it is
@@ -98,17 +86,18 @@ def publish(
     """
     calibration_path = Path(calibration) if calibration else None
     recipe, progress = calibrated(recipe or Recipe(), calibration_path), progress or Quiet()
-    destination = destination_for(to, model, private=private) if to is None or isinstance(to, str) else to
+    called = model if isinstance(model, str) else model.source.name
+    destination = destination_for(to, called, private=private) if to is None or isinstance(to, str) else to
     signer = signer_named(sign)
-    progress.say(f"publishing {model} to {destination.describe()}")
+    progress.say(f"publishing {called} to {destination.describe()}")
     if not dry_run:
         destination.check_writable(space=space)
     asked = read_questions(questions, fidelity_tokens)
-    opened = open_model(model)
+    opened = open_model(model) if isinstance(model, str) else model
     check_apart(destination.folder, opened)
     name = manifests.publication_name(recipe, opened.source.commit)
     if is_there(destination, name, signer) and not again:
-        same = _unchanged(destination, name, opened.source.location, space=space, dry_run=dry_run)
+        same = unchanged(destination, name, opened.source.location, space=space, dry_run=dry_run)
         measured = (same.fidelity or {}).get("inputs", {})
         if asked.path and measured.get("sha256") != asked.digest:
             note = f"its fidelity was measured on {measured.get('name')}; to measure on others, use evaluate and push"
@@ -133,11 +122,7 @@ def publish(
         card(repo.folder, destination, space=space)
         if dry_run:
             return Publication(name, destination.name, None, None, True, repo.manifest, fidelity)
-        manifest = completed(repo.folder, destination, signer, space=space)
-        sent = {file: told for file, told in manifest["files"].items() if not (repo.folder / file).exists()}
-        commit = destination.commit(repo.folder, name, progress, consume=True, sent=sent)
-        space_commit = publish_space_of(destination, manifest, opened.source.location, work) if space else None
-    return Publication(name, destination.name, commit, space_commit, True, manifest, fidelity)
+        return deliver(repo.folder, destination, signer, opened.source.location, work, space=space, progress=progress)
 
 
 def quantize(
@@ -234,7 +219,7 @@ def push(
     if not dry_run:
         destination.check_writable(space=space)
     if is_there(destination, name, signer):
-        return _unchanged(destination, name, location_of(folder, manifest), space=space, dry_run=dry_run)
+        return unchanged(destination, name, location_of(folder, manifest), space=space, dry_run=dry_run)
     if dry_run:
         return Publication(name, destination.name, None, None, True, manifest, fidelity)
     with workplace.scratch() as work:
@@ -288,16 +273,3 @@ def _is_unmeasured(folder: Path, again: Path, space: bool) -> bool:
     """Whether the folder's card is the one that a folder without fidelity.json gets; `again` is a card beside one."""
     (again.parent / manifests.FIDELITY_NAME).unlink()
     return write_card(again.parent, None, space).read_bytes() == (folder / "README.md").read_bytes()
-
-
-def _unchanged(destination: Destination, name: str, location: str | None, *, space: bool, dry_run: bool) -> Publication:
-    """The model is published already; tag and Space are made up for if an earlier run did not come to them."""
-    manifest = published_manifest(destination)
-    space_commit = None
-    if not dry_run:
-        destination.tag(name)
-        if space:
-            with workplace.scratch() as work:
-                space_commit = publish_space_of(destination, manifest, location, work)
-    fidelity = json.loads(destination.read_text(manifests.FIDELITY_NAME))
-    return Publication(name, destination.name, None, space_commit, space_commit is not None, manifest, fidelity)

@@ -35,7 +35,7 @@ class Plan:
 
 
 def plan(
-    model: str,
+    model: str | Model,
     recipe: Recipe | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
@@ -52,7 +52,7 @@ def plan(
     """
     recipe, progress = calibrated(recipe or Recipe(), Path(calibration) if calibration else None), progress or Quiet()
     asked = read_questions(questions, fidelity_tokens)
-    opened = open_model(model)
+    opened = open_model(model) if isinstance(model, str) else model
     if profile is not None:
         profile = profiles.checked(profile, opened, recipe)
     elif opened.source.kind == "folder" or profiles.cache_of(opened, recipe).is_file():

@@ -26,7 +26,8 @@ class Published:
 
     @classmethod
     def on_hub(cls, repo_id: str, revision: str | None = None) -> "Published":
-        """Raises MopeqError where there is no such repo or revision. The Hub is believed what it says of its large files."""
+        """Raises MopeqError where there is no such repo or revision. The Hub is believed what it says of its large
+        files."""
         source = HubSource(repo_id, revision)
         sizes = source.files()
         known = {name: {"sha256": digest, "bytes": sizes[name]} for name, digest in source.digests.items()}

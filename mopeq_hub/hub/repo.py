@@ -65,9 +65,7 @@ class HubDestination:
         if set(digests) <= _HUB_OWN_FILES:
             return None
         if MANIFEST_NAME not in digests:
-            raise MopeqError(
-                f"{self.name} holds something that is not a publication", "choose another repo with --to"
-            )
+            raise MopeqError(f"{self.name} holds something that is not a publication", "choose another repo with --to")
         return whole_publication(digests, read_object(self.read_text(MANIFEST_NAME)))
 
     def read_text(self, name: str) -> str:
@@ -185,7 +183,12 @@ class HubDestination:
                     advance(size)
             message = f"Publish {publication}"
             commit = api.create_commit(
-                self.repo_id, operations, commit_message=message, repo_type=kind, revision=revision, parent_commit=parent
+                self.repo_id,
+                operations,
+                commit_message=message,
+                repo_type=kind,
+                revision=revision,
+                parent_commit=parent,
             )
         self._seen[kind] = commit.oid
         return commit.oid
@@ -227,7 +230,8 @@ class HubDestination:
         """Delete the branch, or the whole repo, if it still is as it was made."""
         api, branch = hub_client.api(), self._revision(kind)
         with hub_client.hub_errors(self.name):
-            heads = {each.name: each.target_commit for each in api.list_repo_refs(self.repo_id, repo_type=kind).branches}
+            refs = api.list_repo_refs(self.repo_id, repo_type=kind)
+            heads = {each.name: each.target_commit for each in refs.branches}
             if whole and set(heads.values()) == {made}:
                 api.delete_repo(self.repo_id, repo_type=kind, missing_ok=True)
             elif branch and heads.get(branch) == made:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.report import (
-    choices,
     code,
     counts,
     escape,
@@ -17,8 +16,11 @@ from mopeq_hub.report import (
     number,
     one_line,
     percent,
+    side_by_side,
     size,
     table_rows,
+    this_variant,
+    variants,
 )
 
 if TYPE_CHECKING:
@@ -126,6 +128,19 @@ def _bar(bits: list[int]) -> "Text":
     return bar.append("  " + " ".join(shares))
 
 
+def variants_table(fidelity: dict[str, Any]) -> "Table":
+    """The variants of a repo with several budgets, the smallest first, and which of them main holds."""
+    from rich.table import Table
+
+    table, this = Table(), this_variant(fidelity)
+    for heading in COLUMNS:
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, *cells in table_rows(variants(fidelity)):
+        ours = name == this
+        table.add_row(f"{name}, recommended: in main" if ours else name, *cells, style="bold" if ours else None)
+    return table
+
+
 def result_lines(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: str | None = None) -> "Table":
     """A publication in a few lines: where it is, its size, bits per weight, and how close it is to the original."""
     from rich.table import Table
@@ -174,7 +189,7 @@ def step_summary(
     source = manifest["source"]
     source_page = hub_address(source["name"]) if source["kind"] == "hub" else None
     space = f" Its Space is {link(code(where), space_page)}." if space_page else ""
-    cells = [[escape(cell) for cell in row] for row in table_rows(choices(manifest, fidelity))]
+    cells = [[escape(cell) for cell in row] for row in table_rows(side_by_side(manifest, fidelity))]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in cells)
     lines = [
         f"### {code(source['name'])} published",

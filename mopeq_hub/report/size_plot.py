@@ -1,0 +1,144 @@
+"""The plot of size against fidelity: every choice that was measured, each with its name beside it."""
+
+import math
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from mopeq_hub.report import Choice, one_line, size
+from mopeq_hub.report.canvas import COLOURS, DPI, FAINT, OURS, PALE, RIGHT, blank
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
+
+CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+"""Behind words, so that no grid line strikes them through."""
+
+SPOTS = [(8, 0), (-8, 0)] + [
+    (side * right, up * rise)
+    for right, rise in ((10, 14), (16, 24), (24, 36), (32, 50), (42, 66))
+    for up in (1, -1)
+    for side in (1, -1)
+]
+"""Where a point's name may go, in 1/72 inch from it, nearest first."""
+
+
+def size_fidelity(rows: list[Choice], variants: Collection[Choice] = ()) -> "Figure":
+    """Size against mean KL; the original, which differs from itself by nothing, as a line at its size.
+
+    rows: as `side_by_side` gives them. variants: those of a repo with several budgets, which a line joins.
+    """
+    original, *compared = rows
+    shown = [row for row in compared if row.kl is not None and math.isfinite(row.kl)]
+    floor = min((row.kl for row in shown if row.kl), default=1e-3) / 10
+    points = [(float(row.bytes), max(row.kl or 0, floor)) for row in shown]
+    names = [(_shortened(one_line(row.name)), row is compared[-1]) for row in shown]
+    ours = [row is compared[-1] or row in variants for row in shown]
+    figure, axes = blank(3.2, 0.6)
+    _size_axis(axes, original.bytes, max(row.bytes for row in rows))
+    _kl_axis(axes, [kl for _, kl in points] or [floor])
+    axes.axvline(original.bytes, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    joined = sorted(point for point, mine in zip(points, ours, strict=True) if mine)
+    axes.plot(*zip(*joined, strict=True), color=OURS, linewidth=1, alpha=0.5)
+    for point, mine in zip(points, ours, strict=True):
+        axes.plot(*point, "D" if mine else "o", color=OURS if mine else COLOURS[4], markersize=8 if mine else 6.5)
+    axes.set_title("Size and fidelity: lower left is better")
+    axes.grid(color=PALE, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    _label(axes, original, points, names)
+    return figure
+
+
+def _size_axis(axes: "Axes", original: int, largest: int) -> None:
+    """From nothing to a little more than the largest, in the unit in which people read the original's size."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+
+    unit = size(original).split()[-1]
+    scale = 1000 ** ("bytes", "kB", "MB", "GB", "TB", "PB").index(unit)
+    axes.set_xlim(0, 1.08 * largest)
+    step = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(0, 1.08 * largest / scale)[1]
+    axes.xaxis.set_major_locator(MultipleLocator(step * scale))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:g}"))
+    axes.set_xlabel(f"size of all tensors, {unit}")
+
+
+def _kl_axis(axes: "Axes", values: list[float]) -> None:
+    """Logarithmic, with room around the values (nats) and plain numbers for ticks."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = min(values) / 2.5, max(values) * 2.5
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("mean KL divergence, nats")
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 40 else name[:39] + "…"
+
+
+def _label(axes: "Axes", original: Choice, points: list[tuple[float, float]], names: list[tuple[str, bool]]) -> None:
+    """Write each point's name beside it, where it covers no point, no other name and not the original's line."""
+    frame = axes.get_window_extent()
+    line = axes.transData.transform((original.bytes, axes.get_ylim()[0]))[0]
+    taken = [_box(x - 14, y - 14, x + 14, y + 14) for x, y in map(axes.transData.transform, points)]
+    on_right = line + 2 * DPI < frame.x1
+    head = axes.annotate(
+        f"original, {size(original.bytes)}",
+        (line, frame.y1),
+        xycoords="figure pixels",
+        xytext=(5 if on_right else -5, -2),
+        textcoords="offset points",
+        ha="left" if on_right else "right",
+        va="top",
+        color=FAINT,
+        bbox=CLEAR,
+    )
+    taken += [head.get_window_extent(), _box(line - 4, frame.y0, line + 4, frame.y1)]
+    for point, (name, ours) in sorted(zip(points, names, strict=True), key=lambda pair: -pair[1][1]):
+        taken.append(_place(axes, point, name, ours, taken, frame))
+
+
+def _place(
+    axes: "Axes", point: tuple[float, float], name: str, ours: bool, taken: list["Bbox"], frame: "Bbox"
+) -> "Bbox":
+    """Write one name at the nearest free spot, with a thin line to its point where it is not right beside it."""
+    leader = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
+    for offset in SPOTS:
+        note = _note(axes, point, name, ours, offset)
+        box = note.get_window_extent().padded(3)
+        inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 + RIGHT * DPI and frame.y0 <= box.y0 and box.y1 <= frame.y1
+        if inside and not any(box.overlaps(other) for other in taken):
+            if offset[1]:
+                axes.annotate("", point, xytext=offset, textcoords="offset points", arrowprops=leader)
+            return box
+        note.remove()
+    return _note(axes, point, name, ours, SPOTS[0]).get_window_extent()
+
+
+def _note(axes: "Axes", point: tuple[float, float], name: str, ours: bool, offset: tuple[int, int]) -> "Annotation":
+    """A name at `offset` (1/72 inch) from its point, in data coordinates."""
+    return axes.annotate(
+        name,
+        point,
+        xytext=offset,
+        textcoords="offset points",
+        ha="left" if offset[0] > 0 else "right",
+        va="center",
+        fontweight="bold" if ours else "normal",
+        parse_math=False,
+        bbox=CLEAR,
+    )
+
+
+def _box(x0: float, y0: float, x1: float, y1: float) -> "Bbox":
+    """A rectangle in pixels."""
+    from matplotlib.transforms import Bbox
+
+    return Bbox.from_extents(x0, y0, x1, y1)
