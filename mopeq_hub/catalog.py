@@ -132,9 +132,7 @@ def _entry(number: int, item: Any) -> Entry:
             raise UsageError(f"its {key} holds control characters", "write it on one line")
     choices = choices_of(values.get("recipe"))
     if len(budgets_of(choices.get("budget"))) > 1:
-        raise UsageError(
-            "an entry keeps one publication, and so has one budget", "publish a list by `mopeq-hub publish`"
-        )
+        raise UsageError("its recipe has several budgets, but an entry is one publication", "name one budget")
     return Entry(number, **{**values, "recipe": Recipe.from_dict(choices)})
 
 

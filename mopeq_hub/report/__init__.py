@@ -68,7 +68,7 @@ def side_by_side(manifest: dict[str, Any], fidelity: dict[str, Any] | None) -> l
     this = this_variant(fidelity)
     if this is None:
         return choices(manifest, fidelity)
-    *others, ours = choices(manifest, fidelity, f"{this}, in main")
+    *others, ours = choices(manifest, fidelity, f"{this}, recommended")
     return [*others, *(each for each in variants(fidelity) if each.name != this), ours]
 
 

@@ -246,6 +246,7 @@ def _variants(fidelity: dict[str, Any] | None, repo_id: str | None, address: Add
         "chosen": names.index(this) if this else None,
         "is_close": recommended is not None and is_close(recommended),
         "close": f"{CLOSE:.0%}",
+        "here": code("main") if repo_id else "this folder",
         "repo_id": repo_id,
         "other_id": _model_id(repo_id, other),
     }

@@ -133,11 +133,12 @@ def variants_table(fidelity: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     table, this = Table(), this_variant(fidelity)
-    for heading in COLUMNS:
+    for heading in ("", "size", "bpw", "KL", "top-1", "accuracy"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, *cells in table_rows(variants(fidelity)):
+    for name, size_of, bpw, kl, top1, _, accuracy in table_rows(variants(fidelity)):
         ours = name == this
-        table.add_row(f"{name}, recommended: in main" if ours else name, *cells, style="bold" if ours else None)
+        shown = f"{name}, recommended" if ours else name
+        table.add_row(shown, size_of, bpw, kl, top1, accuracy, style="bold" if ours else None)
     return table
 
 
