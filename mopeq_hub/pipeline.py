@@ -35,6 +35,7 @@ from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.repo import QuantizedRepo, build, location_of, quantized_before
 from mopeq_hub.sensitivity import Profile
+from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.space import render_space, run_local
 from mopeq_hub.version import __version__
 
@@ -84,8 +85,8 @@ def publish(
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
-    calibration_path = Path(calibration) if calibration else None
-    recipe, progress = calibrated(recipe or Recipe(), calibration_path), progress or Quiet()
+    given = Given(Path(calibration) if calibration else None)
+    recipe, progress = calibrated(recipe or Recipe(), given.calibration), progress or Quiet()
     called = model if isinstance(model, str) else model.source.name
     destination = destination_for(to, called, private=private) if to is None or isinstance(to, str) else to
     signer = signer_named(sign)
@@ -115,9 +116,9 @@ def publish(
             send = sending.send if sending else None
             if sending and engine.elsewhere:
                 sending.prepare()
-            repo, fidelity = prove_on_the_way(opened, recipe, work, asked, progress, calibration_path, send, engine)
+            repo, fidelity = prove_on_the_way(opened, recipe, work, asked, progress, given, send, engine)
         else:
-            repo = build(opened, recipe, None, work, progress, calibration_path, engine=engine)
+            repo = build(opened, recipe, None, work, progress, given, engine=engine)
             fidelity = prove(opened, repo, asked, compare, progress)
         card(repo.folder, destination, space=space)
         if dry_run:
@@ -142,8 +143,8 @@ def quantize(
     Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
     """
     progress, folder = progress or Quiet(), Path(folder)
-    calibration = Path(calibration) if calibration else None
-    recipe = calibrated(recipe or Recipe(), calibration)
+    given = Given(Path(calibration) if calibration else None)
+    recipe = calibrated(recipe or Recipe(), given.calibration)
     opened = open_model(model) if isinstance(model, str) else model
     if folder.is_file() or os.path.ismount(folder):
         raise MopeqError(f"{folder} is {'a file' if folder.is_file() else 'a mount point'}", "name a new folder")
@@ -154,7 +155,7 @@ def quantize(
     with workplace.kept(f"{folder.resolve()} {name} {__version__}", beside=folder.resolve()) as work:
         if folder.exists() and any(folder.iterdir()):
             return quantized_before(folder, name)
-        repo = build(opened, recipe, profile, work, progress, calibration, engine=engine)
+        repo = build(opened, recipe, profile, work, progress, given, engine=engine)
         if folder.exists():
             folder.rmdir()
         repo.folder.rename(folder)

@@ -20,6 +20,7 @@ from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import CALIBRATED, Recipe
 from mopeq_hub.sensitivity import Profile
+from mopeq_hub.sensitivity.given import Given
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,14 @@ def plan(
     Without a profile there is no bit map, only the sizes that uniform widths would give; nothing but headers is fetched
     then.
     """
-    recipe, progress = calibrated(recipe or Recipe(), Path(calibration) if calibration else None), progress or Quiet()
+    given = Given(Path(calibration) if calibration else None)
+    recipe, progress = calibrated(recipe or Recipe(), given.calibration), progress or Quiet()
     asked = read_questions(questions, fidelity_tokens)
     opened = open_model(model) if isinstance(model, str) else model
     if profile is not None:
         profile = profiles.checked(profile, opened, recipe)
     elif opened.source.kind == "folder" or profiles.cache_of(opened, recipe).is_file():
-        profile = profiles.profile_of(opened, recipe, progress)
+        profile = profiles.profile_of(opened, recipe, progress, given=given)
     measures = {}
     for bits in recipe.bits:
         uniform = BitMap.uniform(opened.layout, bits)

@@ -17,6 +17,7 @@ from mopeq_hub.quantization.run import Send
 from mopeq_hub.questions import Questions
 from mopeq_hub.recipe import CALIBRATED, Recipe
 from mopeq_hub.repo import QuantizedRepo, build
+from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.source import HubSource
 from mopeq_hub.version import __version__
 
@@ -79,7 +80,7 @@ def prove_on_the_way(
     work: Path,
     questions: Questions,
     progress: Progress,
-    calibration: Path | None = None,
+    given: Given = NOTHING,
     send: Send | None = None,
     engine: Engine = LOCAL,
 ) -> tuple[QuantizedRepo, dict[str, Any]]:
@@ -93,7 +94,7 @@ def prove_on_the_way(
     if isinstance(model.source, HubSource):
         model.source.pass_through(work / "source")
     proof = RidingProof(model, questions, recipe, work / "states")
-    repo = build(model, recipe, None, work, progress, calibration, send, proof, engine)
+    repo = build(model, recipe, None, work, progress, given, send, proof, engine)
     fidelity = proof.document(repo.folder, repo.manifest, progress)
     manifests.write_json(repo.folder / manifests.FIDELITY_NAME, fidelity, "fidelity")
     return repo, fidelity

@@ -15,7 +15,8 @@ WIDTHS = (2, 3, 4, 8)
 GROUP_SIZES = (32, 64, 128, 256)
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "signal": ("hessian",),
+    "signal": ("hessian", "frequency", "hessian*frequency", "fisher"),
+    "inputs": ("own", "calibration"),
     "estimator": ("exact", "hutchinson"),
     "allocator": ("kmeans", "rank", "knapsack"),
     "scope": ("model", "layer"),
@@ -30,13 +31,18 @@ _BUDGET = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(bpw|MB|GB|x)")
 CALIBRATED = ("signround", "gptq")
 """Quantizers that look at what the model computes on calibration data."""
 
+RUNNING = ("frequency", "hessian*frequency", "fisher")
+"""Signals that run the model."""
+
 
 @dataclass(frozen=True)
 class Recipe:
     """All choices of one publication. Two runs of one recipe on one source commit give the same bytes.
 
     bits: the widths experts may get, in bits per weight; a single width is the uniform baseline.
-    signal, estimator, probes: how sensitivity is measured; `probes` counts only for `hutchinson`.
+    signal: how sensitivity is measured.
+    inputs: what a signal that runs the model runs it on: its `own` inputs, made without any data, or the `calibration`
+    questions and as many recombined from them. estimator, probes: of `hessian`; `probes` counts only for `hutchinson`.
     allocator, scope: how sensitivities become widths; `model` lets experts of all layers compete. `kmeans` is the
     paper's, `rank` cuts the order of the sensitivities into parts, `knapsack` loses least; both meet a budget.
     granularity: what one width covers: an `expert`, a `projection`, or all experts of a `layer`, which is what engines
@@ -47,7 +53,7 @@ class Recipe:
     `signround` tunes scales and roundings on calibration data (arXiv 2309.05516), `gptq` lets the weights of later
     columns make up for the rounding of earlier ones, on calibration data too (arXiv 2210.17323).
     iterations: how often `signround` adjusts each decoder layer. calibration: the digest of the calibration questions,
-    which the pipeline fills in. Both stay at their defaults where the quantizer has no use for them.
+    which the pipeline fills in. Choices that nothing else in the recipe has a use for stay at their defaults.
     group_size: consecutive input weights that share a scale.
     symmetric: True centres the grid on zero; False stores a zero point for each group.
     rest_bits: width of every other linear layer of the text model; 16 leaves them as they are.
@@ -57,6 +63,7 @@ class Recipe:
 
     bits: tuple[int, ...] = (2, 3, 4)
     signal: str = "hessian"
+    inputs: Literal["own", "calibration"] = "own"
     estimator: Literal["exact", "hutchinson"] = "exact"
     probes: int = 32
     allocator: str = "kmeans"
@@ -131,11 +138,16 @@ class Recipe:
         return {name: value for name, value in choices.items() if name not in self._unused()}
 
     def _unused(self) -> tuple[str, ...]:
-        """Choices that only other quantizers or allocators know; they are not named, so that they change no digest."""
-        budget = () if self.budget else ("budget",)
-        if self.quantizer == "signround":
-            return budget
-        return (*budget, "iterations") if self.quantizer in CALIBRATED else (*budget, "iterations", "calibration")
+        """Choices that only other signals, quantizers or allocators know; they are not named, so that they change no
+        digest."""
+        runs, tunes = self.signal in RUNNING, self.quantizer in CALIBRATED
+        used = {
+            "budget": bool(self.budget),
+            "inputs": runs,
+            "iterations": self.quantizer == "signround",
+            "calibration": tunes or (runs and self.inputs == "calibration"),
+        }
+        return tuple(name for name, use in used.items() if not use)
 
     @classmethod
     def from_dict(cls, choices: dict[str, Any]) -> "Recipe":

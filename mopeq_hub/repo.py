@@ -23,6 +23,7 @@ from mopeq_hub.quantization.shards import write_index
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.sensitivity import Profile
+from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.source import companions
 from mopeq_hub.untrusted import read_object
 
@@ -58,20 +59,22 @@ def build(
     profile: Profile | None,
     work: Path,
     progress: Progress,
-    calibration: Path | None = None,
+    given: Given = NOTHING,
     send: Send | None = None,
     watch: Watch | None = None,
     engine: Engine = LOCAL,
 ) -> QuantizedRepo:
     """`work`/repo with all that a quantized folder holds before it is measured.
 
-    Goes on from what the journal in `work` says. profile: measured before; None measures it. calibration: the questions
-    that the recipe tunes on; None for the bundled ones. With `send` the weights are sent and not kept. Raises
-    MopeqError on what is wrong with the source, and OSError where the folder cannot be written.
+    Goes on from what the journal in `work` says. profile: measured before; None measures it. given: what the
+    recipe measures or tunes on beside the model. With `send` the weights are sent and not kept. Raises MopeqError on
+    what is wrong with the source, and OSError where the folder cannot be written.
     """
     _check_usable(model)
     profile = (
-        profiles.checked(profile, model, recipe) if profile else profiles.profile_of(model, recipe, progress, engine)
+        profiles.checked(profile, model, recipe)
+        if profile
+        else profiles.profile_of(model, recipe, progress, engine, given)
     )
     bitmap = allocate(profile, recipe, room_for(model, recipe))
     folder = work / "repo"
@@ -81,7 +84,7 @@ def build(
     if model.layout.ignored:
         left = model.layout.ignored
         progress.say(f"left out: {len(left)} tensors that {model.layout.auto_class} does not load, such as {left[0]}")
-    tuned = tuned_weights(model, bitmap, recipe, calibration, work, progress)
+    tuned = tuned_weights(model, bitmap, recipe, given.calibration, work, progress)
     weights = quantize_units(model, units, recipe, work, folder, progress, tuned.weights, send, watch, engine)
     write_index(folder, shards)
     for name in companions(model.source):

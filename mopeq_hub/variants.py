@@ -21,7 +21,6 @@ from mopeq_hub.hub import Destination, destination_for
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.pipeline import Plan, Publication, check_apart, plan, publish
 from mopeq_hub.progress import Progress, Quiet
-from mopeq_hub.quantization.calibrated import calibrated
 from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.sensitivity import Profile
@@ -60,7 +59,7 @@ def publish_variants(
     until then stays, and main is as it was.
     """
     progress = progress or Quiet()
-    recipes = _recipes(recipe or Recipe(), budgets, calibration)
+    recipes = _recipes(recipe or Recipe(), budgets)
     destination, signer = destination_for(to, model, private=private), signer_named(sign)
     if destination.branch:
         raise UsageError(f"{to} is a branch, and each of several budgets gets one", "name the repo alone")
@@ -116,19 +115,19 @@ def plan_variants(
     fidelity_tokens: int = DEFAULT_TOKENS,
 ) -> dict[str, Plan]:
     """What `plan` says of each budget. Raises MopeqError where one cannot be met."""
-    recipes, opened = _recipes(recipe or Recipe(), budgets, calibration), open_model(model)
+    recipes, opened = _recipes(recipe or Recipe(), budgets), open_model(model)
     _check_budgets(opened, recipes)
     asked: dict[str, Any] = {"questions": questions, "fidelity_tokens": fidelity_tokens, "calibration": calibration}
     return {name: plan(opened, each, profile, progress, **asked) for name, each in recipes.items()}
 
 
-def _recipes(recipe: Recipe, budgets: Sequence[str], calibration: str | Path | None) -> dict[str, Recipe]:
+def _recipes(recipe: Recipe, budgets: Sequence[str]) -> dict[str, Recipe]:
     """The recipe of each budget. Raises UsageError on a budget that is none, or is named twice."""
     allocator = recipe.allocator if recipe.budget else "knapsack"
     recipes = {budget: replace(recipe, budget=budget, allocator=allocator) for budget in budgets}
     if len({each.budget_parts for each in recipes.values()}) < len(budgets):
         raise UsageError(f"--budget {','.join(budgets)} names one budget twice", "name each once")
-    return {name: calibrated(each, Path(calibration) if calibration else None) for name, each in recipes.items()}
+    return recipes
 
 
 def _check_budgets(model: Model, recipes: dict[str, Recipe]) -> None:

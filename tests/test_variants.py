@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi, snapshot_download
 
-from mopeq_hub import MopeqError, Recipe, cli, pipeline, publish, publish_variants
+from mopeq_hub import MopeqError, Recipe, cli, pipeline, publish_variants
 from mopeq_hub.check import check
 from mopeq_hub.errors import UsageError
 from mopeq_hub.fidelity.variants import recommended
@@ -253,10 +253,10 @@ def test_folders_lie_beside_each_other_and_share_what_main_takes_over(
 ) -> None:
     target = tmp_path / "out" / "shapes"
 
-    def run(**options: Path) -> Variants:
-        return publish_variants(str(shapes), f"{target}/", None, BUDGETS, compare=False, **options)
+    def run() -> Variants:
+        return publish_variants(str(shapes), f"{target}/", None, BUDGETS, questions=some_questions, compare=False)
 
-    made = run(questions=some_questions)
+    made = run()
     assert {path.name for path in target.parent.iterdir()} == {
         "shapes",
         "shapes-space",
@@ -272,10 +272,10 @@ def test_folders_lie_beside_each_other_and_share_what_main_takes_over(
     assert f"[`{BUDGETS[0]}`](../shapes%40{BUDGETS[0]}/README.md)" in (target / "README.md").read_text()
     assert "[main](../shapes/README.md)" in (chosen / "README.md").read_text()
     assert made.main.changed
-    assert not run(questions=some_questions).main.changed
+    assert not run().main.changed
     other = target.with_name(f"shapes@{BUDGETS[1]}")
     edit_json(other / "fidelity.json", lambda fidelity: fidelity["inputs"].update(sha256="0" * 64))
-    again = run(questions=some_questions)
+    again = run()
     assert [each.changed for each in again.publications.values()] == [False, True], "measured on the same questions"
     assert read_fidelity(other) == again.publications[BUDGETS[1]].fidelity
     assert not again.main.changed

@@ -12,12 +12,12 @@ import torch
 
 from mopeq_hub.families.live import LiveModel
 from mopeq_hub.fidelity import saved
-from mopeq_hub.fidelity.metrics import Comparison, answer_logits
+from mopeq_hub.fidelity.metrics import Comparison
 from mopeq_hub.fidelity.staged import Given, StagedModel
 from mopeq_hub.fidelity.stages import Gathering, Item, as_loaded, key_of, stages_of
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Advance
-from mopeq_hub.questions.inputs import Row, batches, cast
+from mopeq_hub.questions.inputs import Row, answer_logits, batches, cast
 
 
 @dataclass

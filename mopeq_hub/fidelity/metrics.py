@@ -1,6 +1,5 @@
 """The figures of the proof, from the logits of both models: one set of formulas, however the logits came about."""
 
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -12,25 +11,6 @@ from mopeq_hub.questions.inputs import Row
 def starts(rows: list[Row]) -> np.ndarray:
     """Where each row's answer tokens begin among all answer tokens, and the total at the end."""
     return np.concatenate([[0], np.cumsum([row.length - row.prompt for row in rows])])
-
-
-def answer_options(model: Any, row: Row) -> dict[str, int]:
-    """What to pass to the model's forward so that it computes no logits that nobody looks at, where it can do so.
-
-    A whole vocabulary for every token of the prompt would be most of the memory.
-    """
-    sparing = "logits_to_keep" in signature(model.forward).parameters
-    return {"logits_to_keep": _kept(row)} if sparing else {}
-
-
-def answer_logits(logits: torch.Tensor, row: Row) -> torch.Tensor:
-    """The float32 logits [answer tokens, vocabulary] that predict the answer, of one row's [tokens, vocabulary]."""
-    return logits[-_kept(row) : -1].float()
-
-
-def _kept(row: Row) -> int:
-    """Tokens at a row's end from which answer tokens are predicted, and the answer's last, which predicts none."""
-    return row.length - row.prompt + 1
 
 
 class Comparison:

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.fidelity.metrics import answer_options
-from mopeq_hub.questions.inputs import Row
+from mopeq_hub.questions.inputs import Row, answer_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

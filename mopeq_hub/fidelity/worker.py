@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from mopeq_hub.checkpoint import Checkpoint
-from mopeq_hub.fidelity.metrics import Comparison, answer_logits, answer_options, starts
+from mopeq_hub.fidelity.metrics import Comparison, starts
 from mopeq_hub.questions import read_questions
-from mopeq_hub.questions.inputs import Encoder, Row, batches, cast
+from mopeq_hub.questions.inputs import Encoder, Row, answer_logits, answer_options, batches, cast
 from mopeq_hub.source import FolderSource
 
 

@@ -22,7 +22,8 @@ from mopeq_hub.packing import Packed
 from mopeq_hub.processes import KILLED, run_module
 from mopeq_hub.progress import Progress
 from mopeq_hub.questions import Questions, read_questions
-from mopeq_hub.recipe import CALIBRATED, Recipe
+from mopeq_hub.recipe import CALIBRATED, RUNNING, Recipe
+from mopeq_hub.sensitivity import by_running
 from mopeq_hub.source import companions
 
 _MODULES = {"signround": "mopeq_hub.quantization.signround", "gptq": "mopeq_hub.quantization.gptq"}
@@ -45,19 +46,26 @@ UNTUNED = Tuned(MappingProxyType({}), None)
 
 
 def calibrated(recipe: Recipe, calibration: Path | None) -> Recipe:
-    """The recipe with the digest of its calibration questions, the bundled ones where no file is named.
+    """The recipe with the digest of the calibration questions that its quantizer or its signal looks at, the bundled
+    ones where no file is named. A file that only the signal can be meant for makes it the signal's inputs.
 
-    Raises UsageError where a file is named for a quantizer that uses none, MopeqError where it holds no questions.
+    Raises UsageError where a file is named that nothing uses, MopeqError where it holds no questions.
     """
-    if recipe.quantizer in CALIBRATED:
-        return replace(recipe, calibration=read_questions(calibration).digest)
-    if calibration:
-        raise UsageError(f"--quantizer {recipe.quantizer} uses no calibration data", "leave --calibration out")
-    return recipe
+    tunes, runs = recipe.quantizer in CALIBRATED, recipe.signal in RUNNING
+    if calibration and not tunes and not runs:
+        raise UsageError(
+            f"neither --signal {recipe.signal} nor --quantizer {recipe.quantizer} uses calibration data",
+            "leave --calibration out, or add --signal fisher",
+        )
+    if calibration and not tunes:
+        recipe = replace(recipe, inputs="calibration")
+    looks = tunes or (runs and recipe.inputs == "calibration")
+    return replace(recipe, calibration=read_questions(calibration).digest) if looks else recipe
 
 
 def check_memory(model: Model, recipe: Recipe) -> None:
     """Raises MopeqError where the recipe runs the model and this machine's memory does not hold it."""
+    by_running.check_memory(model, recipe)
     if recipe.quantizer not in CALIBRATED:
         return
     needed, free = memory_needed(model, recipe, _has_gpu()), workplace.free_memory()

@@ -6,6 +6,7 @@ nothing is padded and every family's forward sees what it would see for a single
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,22 @@ def batches(rows: list[Row], most_rows: int = MAX_ROWS) -> Iterator[tuple[list[R
 def cast(inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Inputs with their floating-point ones in the model's dtype."""
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+def answer_options(model: Any, row: Row) -> dict[str, int]:
+    """What to pass to the model's forward so that it computes no logits that nobody looks at, where it can do so.
+
+    A whole vocabulary for every token of the prompt would be most of the memory.
+    """
+    sparing = "logits_to_keep" in signature(model.forward).parameters
+    return {"logits_to_keep": _kept(row)} if sparing else {}
+
+
+def answer_logits(logits: torch.Tensor, row: Row) -> torch.Tensor:
+    """The float32 logits [answer tokens, vocabulary] that predict the answer, of one row's [tokens, vocabulary]."""
+    return logits[-_kept(row) : -1].float()
+
+
+def _kept(row: Row) -> int:
+    """Tokens at a row's end from which answer tokens are predicted, and the answer's last, which predicts none."""
+    return row.length - row.prompt + 1

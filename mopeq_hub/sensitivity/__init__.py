@@ -1,6 +1,11 @@
-"""Signals: each gives every expert a number, its sensitivity. The registry, and the pass over the weights."""
+"""Signals: each says of every expert's projections what narrowing them costs. The registry, by what a signal looks at.
 
-from collections.abc import Callable, Iterable
+BY_MATRIX look at one weight at a time, in any order. BY_LAYER look at one layer: its experts, its router, its norm.
+Those that run the model (`RUNNING` of mopeq_hub.recipe) look at what its experts do while it answers.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
@@ -8,41 +13,55 @@ from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.kernels.weight import Weight
 from mopeq_hub.progress import Advance
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.sensitivity import hessian
-from mopeq_hub.sensitivity.profile import Profile
+from mopeq_hub.sensitivity import by_running, hessian, product
+from mopeq_hub.sensitivity.layer import LayerView
+from mopeq_hub.sensitivity.profile import Profile, Values
 
-Signal = Callable[[Weight, Matrix, Recipe], float]
+MatrixSignal = Callable[[Weight, Matrix, Recipe], float]
 """The sensitivity of one projection; an expert's is the sum of its projections'. Not finite where a weight is not."""
+LayerSignal = Callable[[LayerView, Recipe], Mapping[str, Values]]
+"""Of each projection of a layer's experts, by its name: its sensitivity, or what each of the recipe's widths costs."""
 
-SIGNALS: dict[str, Signal] = {"hessian": hessian.trace}
-SETTINGS = {"hessian": hessian.settings}
+BY_MATRIX: dict[str, MatrixSignal] = {"hessian": hessian.trace}
+BY_LAYER: dict[str, LayerSignal] = {}
+SETTINGS: dict[str, Callable[[Recipe], dict[str, Any]]] = {
+    "hessian": hessian.settings,
+    "frequency": by_running.settings,
+    "fisher": by_running.settings,
+    product.NAME: product.settings,
+}
+"""What a profile says of how it was measured: `name`, and all that would give other numbers. Two profiles of the same
+weights with the same settings are the same, and are kept under their digest."""
+COSTS: frozenset[str] = frozenset({"fisher"})
+"""Signals that give a cost for each of the recipe's widths; all others give one number."""
 
 
 def measure_matrices(
     checkpoint: Checkpoint, matrices: Iterable[Matrix], recipe: Recipe, advance: Advance
-) -> dict[str, float]:
+) -> dict[str, Values]:
     """Sensitivity of each of these projections by name; `advance` is told the bytes read.
 
     Raises MopeqError on NaN or infinite weights, naming the tensor.
     """
-    found = {}
+    found: dict[str, Values] = {}
     for matrix in matrices:
         weight = matrix.read(checkpoint)
-        found[matrix.name] = SIGNALS[recipe.signal](weight, matrix, recipe)
-        if not abs(found[matrix.name]) < float("inf"):
+        value = BY_MATRIX[recipe.signal](weight, matrix, recipe)
+        if not abs(value) < float("inf"):
             raise MopeqError(f"{matrix.source} holds NaN or infinite values", "the source is damaged; use another")
+        found[matrix.name] = (value,)
         advance(weight.nbytes)
         checkpoint.let_go(matrix.source)
     return found
 
 
-def profile_of(layout: Layout, measured: dict[str, float], recipe: Recipe, commit: str) -> Profile:
+def profile_of(layout: Layout, measured: Mapping[str, Values], recipe: Recipe, commit: str) -> Profile:
     """The profile of what was measured on every projection, whatever the order in which that was done."""
     experts = {
-        expert: {str(matrix.projection): (measured[matrix.name],) for matrix in matrices}
+        expert: {str(matrix.projection): measured[matrix.name] for matrix in matrices}
         for expert, matrices in layout.experts.items()
     }
-    return Profile(SETTINGS[recipe.signal](recipe), experts, commit)
+    return Profile(SETTINGS[recipe.signal](recipe), experts, commit, recipe.bits if recipe.signal in COSTS else ())
 
 
-__all__ = ["SIGNALS", "Profile", "Signal", "measure_matrices", "profile_of"]
+__all__ = ["BY_LAYER", "BY_MATRIX", "COSTS", "SETTINGS", "LayerView", "Profile", "measure_matrices", "profile_of"]

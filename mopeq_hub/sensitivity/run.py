@@ -14,9 +14,13 @@ from mopeq_hub.progress import Advance, Progress
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.records import append, entries
 from mopeq_hub.sensitivity import Profile, measure_matrices, profile_of
+from mopeq_hub.sensitivity.given import NOTHING, Given
+from mopeq_hub.sensitivity.profile import Values
 
 
-def measure(model: Model, recipe: Recipe, notes: Path, progress: Progress, engine: Engine = LOCAL) -> Profile:
+def measure(
+    model: Model, recipe: Recipe, notes: Path, progress: Progress, engine: Engine = LOCAL, given: Given = NOTHING
+) -> Profile:
     """The profile of a model. `notes`, a file, keeps what each shard gave until the whole is there.
 
     Raises MopeqError on NaN or infinite weights, naming the tensor.
@@ -30,7 +34,7 @@ def measure(model: Model, recipe: Recipe, notes: Path, progress: Progress, engin
     sources = {matrix.source for shard in left for matrix in shards[shard]}
     nbytes = sum(model.checkpoint.tensors[source].nbytes for source in sources)
 
-    def keep(shard: str, found: dict[str, float]) -> None:
+    def keep(shard: str, found: dict[str, Values]) -> None:
         measured.update(found)
         append(notes, found)
 
@@ -41,12 +45,12 @@ def measure(model: Model, recipe: Recipe, notes: Path, progress: Progress, engin
     return profile
 
 
-def _noted(notes: Path) -> dict[str, float]:
+def _noted(notes: Path) -> dict[str, Values]:
     """What a run that was stopped had measured."""
-    measured: dict[str, float] = {}
+    measured: dict[str, Values] = {}
     for entry in entries(notes):
         with suppress(ValueError, AttributeError, TypeError):
-            measured |= {str(name): float(value) for name, value in entry.items()}
+            measured |= {str(name): tuple(map(float, values)) for name, values in entry.items()}
     return measured
 
 
@@ -75,13 +79,13 @@ class _Stages:
     def get(self, shard: str) -> None:
         self._passage.get(shard)
 
-    def work(self, shard: str) -> dict[str, float]:
+    def work(self, shard: str) -> dict[str, Values]:
         asked = self._asked
         found = measure_matrices(asked.weights.checkpoint, asked.shards[shard], asked.recipe, self._advance)
         self._passage.let_go(shard)
         return found
 
-    def finish(self, made: dict[str, float]) -> dict[str, float]:
+    def finish(self, made: dict[str, Values]) -> dict[str, Values]:
         return made
 
     def stop(self) -> None:

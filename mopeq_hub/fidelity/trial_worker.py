@@ -1,0 +1,87 @@
+"""Bit maps tried on the original in memory: a process of its own, started by `mopeq_hub.processes`.
+
+The original's logits on the questions are kept; then, for each map, what its codes and scales stand for takes the place
+of the original's weights, and the logits are compared. That is what the published form computes but for the rounding of
+its activations, at a fraction of the time that quantizing and loading it would take. Progress goes to standard output,
+one number of finished maps a line.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mopeq_hub.calibration import load, read_job
+from mopeq_hub.experts import Matrix
+from mopeq_hub.fidelity.metrics import Comparison
+from mopeq_hub.fidelity.stages import place_of
+from mopeq_hub.model import Model, open_model
+from mopeq_hub.packing import Packed, dequantize, quantize
+from mopeq_hub.questions import read_questions
+from mopeq_hub.questions.inputs import Encoder, Row, answer_logits, answer_options, batches, cast
+
+
+def main(job_path: Path) -> None:
+    job = read_job(job_path)
+    model = open_model(job["folder"], named=False)
+    questions = read_questions(Path(job["questions"]) if job["questions"] else None, job["limit"])
+    rows = Encoder(Path(job["folder"])).rows(questions.items, with_answer=True, limit=questions.limit)
+    bench = Bench(model, load(job), rows, job)
+    found = []
+    for widths in json.loads(Path(job["maps"]).read_text("utf-8")):
+        found.append(bench.measure(widths))
+        print(1, flush=True)
+    Path(job["result"]).write_text(json.dumps({"figures": found}), "utf-8")
+
+
+class Bench:
+    """The live original, whose weights are exchanged from map to map."""
+
+    def __init__(self, model: Model, live: Any, rows: list[Row], job: dict[str, Any]) -> None:
+        self._model, self._live, self._rows, self._job = model, live, rows, job
+        self._matrices = {matrix.name: matrix for matrix in model.layout.matrices}
+        self._packed: dict[tuple[str, int], Packed] = {}
+        self._now: dict[str, int] = {}
+        self._batches = list(batches(rows))
+        self._original = self._logits()
+
+    def measure(self, widths: dict[str, int]) -> dict[str, Any]:
+        """The figures of `Comparison` with these bits for matrices by name; those not named stay as they are."""
+        for name in {*widths, *self._now}:
+            bits = widths.get(name, 16)
+            if bits != self._now.get(name, 16):
+                self._put(self._matrices[name], bits)
+        self._now = {name: bits for name, bits in widths.items() if bits != 16}
+        comparison = Comparison(self._rows)
+        for row, original, ours in zip(self._rows, self._original, self._logits(), strict=True):
+            comparison.add(row, original, ours)
+        return comparison.result()
+
+    def _logits(self) -> list[torch.Tensor]:
+        """The answer logits [answer tokens, vocabulary], float32, of each row."""
+        found: dict[int, torch.Tensor] = {}
+        for part, inputs in self._batches:
+            given = {name: value.to(self._live.device) for name, value in cast(inputs, self._live.dtype).items()}
+            with torch.inference_mode():
+                options = answer_options(self._live, part[0])
+                logits = self._live(**given, use_cache=False, **options).logits
+            for position, row in enumerate(part):
+                found[row.number] = answer_logits(logits[position], row).cpu()
+        return [found[row.number] for row in self._rows]
+
+    def _put(self, matrix: Matrix, bits: int) -> None:
+        """Give a matrix of the live model so many bits, or its original weight."""
+        place = place_of(matrix, self._model.layout)
+        whole = self._live.get_parameter(place.parameter).data
+        part = whole if place.expert is None else whole[place.expert, slice(*place.rows)]
+        weight = matrix.read(self._model.checkpoint)
+        part.copy_(torch.from_numpy(weight.float32() if bits == 16 else self._quantized(matrix, bits)))
+
+    def _quantized(self, matrix: Matrix, bits: int) -> Any:
+        """What the matrix [out, in] is at so many bits, float32; its packed form is kept."""
+        key, symmetric = (matrix.name, bits), self._job["symmetric"]
+        if key not in self._packed:
+            weight, search = matrix.read(self._model.checkpoint), self._job["search"]
+            self._packed[key] = quantize(weight, bits, self._job["group_size"], symmetric, search)
+        return dequantize(self._packed[key], bits, symmetric)

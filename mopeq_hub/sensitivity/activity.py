@@ -1,0 +1,133 @@
+"""What the experts do while a model answers: a process of its own, started by `mopeq_hub.processes`.
+
+It loads the original, makes groups of rows (`rows_of`), runs them, and leaves what the signal that asked collects of
+them. Progress goes to standard output, one number of finished tokens a line.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from mopeq_hub.calibration import load, read_job
+from mopeq_hub.model import Model, open_model
+from mopeq_hub.questions import Question, read_questions
+from mopeq_hub.questions.inputs import Encoder, Row, batches, cast
+from mopeq_hub.questions.made import invented, recombined
+from mopeq_hub.sensitivity import fisher, frequency
+
+
+class Collector(Protocol):
+    """What a signal keeps of the rows that it is shown."""
+
+    def begin(self) -> None:
+        """A group of rows begins."""
+
+    def run(self, part: list[Row], inputs: dict[str, torch.Tensor]) -> None:
+        """Run a batch of the group, its collated inputs on the CPU."""
+
+    def result(self) -> dict[str, Any]:
+        """By layer `experts`, one number each, or by matrix `costs`, one for each width."""
+        ...
+
+
+COLLECTORS: dict[str, Callable[[Model, Any, dict[str, Any]], Collector]] = {
+    "fisher": fisher.Collector,
+    "frequency": frequency.Collector,
+}
+ANSWER_TOKENS = 32
+"""Most tokens of an answer that the model gives."""
+_AT_ONCE = 64
+"""Made questions that are answered together; of the last ones those beyond the tokens wanted are not used."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that count together as much as those of any other group."""
+
+    name: str
+    rows: list[Row]
+
+
+def main(job_path: Path) -> None:
+    job = read_job(job_path)
+    model, live = open_model(job["folder"], named=False), load(job)
+    if torch.cuda.is_available():
+        live.to("cuda")
+    live.requires_grad_(False)
+    encoder = Encoder(Path(job["folder"]))
+    collector = COLLECTORS[job["signal"]](model, live, job)
+    with tempfile.TemporaryDirectory() as scratch:
+        groups = rows_of(model, live, encoder, job, Path(scratch))
+    for group in groups:
+        collector.begin()
+        for part, inputs in batches(group.rows):
+            collector.run(part, inputs)
+            print(sum(row.length for row in part), flush=True)
+    described = [{"name": group.name, "rows": len(group.rows), "tokens": _tokens(group.rows)} for group in groups]
+    Path(job["result"]).write_text(json.dumps({"groups": described, **collector.result()}), "utf-8")
+
+
+def rows_of(model: Model, live: Any, encoder: Encoder, job: dict[str, Any], scratch: Path) -> list[Group]:
+    """What the model is run on: `own` rows, or those of calibration questions and as many recombined from them.
+
+    All together they have about `tokens` tokens.
+    """
+    if job["inputs"] == "own":
+        pictures = model.layout.task == "image-text-to-text"
+        questions = invented(encoder.tokenizer, scratch, pictures, job["seed"])
+        return [Group("own", _answered(live, encoder, questions, job["tokens"]))]
+    asked = read_questions(Path(job["calibration"]) if job["calibration"] else None)
+    given = encoder.rows(asked.items, with_answer=True, limit=job["tokens"] // 2)
+    made = _answered(live, encoder, recombined(asked.items, scratch, job["seed"]), job["tokens"] - _tokens(given))
+    return [Group("calibration", given), Group("recombined", made)]
+
+
+def _answered(live: Any, encoder: Encoder, questions: Iterator[Question], tokens: int) -> list[Row]:
+    """Rows of questions with the model's own greedy answers, until they have that many tokens."""
+    rows: list[Row] = []
+    while tokens > 0:
+        for row in _answers(live, encoder.rows(list(islice(questions, _AT_ONCE)), with_answer=False)):
+            if tokens > 0:
+                rows.append(Row(len(rows), row.inputs, row.prompt))
+                tokens -= row.length
+    return rows
+
+
+def _answers(live: Any, asked: list[Row]) -> Iterable[Row]:
+    """The rows with the answers, in order."""
+    answered: dict[int, Row] = {}
+    ends = live.generation_config.eos_token_id
+    stops = set(ends if isinstance(ends, list) else [ends])
+    for part, inputs in batches(asked):
+        given = {name: value.to(live.device) for name, value in cast(inputs, live.dtype).items()}
+        with torch.inference_mode():
+            made = live.generate(**given, max_new_tokens=ANSWER_TOKENS, do_sample=False).cpu()
+        for row, ids in zip(part, made, strict=True):
+            answered[row.number] = _with_answer(row, _until(ids[row.length :].tolist(), stops))
+    return [answered[row.number] for row in asked]
+
+
+def _until(ids: list[int], stops: set[int | None]) -> list[int]:
+    """The answer up to its end, which belongs to it."""
+    end = next((place for place, token in enumerate(ids) if token in stops), len(ids) - 1)
+    return ids[: end + 1]
+
+
+def _with_answer(row: Row, answer: list[int]) -> Row:
+    """The row and its answer's tokens; whatever else there is for each token is 1 in a mask, else 0."""
+    inputs = dict(row.inputs)
+    for name, value in row.inputs.items():
+        if value.shape == row.inputs["input_ids"].shape:
+            more = answer if name == "input_ids" else [int(name == "attention_mask")] * len(answer)
+            inputs[name] = torch.cat([value, torch.tensor([more], dtype=value.dtype)], dim=1)
+    return Row(row.number, inputs, row.length)
+
+
+def _tokens(rows: list[Row]) -> int:
+    return sum(row.length for row in rows)

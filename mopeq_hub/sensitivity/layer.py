@@ -1,0 +1,32 @@
+"""One layer as signals see it: its experts' weights, where they lie in the file, and what chooses and feeds them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mopeq_hub.checkpoint import Checkpoint
+from mopeq_hub.experts import Matrix
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One decoder layer that has routed experts.
+
+    experts: their matrices by projection, in the experts' order; `matrix.read(checkpoint)` maps one.
+    router [experts, hidden], float32. initial: the same of an earlier checkpoint, None where none was given.
+    norm [hidden], float32: what the layer multiplies its normalised hidden states by before they reach the experts.
+    activation: transformers' name of the experts' activation. experts_per_token: how many the router chooses.
+    normalized: whether the chosen experts' weights are made to sum to 1.
+    """
+
+    layer: int
+    checkpoint: Checkpoint
+    experts: tuple[Mapping[str, Matrix], ...]
+    router: NDArray[np.float32]
+    norm: NDArray[np.float32]
+    activation: str
+    experts_per_token: int
+    normalized: bool
+    initial: NDArray[np.float32] | None = None
