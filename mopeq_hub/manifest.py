@@ -46,8 +46,10 @@ def build(
     shards: Iterable[ShardPlan],
     files: dict[str, Any],
     calibration: dict[str, Any] | None = None,
+    selection: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a publication; `files` as `describe_files` gives it, `calibration` where weights were tuned."""
+    """The manifest of a publication; `files` as `describe_files` gives it, `calibration` where weights were tuned,
+    `selection` where maps were tried."""
     layout, source = model.layout, model.source
     bits, sensitivities = bitmap.by_layer(), profile.by_layer()
     kept = [matrix.name for matrix in layout.rest if width_of(matrix, bitmap, recipe) == 16]
@@ -84,6 +86,7 @@ def build(
         },
         "sizes": sizes(model, recipe, bitmap, shards),
         **({"calibration": calibration} if calibration else {}),
+        **({"selection": selection} if selection else {}),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "files": files,
     }

@@ -17,6 +17,7 @@ from mopeq_hub.quantization.run import Send
 from mopeq_hub.questions import Questions
 from mopeq_hub.recipe import CALIBRATED, Recipe
 from mopeq_hub.repo import QuantizedRepo, build
+from mopeq_hub.selection import PAPER
 from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.source import HubSource
 from mopeq_hub.version import __version__
@@ -52,6 +53,9 @@ def _comparisons(
         others["these widths, not calibrated"] = recipe
     if len(recipe.bits) > 1:
         others |= {f"uniform {bits} bits": recipe.uniform(bits) for bits in recipe.bits}
+        paper = recipe.paper()
+        if paper != recipe:
+            others[PAPER] = paper
     found = []
     for name, other in others.items():
         found.append({"name": name, **_compared(model, other, questions, way, progress)})

@@ -15,10 +15,10 @@ WIDTHS = (2, 3, 4, 8)
 GROUP_SIZES = (32, 64, 128, 256)
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "signal": ("hessian", "frequency", "hessian*frequency", "fisher"),
+    "signal": ("hessian", "frequency", "hessian*frequency", "fisher", "best"),
     "inputs": ("own", "calibration"),
     "estimator": ("exact", "hutchinson"),
-    "allocator": ("kmeans", "rank", "knapsack"),
+    "allocator": ("kmeans", "rank", "knapsack", "measured"),
     "scope": ("model", "layer"),
     "granularity": ("expert", "projection", "layer"),
     "quantizer": ("search", "rtn", "signround", "gptq"),
@@ -40,11 +40,12 @@ class Recipe:
     """All choices of one publication. Two runs of one recipe on one source commit give the same bytes.
 
     bits: the widths experts may get, in bits per weight; a single width is the uniform baseline.
-    signal: how sensitivity is measured.
+    signal: how sensitivity is measured; `best` is what was found best of what this machine can measure.
     inputs: what a signal that runs the model runs it on: its `own` inputs, made without any data, or the `calibration`
     questions and as many recombined from them. estimator, probes: of `hessian`; `probes` counts only for `hutchinson`.
     allocator, scope: how sensitivities become widths; `model` lets experts of all layers compete. `kmeans` is the
-    paper's, `rank` cuts the order of the sensitivities into parts, `knapsack` loses least; both meet a budget.
+    paper's, `rank` cuts the order of the sensitivities into parts, `knapsack` loses least, `measured` tries knapsacks
+    and uniform widths on the questions of the proof and takes what is best; all but the first meet a budget.
     granularity: what one width covers: an `expert`, a `projection`, or all experts of a `layer`, which is what engines
     that know one width a layer can run.
     budget: what the published model may take: `3.0bpw` of the routed experts, `12GB`, `500MB` or `0.25x` of all
@@ -53,7 +54,8 @@ class Recipe:
     `signround` tunes scales and roundings on calibration data (arXiv 2309.05516), `gptq` lets the weights of later
     columns make up for the rounding of earlier ones, on calibration data too (arXiv 2210.17323).
     iterations: how often `signround` adjusts each decoder layer. calibration: the digest of the calibration questions,
-    which the pipeline fills in. Choices that nothing else in the recipe has a use for stay at their defaults.
+    which the pipeline fills in. questions: of those that `measured` tries maps on, likewise. Choices that nothing else
+    in the recipe has a use for stay at their defaults.
     group_size: consecutive input weights that share a scale.
     symmetric: True centres the grid on zero; False stores a zero point for each group.
     rest_bits: width of every other linear layer of the text model; 16 leaves them as they are.
@@ -73,6 +75,7 @@ class Recipe:
     quantizer: Literal["search", "rtn", "signround", "gptq"] = "search"
     iterations: int = 100
     calibration: str = ""
+    questions: str = ""
     group_size: int = 64
     symmetric: bool = True
     rest_bits: int = 4
@@ -96,8 +99,9 @@ class Recipe:
                 raise UsageError(f"{option} {getattr(self, name)!r} does not exist", f"choose from {_listed(allowed)}")
         for name in self._unused():
             object.__setattr__(self, name, getattr(type(self), name))
-        if not re.fullmatch("([0-9a-f]{64})?", self.calibration):
-            raise UsageError(f"calibration {self.calibration!r} is not a digest", "name the file with --calibration")
+        for name in ("calibration", "questions"):
+            if not re.fullmatch("([0-9a-f]{64})?", getattr(self, name)):
+                raise UsageError(f"{name} {getattr(self, name)!r} is not a digest", f"name the file with --{name}")
         for name in ("probes", "iterations", "shard_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)} is not positive", "give 1 or more")
@@ -113,6 +117,11 @@ class Recipe:
     def uniform(self, bits: int) -> "Recipe":
         """The same with one width for every expert, and so without a budget."""
         return replace(self, bits=(bits,), allocator="kmeans", budget="")
+
+    def paper(self) -> "Recipe":
+        """The same with the map of the paper: model-wise k-means of the exact Hessian trace, expert by expert."""
+        names = ("signal", "inputs", "estimator", "allocator", "scope", "granularity", "budget", "questions")
+        return replace(self, **{name: getattr(Recipe, name) for name in names})
 
     @property
     def budget_parts(self) -> tuple[float, str]:
@@ -145,6 +154,7 @@ class Recipe:
             "budget": bool(self.budget),
             "inputs": runs,
             "iterations": self.quantizer == "signround",
+            "questions": self.allocator == "measured",
             "calibration": tunes or (runs and self.inputs == "calibration"),
         }
         return tuple(name for name, use in used.items() if not use)

@@ -13,8 +13,8 @@ from mopeq_hub.untrusted import read_yaml, read_yaml_file
 NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType({"mopeq": MappingProxyType({})})
 """What each named recipe chooses; everything else is at its default."""
 _FILES = (".yaml", ".yml", ".json")
-_CHOICES = {field.name for field in fields(Recipe)} - {"calibration"}
-"""The digest of the calibration data is nobody's to write: it is found from the file."""
+_CHOICES = {field.name for field in fields(Recipe)} - {"calibration", "questions"}
+"""Digests of files are nobody's to write: they are found from the files."""
 _FORM = "write it as {bits: [2, 4], scope: layer}"
 
 

@@ -9,9 +9,7 @@ from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import profiles
-from mopeq_hub.allocation import allocate
 from mopeq_hub.bitmap import quantization_config
-from mopeq_hub.budget import room_for
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
@@ -22,6 +20,7 @@ from mopeq_hub.quantization.run import Send, Watch, quantize_units
 from mopeq_hub.quantization.shards import write_index
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.selection import select
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.source import companions
@@ -76,7 +75,8 @@ def build(
         if profile
         else profiles.profile_of(model, recipe, progress, engine, given)
     )
-    bitmap = allocate(profile, recipe, room_for(model, recipe))
+    selection = select(model, recipe, profile, given, progress, engine)
+    bitmap = selection.bitmap
     folder = work / "repo"
     units = plan_units(model.checkpoint, model.layout, bitmap, recipe)
     shards = output_shards(units)
@@ -95,7 +95,7 @@ def build(
     described = {file.file: {"sha256": file.sha256, "bytes": file.nbytes} for file in weights}
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - set(described)
     files = dict(sorted({**described, **manifests.describe_files(folder, names)}.items()))
-    manifest = manifests.build(model, recipe, profile, bitmap, shards, files, tuned.calibration)
+    manifest = manifests.build(model, recipe, profile, bitmap, shards, files, tuned.calibration, selection.document)
     manifests.write_json(folder / manifests.MANIFEST_NAME, manifest, "mopeq")
     (folder / _LOCAL).parent.mkdir()
     (folder / _LOCAL).write_text(json.dumps({"location": model.source.location}), "utf-8")

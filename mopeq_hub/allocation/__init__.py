@@ -13,7 +13,13 @@ from mopeq_hub.sensitivity import Profile
 Allocator = Callable[[Items, Recipe], Sequence[int]]
 """The widths of items that compete with each other."""
 
-ALLOCATORS: dict[str, Allocator] = {"kmeans": kmeans.widths, "rank": rank.widths, "knapsack": knapsack.widths}
+ALLOCATORS: dict[str, Allocator] = {
+    "kmeans": kmeans.widths,
+    "rank": rank.widths,
+    "knapsack": knapsack.widths,
+    # What it is before anything was tried (mopeq_hub.selection).
+    "measured": knapsack.widths,
+}
 
 
 def allocate(profile: Profile, recipe: Recipe, room: Room | None = None) -> BitMap:
