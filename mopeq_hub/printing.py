@@ -74,7 +74,8 @@ def show_plans(model: str, plans: dict[str, "Plan"], as_json: bool) -> None:
     planned = next(iter(plans.values()))
     if as_json:
         documents = {name: _document(each) for name, each in plans.items()}
-        show_json({"variants": documents} if len(plans) > 1 else _document(planned))
+        shared = {part: _document(planned)[part] for part in ("fidelity", "needs")}
+        show_json({"variants": documents, **shared} if len(plans) > 1 else _document(planned))
         return
     choices, manifest = planned.choices, planned.manifest
     if len(plans) > 1 and manifest:

@@ -312,8 +312,10 @@ def test_plan_has_a_row_for_each_budget(shapes: Path, capsys: pytest.CaptureFixt
             cli.main(["plan", str(shapes), "--budget", ",".join(BUDGETS), *options])
     text, document = capsys.readouterr().out.split("{", 1)
     assert [line.split()[1] for line in text.splitlines() if "bpw" in line and "MB" in line] == list(BUDGETS)
-    planned = json.loads("{" + document)["variants"]
-    assert {name: each["manifest"]["recipe"]["budget"] for name, each in planned.items()} == {b: b for b in BUDGETS}
+    planned = json.loads("{" + document)
+    recipes = {name: each["manifest"]["recipe"] for name, each in planned["variants"].items()}
+    assert {name: recipe["budget"] for name, recipe in recipes.items()} == {budget: budget for budget in BUDGETS}
+    assert planned["needs"]["disk"] > 0, "what a workflow asks before it begins"
 
 
 @pytest.mark.parametrize("budget", ["2.5bpw", "12GB", "500MB", "0.25x", "123456789.123456789bpw"])

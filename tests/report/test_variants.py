@@ -69,7 +69,7 @@ The recommended one, which `main` holds, is the smallest that agrees with the or
 Another is loaded by the name of its branch:
 
 ```python
-model = AutoModelForImageTextToText.from_pretrained("someone/shapes", revision="2.5bpw", device_map="auto")
+model = AutoModelForImageTextToText.from_pretrained("someone/shapes", revision="2.5bpw")
 ```
 
 ![Size against KL divergence from the original](plots/size_fidelity.png)
