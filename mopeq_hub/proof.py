@@ -64,7 +64,7 @@ def _comparisons(
 
 def _compared(model: Model, recipe: Recipe, questions: Questions, way: Way, progress: Progress) -> dict[str, Any]:
     """A recipe's size and figures, measured now or, on the same questions in the same way, before: the publications of
-    several budgets are compared with the same uniform widths."""
+    several budgets are compared with the same others."""
     name = manifests.publication_name(recipe, model.source.commit)
     asked = f"{questions.digest[:16]}-{questions.limit}-{'scored' if questions.scored else 'unscored'}"
     key = f"{name}-{asked}-{'blocks' if way.blocks else 'whole'}-{way.dtype}-{__version__}"
