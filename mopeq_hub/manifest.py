@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mopeq_hub.allocation.spread import spread_of
 from mopeq_hub.bitmap import BitMap, packed_bytes, width_of
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
@@ -75,6 +76,7 @@ def build(
             "experts_per_token": layout.experts_per_token,
         },
         "signal": profile.signal,
+        "spread": spread_of(profile, recipe),
         "experts": [
             {"layer": layer, "module": module, "bits": bits[layer], "sensitivity": sensitivities[layer]}
             for layer, module in sorted(layout.experts_modules.items())

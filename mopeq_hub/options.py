@@ -122,8 +122,10 @@ _RECIPE = Annotated[
 ]
 _RECIPE_HELP = {
     "bits": "Widths that experts may get, of 2, 3, 4 and 8; one width is the uniform baseline.",
-    "signal": "How sensitivity is measured: by weights (`hessian`), or by running the model (`frequency`, `fisher`).",
+    "signal": "How sensitivity is measured: by weights (`hessian`, the paper's; `distortion`, `router`), or by running "
+    "the model (`frequency`, `hessian*frequency`, `fisher`).",
     "inputs": "What such a signal runs the model on: its `own` inputs, or the `calibration` questions.",
+    "initial": "Of `router`: an earlier checkpoint, a folder or owner/name@revision; only its routers are read.",
     "estimator": "Of the Hessian trace: `exact` or `hutchinson`.",
     "probes": "Random vectors of the hutchinson estimator.",
     "allocator": "How sensitivities become widths: `kmeans`, the paper's; `rank` or `knapsack`, which meet a --budget.",

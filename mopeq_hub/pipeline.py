@@ -27,15 +27,14 @@ from mopeq_hub.hub import Destination, HubDestination, destination_for
 from mopeq_hub.hub.contents import staged
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.needs import check_fits
-from mopeq_hub.planning import Plan, needs_for, plan
+from mopeq_hub.planning import Plan, needs_for, plan, with_given
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.proof import prove, prove_on_the_way
-from mopeq_hub.quantization.calibrated import calibrated, check_memory
+from mopeq_hub.quantization.calibrated import check_memory
 from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.repo import QuantizedRepo, build, location_of, quantized_before
 from mopeq_hub.sensitivity import Profile
-from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.space import render_space, run_local
 from mopeq_hub.version import __version__
 
@@ -75,18 +74,18 @@ def publish(
 
     model: a folder, owner/name[@revision] on the Hub, or an opened Model. to: a Hub repo owner/name[@branch] or a
     folder; None chooses {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. A branch has no
-    Space. questions: a file that fidelity is
-    measured on; None takes the bundled set. fidelity_tokens: how many of its tokens, from the first question; 0 for
-    all. calibration: questions for what the recipe tunes on, where it does. compare: measure uniform widths too; None
-    does so for small models. dry_run: do everything but push. stream: let go of every shard of a Hub model once it is
-    quantized and sent; None does so where the disk cannot hold it. again: even where the destination says that it holds
-    this already. sign: `oidc` for the identity of the run that this is, or the file of a private key; None leaves it
-    unsigned. engine: who measures and quantizes shards; one that works elsewhere always streams to the Hub.
+    Space. questions: a file that fidelity is measured on; None takes the bundled set. fidelity_tokens: how many of its
+    tokens, from the first question; 0 for all. calibration: questions for what the recipe tunes on, where it does.
+    compare: measure uniform widths too; None does so for small models. dry_run: do everything but push. stream: let go
+    of every shard of a Hub model once it is quantized and sent; None does so where the disk cannot hold it. again: even
+    where the destination says that it holds this already. sign: `oidc` for the identity of the run that this is, or the
+    file of a private key; None leaves it unsigned. engine: who measures and quantizes shards; one that works elsewhere
+    always streams to the Hub.
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
-    given = Given(Path(calibration) if calibration else None)
-    recipe, progress = calibrated(recipe or Recipe(), given.calibration), progress or Quiet()
+    recipe, given = with_given(recipe, calibration)
+    progress = progress or Quiet()
     called = model if isinstance(model, str) else model.source.name
     destination = destination_for(to, called, private=private) if to is None or isinstance(to, str) else to
     signer = signer_named(sign)
@@ -143,8 +142,7 @@ def quantize(
     Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
     """
     progress, folder = progress or Quiet(), Path(folder)
-    given = Given(Path(calibration) if calibration else None)
-    recipe = calibrated(recipe or Recipe(), given.calibration)
+    recipe, given = with_given(recipe, calibration)
     opened = open_model(model) if isinstance(model, str) else model
     if folder.is_file() or os.path.ismount(folder):
         raise MopeqError(f"{folder} is {'a file' if folder.is_file() else 'a mount point'}", "name a new folder")

@@ -21,6 +21,7 @@ from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import CALIBRATED, Recipe
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.given import Given
+from mopeq_hub.sensitivity.initial import pinned
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,18 @@ def plan(
     Without a profile there is no bit map, only the sizes that uniform widths would give; nothing but headers is fetched
     then.
     """
-    given = Given(Path(calibration) if calibration else None)
-    recipe, progress = calibrated(recipe or Recipe(), given.calibration), progress or Quiet()
+    recipe, given = with_given(recipe, calibration)
+    progress = progress or Quiet()
     asked = read_questions(questions, fidelity_tokens)
     opened = open_model(model) if isinstance(model, str) else model
-    if profile is not None:
-        profile = profiles.checked(profile, opened, recipe)
-    elif opened.source.kind == "folder" or profiles.cache_of(opened, recipe).is_file():
-        profile = profiles.profile_of(opened, recipe, progress, given=given)
     measures = {}
     for bits in recipe.bits:
         uniform = BitMap.uniform(opened.layout, bits)
         measures[f"uniform {bits} bits"] = manifests.sizes(opened, recipe, uniform, _shards(opened, uniform, recipe))
+    if profile is not None:
+        profile = profiles.checked(profile, opened, recipe)
+    elif opened.source.kind == "folder" or profiles.cache_of(opened, recipe).is_file():
+        profile = profiles.profile_of(opened, recipe, progress, given=given)
     manifest = None
     if profile is not None:
         bitmap = allocate(profile, recipe, room_for(opened, recipe))
@@ -75,6 +76,16 @@ def plan(
     original = {"name": "original", "bytes": opened.checkpoint.nbytes, "experts_bpw": None}
     needs = needs_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
     return Plan([original, *choices], manifest, profile, estimate(opened, asked), needs)
+
+
+def with_given(recipe: Recipe | None, calibration: str | Path | None) -> tuple[Recipe, Given]:
+    """The recipe (None: the defaults) with digest and commit of all that is given beside the model, and where that is.
+
+    Raises UsageError where something is given that the recipe has no use for, MopeqError where it cannot be had.
+    """
+    path = Path(calibration) if calibration else None
+    chosen, initial = pinned(calibrated(recipe or Recipe(), path))
+    return chosen, Given(path, initial)
 
 
 def needs_for(

@@ -88,6 +88,7 @@ def show_plans(model: str, plans: dict[str, "Plan"], as_json: bool) -> None:
             "The bit map needs the experts' sensitivities: give --profile, or download the model and name its folder."
         )
     elif len(plans) == 1:
+        print(summary.spread_line(manifest))
         console().print(summary.Heatmap(manifest))
 
 

@@ -15,7 +15,7 @@ WIDTHS = (2, 3, 4, 8)
 GROUP_SIZES = (32, 64, 128, 256)
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "signal": ("hessian", "frequency", "hessian*frequency", "fisher", "best"),
+    "signal": ("hessian", "distortion", "router", "frequency", "hessian*frequency", "fisher", "best"),
     "inputs": ("own", "calibration"),
     "estimator": ("exact", "hutchinson"),
     "allocator": ("kmeans", "rank", "knapsack", "measured"),
@@ -40,9 +40,13 @@ class Recipe:
     """All choices of one publication. Two runs of one recipe on one source commit give the same bytes.
 
     bits: the widths experts may get, in bits per weight; a single width is the uniform baseline.
-    signal: how sensitivity is measured; `best` is what was found best of what this machine can measure.
+    signal: how sensitivity is measured: `hessian`, the paper's; `distortion`, what quantizing does to what the experts
+    give for inputs that are drawn; `router`, by how the router changed in training; those that run the model; `best` is
+    what was found best of what this machine can measure.
     inputs: what a signal that runs the model runs it on: its `own` inputs, made without any data, or the `calibration`
     questions and as many recombined from them. estimator, probes: of `hessian`; `probes` counts only for `hutchinson`.
+    initial: of `router`, an earlier checkpoint: a folder or owner/name[@revision], of which the pipeline makes
+    name@commit; empty for a stand-in.
     allocator, scope: how sensitivities become widths; `model` lets experts of all layers compete. `kmeans` is the
     paper's, `rank` cuts the order of the sensitivities into parts, `knapsack` loses least, `measured` tries knapsacks
     and uniform widths on the questions of the proof and takes what is best; all but the first meet a budget.
@@ -68,6 +72,7 @@ class Recipe:
     inputs: Literal["own", "calibration"] = "own"
     estimator: Literal["exact", "hutchinson"] = "exact"
     probes: int = 32
+    initial: str = ""
     allocator: str = "kmeans"
     budget: str = ""
     scope: Literal["model", "layer"] = "model"
@@ -97,6 +102,8 @@ class Recipe:
             if getattr(self, name) not in allowed:
                 option = "--" + name.replace("_", "-")
                 raise UsageError(f"{option} {getattr(self, name)!r} does not exist", f"choose from {_listed(allowed)}")
+        if self.initial and self.signal != "router":
+            raise UsageError(f"--signal {self.signal} needs no --initial", "add --signal router, or leave it out")
         for name in self._unused():
             object.__setattr__(self, name, getattr(type(self), name))
         for name in ("calibration", "questions"):
@@ -115,12 +122,12 @@ class Recipe:
             raise UsageError(f"--seed {self.seed} is out of range", "give 0 to 4294967295")
 
     def uniform(self, bits: int) -> "Recipe":
-        """The same with one width for every expert, and so without a budget."""
-        return replace(self, bits=(bits,), allocator="kmeans", budget="")
+        """The same with one width for every expert, and so without a budget, by the signal that takes least."""
+        return replace(self, bits=(bits,), allocator="kmeans", budget="", signal="hessian", initial="")
 
     def paper(self) -> "Recipe":
         """The same with the map of the paper: model-wise k-means of the exact Hessian trace, expert by expert."""
-        names = ("signal", "inputs", "estimator", "allocator", "scope", "granularity", "budget", "questions")
+        names = ("signal", "inputs", "initial", "estimator", "allocator", "scope", "granularity", "budget", "questions")
         return replace(self, **{name: getattr(Recipe, name) for name in names})
 
     @property
@@ -149,10 +156,13 @@ class Recipe:
     def _unused(self) -> tuple[str, ...]:
         """Choices that only other signals, quantizers or allocators know; they are not named, so that they change no
         digest."""
-        runs, tunes = self.signal in RUNNING, self.quantizer in CALIBRATED
+        runs, tunes, traces = self.signal in RUNNING, self.quantizer in CALIBRATED, "hessian" in self.signal
         used = {
             "budget": bool(self.budget),
             "inputs": runs,
+            "estimator": traces,
+            "probes": traces,
+            "initial": bool(self.initial),
             "iterations": self.quantizer == "signround",
             "questions": self.allocator == "measured",
             "calibration": tunes or (runs and self.inputs == "calibration"),

@@ -15,8 +15,8 @@ from mopeq_hub.errors import MopeqError, UsageError, described
 from mopeq_hub.hub import Destination, destination_for
 from mopeq_hub.manifest import MANIFEST_NAME, publication_name
 from mopeq_hub.pipeline import Publication, publish
+from mopeq_hub.planning import with_given
 from mopeq_hub.progress import Progress
-from mopeq_hub.quantization.calibrated import calibrated
 from mopeq_hub.recipe import FORMAT_VERSION, Recipe
 from mopeq_hub.redact import redact
 from mopeq_hub.source import open_source
@@ -186,7 +186,7 @@ def stale_for(entry: Entry) -> tuple[list[str], bool]:
 
     Raises MopeqError where it cannot be known, or publishing again would not help.
     """
-    commit, recipe = open_source(entry.model).commit, calibrated(entry.recipe, None)
+    commit, recipe = open_source(entry.model).commit, with_given(entry.recipe, None)[0]
     destination, name = destination_for(entry.to, entry.model), publication_name(recipe, commit)
     published = destination.publication()
     if published == name:

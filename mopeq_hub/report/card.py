@@ -33,6 +33,7 @@ from mopeq_hub.report import (
     this_variant,
     variants,
 )
+from mopeq_hub.report.spread import in_words
 from mopeq_hub.report.templating import render
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ def recipe_flags(recipe: Recipe) -> list[str]:
     flags = ["--bits", ",".join(map(str, recipe.bits))]
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
+        if field.name == "initial" and re.fullmatch(r".*@[0-9a-f]{64}", value):
+            value = f"path/to/{value.rpartition('@')[0]}"
         if field.name in ("bits", "calibration") or value == field.default:
             continue
         flags += ["--asymmetric"] if field.name == "symmetric" else ["--" + field.name.replace("_", "-"), str(value)]
@@ -218,6 +221,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "experts_of": experts_of,
         "expert_count": sum(experts_of.values()),
         "widths": [str(width) for width in experts_of],
+        "spread": Markdown(in_words(manifest["spread"])) if "spread" in manifest else None,
         "counts": listed([f"{count} experts have {width} bits", *(f"{many} have {bits}" for bits, many in others)]),
         "mixed_layers": any(len(set(layer["bits"])) > 1 for layer in manifest["experts"]),
         "auto_class": _auto_class(manifest),

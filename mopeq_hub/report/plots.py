@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 ABSENT: dict[str, Any] = {"facecolor": PALE, "hatch": "////", "edgecolor": "#c3c8d0", "linewidth": 0}
 """How a layer without routed experts looks."""
-SIGNALS = {"hessian": "trace of the Hessian"}
+SIGNALS = {
+    "hessian": "trace of the Hessian",
+    "distortion": "share of the layer's output that is lost",
+    "router": "place in the order of the layer's experts",
+}
 
 
 def draw(manifest: dict[str, Any], fidelity: dict[str, Any] | None, folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from mopeq_hub.report import (
     this_variant,
     variants,
 )
+from mopeq_hub.report.spread import in_words
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -61,6 +62,11 @@ def plan_table(name: str, planned: list[dict[str, Any]], manifest: dict[str, Any
         ours = manifest is not None and position == len(planned)
         table.add_row(choice["name"], size(choice["bytes"]), percent(share), bpw, style="bold" if ours else None)
     return table
+
+
+def spread_line(manifest: dict[str, Any]) -> str:
+    """How well the signal tells the experts apart."""
+    return in_words(manifest["spread"])
 
 
 def needs_line(needs: "Needs") -> str:
