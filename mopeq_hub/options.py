@@ -132,12 +132,14 @@ _RECIPE_HELP = {
     "budget": "What it may take: `3.0bpw` of the routed experts, `12GB`, `500MB` or `0.25x` of all files; a list of "
     "them, 2.5bpw,3.0bpw, gives each a branch.",
     "scope": "Who competes for bits: all experts of the `model`, or those of one `layer`.",
-    "granularity": "What one width covers: an `expert`, a `projection`, or all experts of a `layer`, which vLLM needs.",
+    "granularity": "What one width covers: an `expert`, a `projection`, or all experts of a `layer`. Engines with one "
+    "width a layer (vLLM, llama.cpp, MLX) need `layer`; other maps need auto-round through transformers.",
     "quantizer": "`search` for the best scale of a group, `rtn`, round to nearest, or calibrated: `gptq`, `signround`.",
     "iterations": "How often `signround` adjusts each decoder layer.",
     "group_size": "Consecutive weights that share a scale: 32, 64, 128 or 256.",
     "symmetric": "Whether the grid is centred on zero.",
-    "rest_bits": "Width of the text model's other linear layers: 2, 3, 4, 8, or 16 to leave them.",
+    "rest_bits": "Width of the text model's other linear layers: 2, 3, 4, 8, or 16 to leave them; `auto` gives each "
+    "its own, in one knapsack with the experts.",
     "shard_size": "Bytes at which a new output file is begun.",
     "seed": "Of everything random.",
 }
@@ -153,7 +155,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     options = [Parameter("recipe", Parameter.KEYWORD_ONLY, default=None, annotation=_RECIPE)]
     for choice in (field for field in fields(Recipe) if field.name in _RECIPE_HELP):
         flag = "--" + choice.name.replace("_", "-") + ("/--asymmetric" if choice.name == "symmetric" else "")
-        kind = str if choice.name == "bits" else type(choice.default)
+        kind = str if choice.name in ("bits", "rest_bits") else type(choice.default)
         option = typer.Option(flag, help=_RECIPE_HELP[choice.name], show_default=_shown(choice.default))
         annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
         options.append(Parameter(choice.name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation))

@@ -58,8 +58,8 @@ def plan(
     opened = open_model(model) if isinstance(model, str) else model
     measures = {}
     for bits in recipe.bits:
-        uniform = BitMap.uniform(opened.layout, bits)
-        measures[f"uniform {bits} bits"] = manifests.sizes(opened, recipe, uniform, _shards(opened, uniform, recipe))
+        uniform, alike = BitMap.uniform(opened.layout, bits), recipe.uniform(bits)
+        measures[f"uniform {bits} bits"] = manifests.sizes(opened, alike, uniform, _shards(opened, uniform, alike))
     if profile is not None:
         profile = profiles.checked(profile, opened, recipe)
     elif opened.source.kind == "folder" or profiles.cache_of(opened, recipe).is_file():

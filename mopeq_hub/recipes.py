@@ -41,7 +41,9 @@ def choices_of(written: Any) -> dict[str, Any]:
     unknown = [str(name) for name in written if name not in _CHOICES]
     if unknown:
         raise UsageError(f"a recipe has no {', '.join(unknown)}", f"choose from {', '.join(sorted(_CHOICES))}")
-    return {**written, **({"bits": _widths(written["bits"])} if "bits" in written else {})}
+    widths = {"bits": _widths(written["bits"])} if "bits" in written else {}
+    rest = {"rest_bits": _width(written["rest_bits"])} if "rest_bits" in written else {}
+    return {**written, **widths, **rest}
 
 
 def budgets_of(written: Any) -> list[Any]:
@@ -59,4 +61,8 @@ def _widths(bits: Any) -> list[Any]:
     """As the command line has them, `2,3,4`, as a list, or a single one; what is no number is left for the recipe to
     refuse."""
     parts = bits.split(",") if isinstance(bits, str) else bits if isinstance(bits, list) else [bits]
-    return [int(part) if isinstance(part, str) and part.strip().isdecimal() else part for part in parts]
+    return [_width(part) for part in parts]
+
+
+def _width(part: Any) -> Any:
+    return int(part) if isinstance(part, str) and part.strip().isdecimal() else part

@@ -90,7 +90,8 @@ def bitmap_of(manifest: dict[str, Any]) -> BitMap:
             for entry in manifest["experts"]
             for index, widths in enumerate(entry["bits"])
             for projection, bits in by_projection(widths).items()
-        }
+        },
+        manifest["rest"].get("widths", {}),
     )
 
 

@@ -1,8 +1,4 @@
-"""What all plots of a publication share: the page, its colours and its style.
-
-Everything is placed in inches, so that 4 layers of 24 experts and 94 of 128 both get text of the same size. Colours are
-told apart by every kind of colour vision and in grey.
-"""
+"""What all plots are drawn on: their size, their colours and their style, the same whatever the user's own settings."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -21,6 +17,9 @@ COLOURS = {2: "#f2b632", 3: "#58a6d6", 4: "#1d559c", 8: "#14183a"}
 
 OURS = "#c4411a"
 INK, FAINT, PALE = "#20242c", "#6b7280", "#e8eaee"
+CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+"""Behind words, so that no grid line strikes them through."""
+
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -53,7 +52,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def blank(plot_height: float, below: float) -> "tuple[Figure, Axes]":
+def figure_of(plot_height: float, below: float) -> "tuple[Figure, Axes]":
     """A figure as high as it takes to hold axes of `plot_height` inches with `below` inches under them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -18,8 +19,10 @@ from mopeq_hub.recipe import Recipe
 from mopeq_hub.report import (
     Markdown,
     account_address,
+    by_projection,
     choices,
     code,
+    counted,
     counts,
     hub_address,
     link,
@@ -32,6 +35,7 @@ from mopeq_hub.report import (
     table_rows,
     this_variant,
     variants,
+    widths_in,
 )
 from mopeq_hub.report.spread import in_words
 from mopeq_hub.report.templating import render
@@ -211,7 +215,7 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any]) -> list["EvalRe
 def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
     """What the template says of how the publication was made."""
     experts_of = counts(manifest)
-    (width, count), *others = experts_of.items()
+    rest = dict(sorted(Counter(manifest["rest"].get("widths", {}).values()).items()))
     return {
         "manifest": manifest,
         "calibration": manifest.get("calibration"),
@@ -219,14 +223,23 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "recipe": Recipe.from_dict(manifest["recipe"]),
         "source": _source_name(manifest),
         "experts_of": experts_of,
-        "expert_count": sum(experts_of.values()),
+        "expert_count": sum(len(layer["bits"]) for layer in manifest["experts"]),
         "widths": [str(width) for width in experts_of],
+        "by_projection": by_projection(manifest),
+        "counts": _counts(experts_of, lambda count: counted(manifest, count)),
+        "rest_counts": _counts(rest, lambda count: "layer" if count == 1 else "layers") if rest else "",
+        "mixed_layers": any(len({*widths_in(manifest, layer)}) > 1 for layer in manifest["experts"]),
         "spread": Markdown(in_words(manifest["spread"])) if "spread" in manifest else None,
-        "counts": listed([f"{count} experts have {width} bits", *(f"{many} have {bits}" for bits, many in others)]),
-        "mixed_layers": any(len(set(layer["bits"])) > 1 for layer in manifest["experts"]),
         "auto_class": _auto_class(manifest),
         "command": Markdown(_command(manifest)),
     }
+
+
+def _counts(found: dict[int, int], noun: Callable[[int], str]) -> str:
+    """How many have each width, as a sentence: `3 experts have 2 bits and 1 has 4`."""
+    words = [f"{count} {'has' if count == 1 else 'have'} {width}" for width, count in found.items()]
+    (width, count), *_ = found.items()
+    return listed([f"{count} {noun(count)} {'has' if count == 1 else 'have'} {width} bits", *words[1:]])
 
 
 def _measured(manifest: dict[str, Any], fidelity: dict[str, Any] | None) -> dict[str, Any]:

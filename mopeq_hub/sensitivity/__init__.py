@@ -58,12 +58,15 @@ def measure_matrices(
 
 
 def profile_of(layout: Layout, measured: Mapping[str, Values], recipe: Recipe, commit: str) -> Profile:
-    """The profile of what was measured on every projection, whatever the order in which that was done."""
+    """The profile of what was measured on every projection, and on the rest where it was, whatever the order in which
+    that was done."""
     experts = {
         expert: {str(matrix.projection): measured[matrix.name] for matrix in matrices}
         for expert, matrices in layout.experts.items()
     }
-    return Profile(SETTINGS[recipe.signal](recipe), experts, commit, recipe.bits if recipe.signal in COSTS else ())
+    rest = {matrix.name: measured[matrix.name] for matrix in layout.rest if matrix.name in measured}
+    widths = recipe.packed_widths if recipe.signal in COSTS else ()
+    return Profile(SETTINGS[recipe.signal](recipe), experts, commit, widths, rest)
 
 
 __all__ = ["BY_LAYER", "BY_MATRIX", "COSTS", "SETTINGS", "LayerView", "Profile", "measure_matrices", "profile_of"]

@@ -54,7 +54,7 @@ def _measure_shards(
     """Measure what is not `measured` yet, shard by shard; `keep` is told what each gave."""
     shards: dict[str, list[Matrix]] = {}
     for matrix in model.layout.matrices:
-        if matrix.expert is not None:
+        if matrix.expert is not None or recipe.rest_bits == "auto":
             shards.setdefault(model.checkpoint.tensors[matrix.source].file, []).append(matrix)
     left = [shard for shard, matrices in shards.items() if any(matrix.name not in measured for matrix in matrices)]
     sources = {matrix.source for shard in left for matrix in shards[shard]}
