@@ -32,7 +32,7 @@ CalibrationOption = Annotated[
     Path | None,
     typer.Option(
         "--calibration",
-        help="JSON lines for `gptq` and `signround`; best others than --questions.",
+        help="JSON lines for `gptq`, `signround` and signals; best others than --questions.",
         show_default="bundled pictures and prompts",
     ),
 ]
@@ -67,6 +67,41 @@ RayAddress = Annotated[
 ]
 Flavor = Annotated[str | None, typer.Option("--flavor", help="Machine of `jobs`.", show_default="cpu-upgrade")]
 Timeout = Annotated[str | None, typer.Option("--timeout", help="Of `jobs`, such as 90m or 2d.", show_default="6h")]
+Signals = Annotated[
+    str | None,
+    typer.Option("--signals", help="With commas; `fisher` is `fisher:own,fisher:calibration`.", show_default="all"),
+]
+Allocators = Annotated[
+    str | None,
+    typer.Option("--allocators", help="With commas, of `kmeans`, `rank` and `knapsack`.", show_default="all"),
+]
+Budgets = Annotated[str, typer.Option("--budgets", help="With commas, each as for `--budget` of publish.")]
+Bits = Annotated[str, typer.Option("--bits", help="Widths that experts may get.")]
+GroupSize = Annotated[int, typer.Option("--group-size", help="Consecutive weights that share a scale.")]
+RestBits = Annotated[
+    int, typer.Option("--rest-bits", help="Width of the text model's other linear layers; 16 leaves them as they are.")
+]
+Initial = Annotated[
+    str | None,
+    typer.Option("--initial", help="Of the signal `router`: an earlier checkpoint, as MODEL; only routers are read."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="Where it goes; what was measured there is kept.", show_default="./studies/{name}"
+    ),
+]
+Truth = Annotated[
+    bool | None,
+    typer.Option(
+        "--truth/--no-truth",
+        help="Quantize each expert alone at each width, the ground truth.",
+        show_default="where it takes up to 30 minutes",
+    ),
+]
+Accuracy = Annotated[
+    bool, typer.Option("--accuracy/--no-accuracy", help="Let each bit map answer the --questions, too.")
+]
 Sign = Annotated[
     str | None,
     typer.Option(
@@ -178,6 +213,11 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
     with_options.__signature__ = Signature([*own, *options])  # type: ignore[attr-defined]
     return with_options
+
+
+def words(text: str | None) -> list[str]:
+    """What an option lists with commas."""
+    return [word for word in (each.strip() for each in (text or "").split(",")) if word]
 
 
 def given(context: typer.Context, left_out: set[str]) -> list[str]:
