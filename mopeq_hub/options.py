@@ -12,7 +12,7 @@ import typer
 
 from mopeq_hub.errors import UsageError
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.recipes import budgets_of, choices_given, choices_of
+from mopeq_hub.recipes import budgets_of, choices_given, choices_of, with_default
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, or owner/name or owner/name@revision on the Hub.")
@@ -151,8 +151,9 @@ _RECIPE = Annotated[
         "--recipe",
         callback=_choices,
         metavar="NAME|FILE|YAML",
-        help="The choices below at once, as in {bits: [2, 4], scope: layer}; those also given one by one count.",
-        show_default="mopeq",
+        help="`best`, `mopeq` (the paper's), or choices at once, as in {bits: [2, 4], scope: layer}; those also "
+        "given one by one count.",
+        show_default="best",
     ),
 ]
 _RECIPE_HELP = {
@@ -205,7 +206,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             raise UsageError(f"{command.__name__} takes one --budget", "`publish` and `plan` take a list")
         if len(budgets) > 1:
             choices["budget"], values["budgets"] = budgets[0], budgets
-        command(recipe=Recipe.from_dict(choices_of(choices)), **values)
+        command(recipe=Recipe.from_dict(with_default(choices_of(choices))), **values)
 
     own = [
         parameter for parameter in signature(command).parameters.values() if parameter.name not in ("recipe", "budgets")

@@ -7,6 +7,7 @@ from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import workplace
+from mopeq_hub.bitmap import BitMap
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.fidelity.measure import Way, measure, way_of
@@ -22,6 +23,7 @@ from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.source import HubSource
 from mopeq_hub.version import __version__
 
+NOT_CALIBRATED = "these widths, not calibrated"
 COMPARED_BYTES = 1_000_000_000
 """Up to this size of the source, uniform widths are measured beside the bit map unless the user says otherwise."""
 
@@ -50,7 +52,8 @@ def _comparisons(
     others: dict[str, Recipe] = {}
     if recipe.quantizer in CALIBRATED:
         recipe = replace(recipe, quantizer="search")
-        others["these widths, not calibrated"] = recipe
+        # Its map is given; the signal that takes least stands for the one that may have looked at calibration data.
+        others[NOT_CALIBRATED] = recipe.paper()
     if len(recipe.bits) > 1:
         others |= {f"uniform {bits} bits": recipe.uniform(bits) for bits in recipe.bits}
         paper = recipe.paper()
@@ -58,21 +61,26 @@ def _comparisons(
             others[PAPER] = paper
     found = []
     for name, other in others.items():
-        found.append({"name": name, **_compared(model, other, questions, way, progress)})
+        bitmap = manifests.bitmap_of(manifest) if name == NOT_CALIBRATED else None
+        found.append({"name": name, **_compared(model, other, bitmap, questions, way, progress)})
     return found
 
 
-def _compared(model: Model, recipe: Recipe, questions: Questions, way: Way, progress: Progress) -> dict[str, Any]:
+def _compared(
+    model: Model, recipe: Recipe, bitmap: BitMap | None, questions: Questions, way: Way, progress: Progress
+) -> dict[str, Any]:
     """A recipe's size and figures, measured now or, on the same questions in the same way, before: the publications of
-    several budgets are compared with the same others."""
+    several budgets are compared with the same others. bitmap: widths in place of the recipe's, always measured."""
     name = manifests.publication_name(recipe, model.source.commit)
     asked = f"{questions.digest[:16]}-{questions.limit}-{'scored' if questions.scored else 'unscored'}"
     key = f"{name}-{asked}-{'blocks' if way.blocks else 'whole'}-{way.dtype}-{__version__}"
     kept = workplace.cache("compared") / f"{key}.json"
-    if not kept.is_file():
+    if bitmap is not None or not kept.is_file():
         with workplace.scratch() as work:
-            repo = build(model, recipe, None, work, progress)
+            repo = build(model, recipe, None, work, progress, bitmap=bitmap)
             fidelity = measure(model, repo.folder, repo.manifest, questions, way, progress)
+            if bitmap is not None:
+                return figures(repo.manifest, fidelity)
             (work / kept.name).write_text(json.dumps(figures(repo.manifest, fidelity)), "utf-8")
             (work / kept.name).replace(kept)
     return dict(json.loads(kept.read_text("utf-8")))

@@ -155,6 +155,7 @@ def test_the_same_again_changes_nothing_and_says_so(
 ) -> None:
     before = shelf.hub.branches(REPO), shelf.hub.tags(REPO), shelf.hub.head(REPO, repo_type="space")
     command = ["publish", str(shapes), "--to", REPO, "--questions", str(some_questions), "--bits", "2,4"]
+    command += ["--signal", "hessian"]
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "--budget", ",".join(BUDGETS)])
     printed = capsys.readouterr()
@@ -311,7 +312,7 @@ def test_each_variant_passes_through_and_is_signed(
 def test_plan_has_a_row_for_each_budget(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options in ((), ("--json",)):
         with pytest.raises(SystemExit):
-            cli.main(["plan", str(shapes), "--budget", ",".join(BUDGETS), *options])
+            cli.main(["plan", str(shapes), "--signal", "hessian", "--budget", ",".join(BUDGETS), *options])
     text, document = capsys.readouterr().out.split("{", 1)
     assert [line.split()[1] for line in text.splitlines() if "bpw" in line and "MB" in line] == list(BUDGETS)
     planned = json.loads("{" + document)
