@@ -284,11 +284,12 @@ def test_the_card_of_gptq_names_its_method(tmp_path: Path) -> None:
 def test_the_command_line_names_every_choice_that_is_not_the_default() -> None:
     recipe = large_hub_model()[0]["recipe"]
     flags = (
-        "--bits 2,3,4,8 --estimator hutchinson --probes 64 --scope layer --quantizer rtn --group-size 128 "
-        "--asymmetric --rest-bits 8 --shard-size 5000000000 --seed 1"
+        "--recipe mopeq --bits 2,3,4,8 --estimator hutchinson --probes 64 --scope layer --quantizer rtn "
+        "--group-size 128 --asymmetric --rest-bits 8 --shard-size 5000000000 --seed 1"
     )
     assert shlex.join(recipe_flags(Recipe.from_dict(recipe))) == flags
-    assert recipe_flags(Recipe()) == ["--bits", "2,3,4"]
+    assert recipe_flags(Recipe()) == ["--recipe", "mopeq", "--bits", "2,3,4"]
+    assert recipe_flags(Recipe((4,))) == ["--bits", "4"]
 
 
 def test_only_plots_that_exist_are_shown(tmp_path: Path) -> None:
