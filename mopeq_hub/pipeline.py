@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
-from mopeq_hub import workplace
+from mopeq_hub import selection, workplace
 from mopeq_hub.delivery import (
     Publication,
     card,
@@ -111,6 +111,7 @@ def publish(
             return replace(same, note=note)
         return same
     check_memory(opened, recipe)
+    selection.check_memory(opened, recipe)
     needs = needs_for(opened, recipe, asked, place, to_hub=to_hub, stream=stream)
     check_fits(needs, place)
     with destination.workplace(name) as work:
@@ -154,6 +155,7 @@ def quantize(
     recipe = settled_for(opened, recipe, read_questions(None), folder, to_hub=False, stream=False)
     name = manifests.publication_name(recipe, opened.source.commit)
     check_memory(opened, recipe)
+    selection.check_memory(opened, recipe)
     check_fits(needs_for(opened, recipe, None, folder, to_hub=False, stream=False), folder)
     with workplace.kept(f"{folder.resolve()} {name} {__version__}", beside=folder.resolve()) as work:
         if folder.exists() and any(folder.iterdir()):
