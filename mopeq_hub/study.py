@@ -9,7 +9,6 @@ not a strict one: the damages of several experts do not quite add up.
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -122,7 +121,7 @@ def study(
         "settings": _settings(base),
         "budgets": list(rooms),
         "original": bench.original(accuracy),
-        "rows": rows,
+        "rows": [{**row, "of_uniform": share} for row, share in zip(rows, _of_uniform(rows), strict=True)],
         "signals": [
             {"name": name, "signal": profile.signal, "layers": by_layer(profile, overall(profile, base.bits))}
             for name, profile in profiles.items()
@@ -132,7 +131,7 @@ def study(
         "truth_left_out": why_not,
         "correlations": _correlations(profiles, known, base.bits) if known is not None else [],
     }
-    _write(folder / "study.json", json.dumps(document, indent=1) + "\n")
+    (folder / "study.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     report.write(document, folder)
     return document
 
@@ -313,6 +312,25 @@ class _Bench:
         }
 
 
+def _of_uniform(rows: Sequence[dict[str, Any]]) -> list[float | None]:
+    """Each row's KL as a share of that of uniform widths at its size: on straight lines between the logarithms of
+    theirs. None where it is smaller or larger than all of them."""
+    points = sorted(
+        (row["experts_bytes"], math.log(row["kl"]))
+        for row in rows
+        if row["allocator"] == "uniform" and not row["budget"] and row["kl"] > 0
+    )
+    if not points:
+        return [None] * len(rows)
+    sizes, logarithms = zip(*points, strict=True)
+    return [
+        row["kl"] / math.exp(float(np.interp(row["experts_bytes"], sizes, logarithms)))
+        if sizes[0] <= row["experts_bytes"] <= sizes[-1]
+        else None
+        for row in rows
+    ]
+
+
 def _truth(bench: _Bench, wanted: bool | None) -> tuple[Profile | None, str | None]:
     """The KL divergence that each expert alone causes at each width, or why it was not measured."""
     model, bits = bench.model, bench.base.bits
@@ -380,10 +398,3 @@ def _settings(base: Recipe) -> dict[str, Any]:
 def _duration(seconds: float) -> str:
     minutes = seconds / 60
     return f"{math.ceil(minutes)} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a run that is stopped leaves what was there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)

@@ -48,7 +48,7 @@ def table(document: dict[str, Any]) -> "Table":
     drawn = Table(title=Text(one_line(document["source"]["name"])), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     drawn.title_justify = drawn.caption_justify = "left"
     drawn.add_column()
-    headings = ("bpw", "KL", "top-1", "perplexity", "accuracy")
+    headings = ("bpw", "KL", "of uniform", "top-1", "perplexity", "accuracy")
     for heading in headings if document["original"]["accuracy"] is not None else headings[:-1]:
         drawn.add_column(heading, justify="right", no_wrap=True)
     for title, rows in sections(document):
@@ -87,6 +87,7 @@ def _cells(row: dict[str, Any], document: dict[str, Any]) -> list[str]:
         f"{row['experts_bpw']:.2f}",
         size(row["experts_bytes"]),
         number(row["kl"]) + spread,
+        "–" if row["of_uniform"] is None else f"{row['of_uniform']:.2f}",
         percent(row["top1_agreement"]),
         f"{row['perplexity_ratio']:.4f}",
     ]

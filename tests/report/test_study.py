@@ -14,7 +14,14 @@ HOSTILE = "evil](https://example.org)<script>"
 
 def row(method: str, kl: float, **others: Any) -> dict[str, Any]:
     kind = {"signal": None, "allocator": "uniform", "scope": None, "budget": None, "tries": 1}
-    figures = {"experts_bytes": 900_000, "experts_bpw": 3.3, "kl": kl, "kl_std": None, "kl_p99": 3 * kl}
+    figures = {
+        "experts_bytes": 900_000,
+        "experts_bpw": 3.3,
+        "kl": kl,
+        "of_uniform": 0.5,
+        "kl_std": None,
+        "kl_p99": 3 * kl,
+    }
     whole = {"top1_agreement": 0.998, "perplexity_ratio": 1.01, "accuracy": None, "layers": None}
     return {"method": method, **kind, **figures, **whole, **others}
 
@@ -63,7 +70,7 @@ def test_methods_are_in_the_order_of_their_kl(tmp_path: Path) -> None:
     within = page(tmp_path).split("### within 3.0bpw")[1].split("###")[0]
     names = [line.split(" | ")[0] for line in within.splitlines() if line.startswith("| ")][2:]
     assert names == ["| fisher:own, knapsack", "| random", "| router, knapsack"]
-    assert "| random | 3.30 | 900 kB | 0.005 ± 0.006 | 99.8% | 1.0100 |" in within
+    assert "| random | 3.30 | 900 kB | 0.005 ± 0.006 | 0.50 | 99.8% | 1.0100 |" in within
 
 
 def test_what_could_not_be_told_is_a_dash_and_what_was_not_measured_has_its_reason(tmp_path: Path) -> None:
