@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mopeq_hub.allocation.spread import spread_of
-from mopeq_hub.bitmap import BitMap, competing, packed_bytes, width_of
+from mopeq_hub.bitmap import BitMap, by_projection, competing, packed_bytes, width_of
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Layout, Matrix
+from mopeq_hub.experts import Expert, Layout, Matrix
 from mopeq_hub.model import Model
 from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.quantization.stream import written_bytes
@@ -94,6 +94,19 @@ def build(
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "files": files,
     }
+
+
+def bitmap_of(manifest: dict[str, Any]) -> BitMap:
+    """The bit map that a manifest describes."""
+    return BitMap(
+        {
+            (Expert(entry["layer"], index), projection): bits
+            for entry in manifest["experts"]
+            for index, widths in enumerate(entry["bits"])
+            for projection, bits in by_projection(widths).items()
+        },
+        manifest["rest"].get("widths", {}),
+    )
 
 
 def inherited_card(model: Model) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.recipes import choices_given, choices_of
+from mopeq_hub.recipes import choices_given, choices_of, with_default
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, or owner/name or owner/name@revision on the Hub.")
@@ -150,8 +150,9 @@ _RECIPE = Annotated[
         "--recipe",
         callback=_choices,
         metavar="NAME|FILE|YAML",
-        help="The choices below at once, as in {bits: [2, 4], scope: layer}; those also given one by one count.",
-        show_default="mopeq",
+        help="`best`, `mopeq` (the paper's), or choices at once, as in {bits: [2, 4], scope: layer}; those also "
+        "given one by one count.",
+        show_default="best",
     ),
 ]
 _RECIPE_HELP = {
@@ -194,7 +195,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         asked = {option.name: values.pop(option.name) for option in options}
         choices = json.loads(asked.pop("recipe") or "{}")
         choices |= {name: value for name, value in asked.items() if value is not None}
-        command(recipe=Recipe.from_dict(choices_of(choices)), **values)
+        command(recipe=Recipe.from_dict(with_default(choices_of(choices))), **values)
 
     own = [parameter for parameter in signature(command).parameters.values() if parameter.name != "recipe"]
     own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]

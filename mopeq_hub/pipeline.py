@@ -16,7 +16,7 @@ from mopeq_hub.hub import Destination, HubDestination, destination_for
 from mopeq_hub.hub.contents import staged
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.needs import check_fits
-from mopeq_hub.planning import Plan, needs_for, plan, with_given
+from mopeq_hub.planning import Plan, needs_for, plan, settled_for, with_given
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.proof import prove, prove_on_the_way
 from mopeq_hub.quantization.calibrated import check_memory
@@ -99,6 +99,12 @@ def publish(
     asked = read_questions(questions, fidelity_tokens)
     opened = open_model(model)
     _check_apart(destination.folder, opened)
+    to_hub, place = isinstance(destination, HubDestination), destination.folder or workplace.home()
+    sending = destination if isinstance(destination, HubDestination) and not dry_run else None
+    if engine.elsewhere and sending:
+        stream = True
+    recipe = settled_for(opened, recipe, asked, place, to_hub=to_hub, stream=stream)
+    given = replace(given, questions=asked)
     name = manifests.publication_name(recipe, opened.source.commit)
     if _is_there(destination, name, signer) and not again:
         same = _unchanged(destination, name, opened.source.location, space=space, dry_run=dry_run)
@@ -107,11 +113,7 @@ def publish(
             note = f"its fidelity was measured on {measured.get('name')}; to measure on others, use evaluate and push"
             return replace(same, note=note)
         return same
-    to_hub, place = isinstance(destination, HubDestination), destination.folder or workplace.home()
     check_memory(opened, recipe)
-    sending = destination if isinstance(destination, HubDestination) and not dry_run else None
-    if engine.elsewhere and sending:
-        stream = True
     needs = needs_for(opened, recipe, asked, place, to_hub=to_hub, stream=stream)
     check_fits(needs, place)
     with destination.workplace(name) as work:
@@ -155,6 +157,7 @@ def quantize(
     if folder.is_file() or os.path.ismount(folder):
         raise MopeqError(f"{folder} is {'a file' if folder.is_file() else 'a mount point'}", "name a new folder")
     _check_apart(folder, opened)
+    recipe = settled_for(opened, recipe, read_questions(None), folder, to_hub=False, stream=False)
     name = manifests.publication_name(recipe, opened.source.commit)
     check_memory(opened, recipe)
     check_fits(needs_for(opened, recipe, None, folder, to_hub=False, stream=False), folder)

@@ -204,7 +204,7 @@ class Recipe:
     def _unused(self) -> tuple[str, ...]:
         """Choices that only other signals, quantizers or allocators know; they are not named, so that they change no
         digest."""
-        runs, tunes, traces = self.signal in RUNNING, self.quantizer in CALIBRATED, "hessian" in self.signal
+        runs, tunes, traces = self.signal in (*RUNNING, "best"), self.quantizer in CALIBRATED, "hessian" in self.signal
         used = {
             "budget": bool(self.budget),
             "inputs": runs,

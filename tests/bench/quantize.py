@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from mopeq_hub.experts import Expert, Matrix
-from mopeq_hub.fidelity.by_blocks import bitmap_of
+from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import Model, open_model
 from tests.bench.checkpoints import nbytes
 from tests.bench.rivals import Rival, searches

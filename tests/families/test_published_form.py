@@ -15,7 +15,7 @@ import torch
 
 from mopeq_hub import Recipe, quantize
 from mopeq_hub.bitmap import BitMap, width_of
-from mopeq_hub.fidelity.by_blocks import bitmap_of
+from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import open_model
 from mopeq_hub.packing import Packed, dequantize
 from mopeq_hub.questions import Question
