@@ -84,12 +84,12 @@ def study(
     """Run a study, leave study.json, study.md and plots in `out`, and return what study.json says.
 
     model: a folder, or owner/name[@revision]. signals: of `known_signals()`, where `fisher` stands for `fisher:own` and
-    `fisher:calibration`; allocators: of those that measure nothing; all where none is named. recipe: widths,
-    granularity, group size, symmetry, `search` or `rtn`, seed, and the `rest_bits` of what is no expert; None for the
-    defaults with the rest at 16 bits. questions: what is measured on; calibration: what signals may look at; None for
-    the bundled ones. initial: an earlier checkpoint for `router`. out: None is ./studies/{name}; what was measured
-    there before is not measured again. truth: whether to measure the ground truth; None does so where it takes at most
-    `TRUTH_SECONDS`. accuracy: let each bit map answer the questions.
+    `fisher:calibration`; allocators: of those that measure nothing; all where none is named. recipe: widths, group
+    size, symmetry, `search` or `rtn`, seed, granularity of what keeps to a budget (the bound goes by expert), and the
+    `rest_bits` of what is no expert; None for the defaults with the rest at 16 bits. questions: what is measured on;
+    calibration: what signals may look at; None for the bundled ones. initial: an earlier checkpoint for `router`. out:
+    None is ./studies/{name}; what was measured there before is not measured again. truth: whether to measure the ground
+    truth; None does so where it takes at most `TRUTH_SECONDS`. accuracy: let each bit map answer the questions.
     Raises MopeqError where memory does not hold the model, or a budget cannot be met.
     """
     progress, base = progress or Quiet(), _base(recipe)
@@ -110,7 +110,8 @@ def study(
     rows = bench.rows(ways, accuracy)
     known, why_not = _truth(bench, truth)
     if known is not None:
-        rows += bench.rows(_within(TRUTH, known, "knapsack", base, rooms), accuracy)
+        by_expert = replace(base, granularity="expert")
+        rows += bench.rows(_within(TRUTH, known, "knapsack", by_expert, rooms), accuracy)
     document = {
         "format": 1,
         "version": __version__,
@@ -233,14 +234,14 @@ def _random(model: Model, base: Recipe, rooms: Rooms) -> Iterator[Entry]:
 
 
 def _by_signals(profiles: Mapping[str, Profile], kinds: Sequence[str], base: Recipe, rooms: Rooms) -> Iterator[Entry]:
-    """Each signal with each allocator: k-means, which knows no budget, model-wise and layer-wise."""
+    """Each signal with each allocator: k-means, which knows no budget, as the paper has it, model- and layer-wise."""
     for name, profile in profiles.items():
         for kind in kinds:
             if kind != "kmeans":
                 yield from _within(name, profile, kind, base, rooms)
                 continue
             for scope in ("model", "layer"):
-                bitmap = allocate(profile, replace(base, scope=scope))
+                bitmap = allocate(profile, replace(base, granularity="expert", scope=scope))
                 yield Entry(f"{name}, k-means {scope}-wise", (bitmap,), "", name, kind, scope)
 
 
