@@ -34,6 +34,7 @@ from mopeq_hub.quantization.calibrated import check_memory
 from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.repo import QuantizedRepo, build, location_of, quantized_before
+from mopeq_hub.report.spread import in_words
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.space import render_space, run_local
 from mopeq_hub.version import __version__
@@ -121,6 +122,7 @@ def publish(
         else:
             repo = build(opened, recipe, None, work, progress, given, engine=engine)
             fidelity = prove(opened, repo, asked, compare, progress)
+        _say_spread(repo, progress)
         card(repo.folder, destination, space=space)
         if dry_run:
             return Publication(name, destination.name, None, None, True, repo.manifest, fidelity)
@@ -157,10 +159,17 @@ def quantize(
         if folder.exists() and any(folder.iterdir()):
             return quantized_before(folder, name)
         repo = build(opened, recipe, profile, work, progress, given, engine=engine)
+        _say_spread(repo, progress)
         if folder.exists():
             folder.rmdir()
         repo.folder.rename(folder)
     return QuantizedRepo(folder, repo.manifest)
+
+
+def _say_spread(repo: QuantizedRepo, progress: Progress) -> None:
+    """How well the signal told the experts apart, where they were to differ."""
+    if "spread" in repo.manifest:
+        progress.say(in_words(repo.manifest["spread"]))
 
 
 def evaluate(
