@@ -24,6 +24,7 @@ from mopeq_hub.options import (
     FidelityTokens,
     Flavor,
     FolderArgument,
+    Granularity,
     GroupSize,
     Identity,
     IdentityProvider,
@@ -189,6 +190,7 @@ def study(
     budgets: Budgets = "2.5bpw,3.0bpw,3.5bpw",
     bits: Bits = "2,3,4",
     group_size: GroupSize = 64,
+    granularity: Granularity = "expert",
     rest_bits: RestBits = 16,
     questions: QuestionsOption = None,
     calibration: CalibrationOption = None,
@@ -203,12 +205,13 @@ def study(
     from mopeq_hub.report import study as report
     from mopeq_hub.study import study as run
 
+    choices = {"bits": bits, "group_size": group_size, "granularity": granularity, "rest_bits": rest_bits}
     document = run(
         model,
         signals=words(signals),
         allocators=words(allocators),
         budgets=words(budgets),
-        recipe=Recipe.from_dict(choices_of({"bits": bits, "group_size": group_size, "rest_bits": rest_bits})),
+        recipe=Recipe.from_dict(choices_of(choices)),
         questions=questions,
         calibration=calibration,
         initial=initial,

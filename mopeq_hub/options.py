@@ -78,6 +78,9 @@ Allocators = Annotated[
 Budgets = Annotated[str, typer.Option("--budgets", help="With commas, each as for `--budget` of publish.")]
 Bits = Annotated[str, typer.Option("--bits", help="Widths that experts may get.")]
 GroupSize = Annotated[int, typer.Option("--group-size", help="Consecutive weights that share a scale.")]
+Granularity = Annotated[
+    str, typer.Option("--granularity", help="What one width covers under a budget: `expert`, `projection` or `layer`.")
+]
 RestBits = Annotated[
     int, typer.Option("--rest-bits", help="Width of the text model's other linear layers; 16 leaves them as they are.")
 ]
