@@ -15,12 +15,14 @@ from tests.bench.fidelity import bit_maps, quantizers
 from tests.bench.hessian import hessian
 from tests.bench.kernels import kernels
 from tests.bench.quantize import quantize
+from tests.bench.signals import signals
 from tests.bench.stream import stream
 from tests.bench.tables import Settings, busy, machine, set_threads
 
 SECTIONS: dict[str, Callable[[Settings], Iterator[Table]]] = {
     "fidelity": bit_maps,
     "calibrated": quantizers,
+    "signals": signals,
     "kernels": kernels,
     "compile": compilation,
     "hessian": hessian,
