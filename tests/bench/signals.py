@@ -35,8 +35,8 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         shown = f"{1000 * row['kl']:.3f}"
         budget = row["budget"]
         methods.setdefault(row["method"], {})[budget] = shown if budget else f"{shown} ({row['experts_bpw']:.2f} bpw)"
-    for method, shown in methods.items():
-        if "" in shown:
-            yield f"{method}: {shown['']}", *("" for _ in found["budgets"])
+    for method, by_budget in methods.items():
+        if "" in by_budget:
+            yield f"{method}: {by_budget['']}", *("" for _ in found["budgets"])
         else:
-            yield method, *(shown.get(budget, "") for budget in found["budgets"])
+            yield method, *(by_budget.get(budget, "") for budget in found["budgets"])
