@@ -1,8 +1,8 @@
-"""BitMap: which expert gets how many bits; its summary figures and its form in a `quantization_config`."""
+"""BitMap: what gets how many bits, and its form in a `quantization_config`."""
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mopeq_hub.experts import PACK_MULTIPLE, Expert, Layout, Matrix
@@ -20,9 +20,14 @@ Widths = int | dict[str, int]
 
 @dataclass(frozen=True)
 class BitMap:
-    """(expert, projection) -> bits per weight, for every projection of every routed expert of a model."""
+    """Bits per weight of every projection of every routed expert of a model.
+
+    rest: by name those of the linear layers outside the experts that compete with them, 16 where one stays as it is;
+    empty where the recipe has one width for all of these.
+    """
 
     bits: Mapping[tuple[Expert, str], int]
+    rest: Mapping[str, int] = field(default_factory=dict)
 
     def by_layer(self) -> dict[int, list[Widths]]:
         """The widths of each layer's experts, in the experts' order."""
@@ -31,7 +36,7 @@ class BitMap:
             experts.setdefault(expert, {})[projection] = bits
         layers: dict[int, list[Widths]] = {}
         for expert in sorted(experts):
-            widths = experts[expert]
+            widths = {name: experts[expert][name] for name in sorted(experts[expert], key=PROJECTIONS.index)}
             alike = len(set(widths.values())) == 1
             layers.setdefault(expert.layer, []).append(next(iter(widths.values())) if alike else widths)
         return layers
@@ -65,7 +70,16 @@ def width_of(matrix: Matrix, bitmap: BitMap, recipe: Recipe) -> int:
     """
     if matrix.expert is not None:
         return bitmap.bits[matrix.expert, str(matrix.projection)]
+    if recipe.rest_bits == "auto":
+        return bitmap.rest.get(matrix.name, 16)
     return recipe.rest_bits if divides(matrix.shape, recipe.group_size) else 16
+
+
+def competing(layout: Layout, recipe: Recipe) -> list[Matrix]:
+    """The linear layers outside the experts whose widths the allocator chooses."""
+    if recipe.rest_bits != "auto":
+        return []
+    return [matrix for matrix in layout.rest if divides(matrix.shape, recipe.group_size)]
 
 
 def divides(shape: tuple[int, int], group_size: int) -> bool:
@@ -85,21 +99,19 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
     """The `quantization_config` of config.json, as auto-round's loader reads it.
 
     One regular expression for each (layer, width) instead of one key for each module. The loader takes the first
-    expression that matches a module, so experts come first, then what stays at 16 bits, then the rest.
+    expression that matches a module, so experts come first, then what has a width of its own, then what stays at 16
+    bits, then the rest.
     """
     extra: dict[str, dict[str, Any]] = {}
     for layer, widths in bitmap.by_layer().items():
         extra |= expert_rules(layout.experts_modules[layer], widths)
-    blocks = re.escape(layout.blocks)
-    layers_of: dict[str, list[str]] = {}
-    for matrix in layout.rest:
-        if recipe.rest_bits != 16 and width_of(matrix, bitmap, recipe) == 16:
-            number, kind = matrix.name[len(layout.blocks) + 1 :].split(".", 1)
-            layers_of.setdefault(kind, []).append(number)
-    for kind, numbers in layers_of.items():
-        extra[rf"^{blocks}\.({'|'.join(numbers)})\.{re.escape(kind)}$"] = UNQUANTIZED
-    rest = UNQUANTIZED if recipe.rest_bits == 16 else {"bits": recipe.rest_bits}
-    extra[rf"^{blocks}\."] = rest
+    if recipe.rest_bits == "auto":
+        extra |= rest_rules(layout.blocks, bitmap.rest)
+    elif recipe.rest_bits != 16:
+        kept = [matrix.name for matrix in layout.rest if width_of(matrix, bitmap, recipe) == 16]
+        extra |= rest_rules(layout.blocks, dict.fromkeys(kept, 16))
+    left = UNQUANTIZED if recipe.rest_bits in (16, "auto") else {"bits": recipe.rest_bits}
+    extra[rf"^{re.escape(layout.blocks)}\."] = left
     return {
         "quant_method": "auto-round",
         "packing_format": recipe.packing_format,
@@ -124,3 +136,16 @@ def expert_rules(experts: str, widths: list[Widths]) -> dict[str, dict[str, Any]
         module = rf"{name}_proj$" if name else ""
         rules[rf"^{re.escape(experts)}\.({'|'.join(alike)})\.{module}"] = {"bits": bits}
     return rules
+
+
+def rest_rules(blocks: str, widths: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """The expressions for linear layers outside the experts, by name, under `blocks`, the live name of the list of
+    decoder layers: one for each kind of layer and width."""
+    numbers: dict[tuple[str, int], list[str]] = {}
+    for name, bits in widths.items():
+        number, kind = name[len(blocks) + 1 :].split(".", 1)
+        numbers.setdefault((kind, bits), []).append(number)
+    return {
+        rf"^{re.escape(blocks)}\.({'|'.join(alike)})\.{re.escape(kind)}$": UNQUANTIZED if bits == 16 else {"bits": bits}
+        for (kind, bits), alike in numbers.items()
+    }

@@ -1,20 +1,24 @@
-"""The bytes that a recipe's budget leaves to the routed experts of a model."""
+"""The bytes that a recipe's budget leaves to what competes for them: the routed experts, and the rest where it does."""
 
 import math
 
 from mopeq_hub.allocation import Room
-from mopeq_hub.bitmap import BitMap, packed_bytes
+from mopeq_hub.allocation.room import Member
+from mopeq_hub.bitmap import BitMap, competing
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Expert
+from mopeq_hub.experts import Matrix
 from mopeq_hub.model import Model
-from mopeq_hub.quantization.stream import output_shards, plan_units
+from mopeq_hub.quantization.stream import output_shards, plan_units, written_bytes
 from mopeq_hub.recipe import Recipe
 
-Sizes = dict[tuple[Expert, str], tuple[int, ...]]
+Sizes = dict[Member, tuple[int, ...]]
+_TENSOR_SPARE, _FILE_SPARE = 2, 64
+"""Bytes by which headers may be longer where layers outside the experts stay at 16 bits: a digit more in each offset of
+a tensor, and what a further file has."""
 
 
 def room_for(model: Model, recipe: Recipe) -> Room | None:
-    """What the experts may take; None where the recipe has no budget.
+    """What may be taken by all that competes; None where the recipe has no budget.
 
     `bpw` counts the routed experts alone, their scales and zero points included; `GB`, `MB` and `x`, of the original,
     count all safetensors files. Raises MopeqError where the recipe's widths do not reach down to the budget, or a width
@@ -22,36 +26,48 @@ def room_for(model: Model, recipe: Recipe) -> Room | None:
     """
     if not recipe.budget:
         return None
-    sizes = {
-        (expert, str(matrix.projection)): tuple(
-            packed_bytes(matrix.shape, bits, recipe.group_size) for bits in recipe.bits
-        )
+    sizes: Sizes = {
+        (expert, str(matrix.projection)): _sizes(model, recipe, matrix)
         for expert, matrices in model.layout.experts.items()
         for matrix in matrices
     }
+    sizes |= {matrix.name: _sizes(model, recipe, matrix) for matrix in competing(model.layout, recipe)}
     amount, unit = recipe.budget_parts
     bytes_each, beside = _scale(model, recipe, sizes, unit)
     capacity = math.floor(amount * bytes_each) - beside
-    smallest, largest = (sum(of[place] for of in sizes.values()) for place in (0, -1))
+    widest = recipe.widths.index(recipe.bits[-1])
+    smallest = sum(of[0] for of in sizes.values())
+    largest = sum(of[-1] if isinstance(member, str) else of[widest] for member, of in sizes.items())
     if capacity < smallest:
         least, most = (math.ceil(1000 * (total + beside) / bytes_each) / 1000 for total in (smallest, largest))
         widths = ", ".join(map(str, recipe.bits))
+        rest = " and the rest 16" if recipe.rest_bits == "auto" else ""
         raise MopeqError(
             f"a budget of {recipe.budget} is too small for {model.source.name} at {widths} bits",
-            f"the smallest is {least:g}{unit}; from {most:g}{unit} on every expert has {recipe.bits[-1]} bits",
+            f"the smallest is {least:g}{unit}; from {most:g}{unit} on every expert has {recipe.bits[-1]} bits{rest}",
         )
     return Room(sizes, capacity)
 
 
+def _sizes(model: Model, recipe: Recipe, matrix: Matrix) -> tuple[int, ...]:
+    """Bytes of a matrix at each of the widths that compete."""
+    return tuple(written_bytes(model.checkpoint, matrix, bits, recipe.group_size) for bits in recipe.widths)
+
+
 def _scale(model: Model, recipe: Recipe, sizes: Sizes, unit: str) -> tuple[float, int]:
-    """How many bytes one of the unit is, and how many of the budget's go to other things than experts."""
+    """How many bytes one of the unit is, and how many of the budget's go to other things than what competes."""
     if unit == "bpw":
         weights = sum(math.prod(matrix.shape) for group in model.layout.experts.values() for matrix in group)
         return weights / 8, 0
-    # At the widest the headers are longest.
-    widest = BitMap.uniform(model.layout, recipe.bits[-1])
+    # At the widest the headers are longest; those of the rest where it is packed, which takes three tensors each.
+    packed = {member: 8 for member in sizes if isinstance(member, str)}
+    widest = BitMap(BitMap.uniform(model.layout, recipe.bits[-1]).bits, packed)
     shards = output_shards(plan_units(model.checkpoint, model.layout, widest, recipe))
     files = sum(len(shard.header()[0]) + sum(tensor.nbytes for tensor in shard.tensors) for shard in shards)
-    beside = files - sum(of[-1] for of in sizes.values())
+    experts = recipe.widths.index(recipe.bits[-1])
+    eight = recipe.widths.index(8) if packed else 0
+    beside = files - sum(of[eight if member in packed else experts] for member, of in sizes.items())
+    if packed:
+        beside += _TENSOR_SPARE * sum(len(shard.tensors) for shard in shards) + _FILE_SPARE * (1 + len(shards))
     original = sum(model.source.files()[shard] for shard in model.checkpoint.shards)
     return {"GB": 1e9, "MB": 1e6, "x": float(original)}[unit], beside

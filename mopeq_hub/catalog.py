@@ -45,7 +45,9 @@ class Entry:
 
     def written(self) -> dict[str, Any]:
         """The entry as a catalog has it, in JSON types."""
-        recipe = {name: value for name, value in self.recipe.to_dict().items() if name != "calibration"}
+        recipe = {
+            name: value for name, value in self.recipe.to_dict().items() if name not in ("calibration", "questions")
+        }
         questions = {"questions": self.questions} if self.questions else {}
         return {
             "model": self.model, "to": self.to, "recipe": recipe, "space": self.space, "private": self.private,

@@ -8,10 +8,10 @@ from itertools import zip_longest
 from typing import Any
 
 from mopeq_hub import manifest as manifests
-from mopeq_hub.bitmap import expert_rules
+from mopeq_hub.bitmap import by_projection, expert_rules, rest_rules
 from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.families.base import PROJECTIONS, matrix_name
+from mopeq_hub.families.base import matrix_name
 from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.hub import destination_for
 from mopeq_hub.hub.published import Published
@@ -105,17 +105,17 @@ def _tensors(published: Published, manifest: dict[str, Any]) -> None:
     group_size = manifest["recipe"]["group_size"]
     packed = {name.rpartition(".")[0] for name in tensors if name.endswith((".qweight", ".qzeros"))}
     for entry in manifest["experts"]:
-        for index, bits in enumerate(entry["bits"]):
-            for projection in PROJECTIONS:
+        for index, widths in enumerate(entry["bits"]):
+            for projection, bits in by_projection(widths).items():
                 name = matrix_name(entry["module"], index, projection)
                 _check_width(name, bits, group_size, tensors)
                 packed.discard(name)
-    for name in packed:
-        _check_width(name, manifest["rest"]["bits"], group_size, tensors)
-    if len(packed) != manifest["rest"]["quantized"]:
-        raise MopeqError(
-            f"{len(packed)} linear layers outside the experts are packed, not {manifest['rest']['quantized']}"
-        )
+    rest = manifest["rest"]
+    of = {name: bits for name, bits in rest.get("widths", dict.fromkeys(packed, rest["bits"])).items() if bits != 16}
+    for name, bits in of.items():
+        _check_width(name, bits, group_size, tensors)
+    if len(packed) != rest["quantized"] or packed - of.keys():
+        raise MopeqError(f"{len(packed)} linear layers outside the experts are packed, not {rest['quantized']}")
 
 
 def _check_width(name: str, bits: int, group_size: int, tensors: dict[str, TensorInfo]) -> None:
@@ -139,6 +139,7 @@ def _configuration(published: Published, manifest: dict[str, Any]) -> None:
     expected: dict[str, Any] = {}
     for entry in manifest["experts"]:
         expected |= expert_rules(entry["module"], entry["bits"])
+    expected |= rest_rules(manifest["model"]["blocks"], manifest["rest"].get("widths", {}))
     found = list(config["extra_config"].items())[: len(expected)]
     for (pattern, rule), (found_pattern, found_rule) in zip_longest(expected.items(), found, fillvalue=("nothing", {})):
         if (pattern, rule) != (found_pattern, found_rule):

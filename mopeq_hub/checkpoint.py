@@ -148,10 +148,14 @@ class Checkpoint:
         if scale.file == info.file:
             return self.array(scale.name)
         if self._far is None or self._far[0] != scale.name:
-            start = self._data_start(scale.file) + scale.start
-            raw = self._files.part(scale.file, start, scale.nbytes)
-            self._far = scale.name, np.frombuffer(raw, ARRAY_DTYPES[scale.dtype]).reshape(scale.shape)
+            self._far = scale.name, self.apart(scale.name)
         return self._far[1]
+
+    def apart(self, name: str) -> np.ndarray:
+        """The tensor as `array` gives it, in memory, read without having the rest of its file here."""
+        info = self.tensors[name]
+        raw = self._files.part(info.file, self._data_start(info.file) + info.start, info.nbytes)
+        return np.frombuffer(raw, ARRAY_DTYPES[info.dtype]).reshape(info.shape)
 
     def in_file_order(self) -> Iterator[TensorInfo]:
         """Tensors shard by shard, each shard from its beginning: the order in which reading costs least."""

@@ -9,7 +9,11 @@ import typer
 
 from mopeq_hub.errors import StoppedError, UsageError
 from mopeq_hub.options import (
+    Accuracy,
+    Allocators,
     AsJson,
+    Bits,
+    Budgets,
     CalibrationOption,
     CatalogArgument,
     Compare,
@@ -19,29 +23,37 @@ from mopeq_hub.options import (
     FidelityTokens,
     Flavor,
     FolderArgument,
+    GroupSize,
     Identity,
     IdentityProvider,
+    Initial,
     Issue,
     Key,
     LookOnly,
     ModelArgument,
     OnHub,
     Only,
+    Out,
     Private,
     QuestionsOption,
     RayAddress,
+    RestBits,
     Sign,
+    Signals,
     Space,
     Stream,
     Timeout,
+    Truth,
     When,
     given,
     recipe_options,
+    words,
 )  # fmt: skip
 from mopeq_hub.printing import console, progress_for, show, show_json, show_outcome, show_outcomes, show_publication
 from mopeq_hub.progress import Quiet
 from mopeq_hub.questions import DEFAULT_TOKENS
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.recipes import choices_of
 from mopeq_hub.version import __version__
 
 app = typer.Typer(
@@ -167,7 +179,48 @@ def plan(
             "The bit map needs the experts' sensitivities: give --profile, or download the model and name its folder."
         )
     else:
+        print(summary.spread_line(planned.manifest))
         console().print(summary.Heatmap(planned.manifest))
+
+
+@app.command()
+def study(
+    model: ModelArgument,
+    signals: Signals = None,
+    allocators: Allocators = None,
+    budgets: Budgets = "2.5bpw,3.0bpw,3.5bpw",
+    bits: Bits = "2,3,4",
+    group_size: GroupSize = 64,
+    rest_bits: RestBits = 16,
+    questions: QuestionsOption = None,
+    calibration: CalibrationOption = None,
+    initial: Initial = None,
+    fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
+    out: Out = None,
+    truth: Truth = None,
+    accuracy: Accuracy = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure which signal and allocator serve MODEL best: a folder with study.json, study.md and plots."""
+    from mopeq_hub.report import study as report
+    from mopeq_hub.study import study as run
+
+    document = run(
+        model,
+        signals=words(signals),
+        allocators=words(allocators),
+        budgets=words(budgets),
+        recipe=Recipe.from_dict(choices_of({"bits": bits, "group_size": group_size, "rest_bits": rest_bits})),
+        questions=questions,
+        calibration=calibration,
+        initial=initial,
+        fidelity_tokens=fidelity_tokens,
+        out=out,
+        truth=truth,
+        accuracy=accuracy,
+        progress=progress_for(as_json),
+    )
+    show(document, as_json, lambda: report.table(document))
 
 
 @app.command()

@@ -12,6 +12,7 @@ from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import Family, matrix_name
 from mopeq_hub.families.live import LiveModel
+from mopeq_hub.families.routing import Routing, find_routing
 from mopeq_hub.kernels.weight import ROWS, Weight
 
 PACK_MULTIPLE = 32
@@ -72,6 +73,7 @@ class Layout:
     matrices: routed experts' projections and other linear layers of the text model, in the order of the files.
     kept: live name by source name, of tensors written as they are.
     experts_modules: live name of the experts module by layer. blocks: live name of the list of decoder layers.
+    routing: what chooses and feeds the experts.
     """
 
     family: Family
@@ -84,6 +86,7 @@ class Layout:
     blocks: str
     layer_count: int
     experts_per_token: int
+    routing: Routing
 
     @cached_property
     def experts(self) -> dict[Expert, list[Matrix]]:
@@ -98,6 +101,12 @@ class Layout:
     def rest(self) -> tuple[Matrix, ...]:
         """The linear layers of the text model that belong to no routed expert."""
         return tuple(matrix for matrix in self.matrices if matrix.expert is None)
+
+    @cached_property
+    def source_of(self) -> dict[str, str]:
+        """The file's name of each live parameter outside the experts."""
+        linears = {f"{matrix.name}.weight": matrix.source for matrix in self.rest}
+        return {**linears, **{live: source for source, live in self.kept.items()}}
 
     @cached_property
     def layer_of(self) -> dict[str, int]:
@@ -183,6 +192,8 @@ class _Placer:
 
     def layout(self) -> Layout:
         """What was placed. Raises MopeqError where the live model needs something that was not in the file."""
+        experts_modules = {self._layer(name): name for name in self._experts}
+        normalized = self._live.normalized
         layout = Layout(
             family=self._family,
             task=self._live.task,
@@ -190,10 +201,17 @@ class _Placer:
             matrices=tuple(self._matrices),
             kept=self._kept,
             ignored=tuple(self._ignored),
-            experts_modules={self._layer(name): name for name in self._experts},
+            experts_modules=experts_modules,
             blocks=self._blocks,
-            layer_count=self._live.normalized.num_layers,
-            experts_per_token=self._live.normalized.experts_per_token,
+            layer_count=normalized.num_layers,
+            experts_per_token=normalized.experts_per_token,
+            routing=find_routing(
+                self._live.model,
+                self._family,
+                experts_modules,
+                self._live.model.config.get_text_config(),
+                normalized.num_experts,
+            ),
         )
         missing = self._missing_experts(layout) + self._missing_tensors(layout)
         if missing:

@@ -12,11 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mopeq_hub.bitmap import BitMap, packed_bytes, width_of
+from mopeq_hub.allocation.spread import spread_of
+from mopeq_hub.bitmap import BitMap, by_projection, competing, packed_bytes, width_of
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Layout, Matrix
+from mopeq_hub.experts import Expert, Layout, Matrix
 from mopeq_hub.model import Model
 from mopeq_hub.quantization.shards import ShardPlan
+from mopeq_hub.quantization.stream import written_bytes
 from mopeq_hub.recipe import FORMAT_VERSION, Recipe
 from mopeq_hub.records import sha256_of
 from mopeq_hub.sensitivity import Profile
@@ -75,6 +77,7 @@ def build(
             "experts_per_token": layout.experts_per_token,
         },
         "signal": profile.signal,
+        "spread": spread_of(profile, recipe),
         "experts": [
             {"layer": layer, "module": module, "bits": bits[layer], "sensitivity": sensitivities[layer]}
             for layer, module in sorted(layout.experts_modules.items())
@@ -82,7 +85,8 @@ def build(
         "rest": {
             "bits": recipe.rest_bits,
             "quantized": len(layout.rest) - len(kept),
-            "unquantized": kept if recipe.rest_bits != 16 else [],
+            "unquantized": [name for name in kept if name not in bitmap.rest] if recipe.rest_bits != 16 else [],
+            **({"widths": dict(bitmap.rest)} if recipe.rest_bits == "auto" else {}),
         },
         "sizes": sizes(model, recipe, bitmap, shards),
         **({"calibration": calibration} if calibration else {}),
@@ -90,6 +94,19 @@ def build(
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "files": files,
     }
+
+
+def bitmap_of(manifest: dict[str, Any]) -> BitMap:
+    """The bit map that a manifest describes."""
+    return BitMap(
+        {
+            (Expert(entry["layer"], index), projection): bits
+            for entry in manifest["experts"]
+            for index, widths in enumerate(entry["bits"])
+            for projection, bits in by_projection(widths).items()
+        },
+        manifest["rest"].get("widths", {}),
+    )
 
 
 def inherited_card(model: Model) -> dict[str, Any]:
@@ -109,17 +126,28 @@ def sizes(model: Model, recipe: Recipe, bitmap: BitMap, shards: Iterable[ShardPl
     """Bytes and bits per weight of what is published, beside the source's and those with every expert at 4 bits."""
     layout = model.layout
     published = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
-    ours, four = (_bytes(_experts(layout), each, recipe) for each in (bitmap, BitMap.uniform(layout, 4)))
+    ours = _bytes(_experts(layout), bitmap, recipe)
     weights = _weights(_experts(layout))
     quantized = [matrix for matrix in layout.matrices if width_of(matrix, bitmap, recipe) != 16]
     return {
         "source_bytes": model.checkpoint.nbytes,
         "published_bytes": published,
-        "uniform_4bit_bytes": published - ours + four,
+        "uniform_4bit_bytes": published + _more_at_4_bits(model, recipe, bitmap),
         "expert_weights": weights,
         "experts_bpw": round(8 * ours / weights, 4),
         "quantized_bpw": round(8 * _bytes(quantized, bitmap, recipe) / _weights(quantized), 4),
     }
+
+
+def _more_at_4_bits(model: Model, recipe: Recipe, bitmap: BitMap) -> int:
+    """Bytes by which what the allocator chose the widths of would be larger, every expert at 4 bits, and the rest at
+    the width that it has for all beside uniform experts."""
+    alike, four = recipe.uniform(4), BitMap.uniform(model.layout, 4)
+    return sum(
+        written_bytes(model.checkpoint, matrix, width_of(matrix, four, alike), recipe.group_size)
+        - written_bytes(model.checkpoint, matrix, width_of(matrix, bitmap, recipe), recipe.group_size)
+        for matrix in (*_experts(model.layout), *competing(model.layout, recipe))
+    )
 
 
 def _experts(layout: Layout) -> list[Matrix]:

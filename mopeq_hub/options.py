@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.recipes import choices_given, choices_of
+from mopeq_hub.recipes import choices_given, choices_of, with_default
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, or owner/name or owner/name@revision on the Hub.")
@@ -31,7 +31,7 @@ CalibrationOption = Annotated[
     Path | None,
     typer.Option(
         "--calibration",
-        help="JSON lines for `gptq` and `signround`; best others than --questions.",
+        help="JSON lines for `gptq`, `signround` and signals; best others than --questions.",
         show_default="bundled pictures and prompts",
     ),
 ]
@@ -66,6 +66,41 @@ RayAddress = Annotated[
 ]
 Flavor = Annotated[str | None, typer.Option("--flavor", help="Machine of `jobs`.", show_default="cpu-upgrade")]
 Timeout = Annotated[str | None, typer.Option("--timeout", help="Of `jobs`, such as 90m or 2d.", show_default="6h")]
+Signals = Annotated[
+    str | None,
+    typer.Option("--signals", help="With commas; `fisher` is `fisher:own,fisher:calibration`.", show_default="all"),
+]
+Allocators = Annotated[
+    str | None,
+    typer.Option("--allocators", help="With commas, of `kmeans`, `rank` and `knapsack`.", show_default="all"),
+]
+Budgets = Annotated[str, typer.Option("--budgets", help="With commas, each as for `--budget` of publish.")]
+Bits = Annotated[str, typer.Option("--bits", help="Widths that experts may get.")]
+GroupSize = Annotated[int, typer.Option("--group-size", help="Consecutive weights that share a scale.")]
+RestBits = Annotated[
+    int, typer.Option("--rest-bits", help="Width of the text model's other linear layers; 16 leaves them as they are.")
+]
+Initial = Annotated[
+    str | None,
+    typer.Option("--initial", help="Of the signal `router`: an earlier checkpoint, as MODEL; only routers are read."),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="Where it goes; what was measured there is kept.", show_default="./studies/{name}"
+    ),
+]
+Truth = Annotated[
+    bool | None,
+    typer.Option(
+        "--truth/--no-truth",
+        help="Quantize each expert alone at each width, the ground truth.",
+        show_default="where it takes up to 30 minutes",
+    ),
+]
+Accuracy = Annotated[
+    bool, typer.Option("--accuracy/--no-accuracy", help="Let each bit map answer the --questions, too.")
+]
 Sign = Annotated[
     str | None,
     typer.Option(
@@ -115,25 +150,30 @@ _RECIPE = Annotated[
         "--recipe",
         callback=_choices,
         metavar="NAME|FILE|YAML",
-        help="The choices below at once, as in {bits: [2, 4], scope: layer}; those also given one by one count.",
-        show_default="mopeq",
+        help="`best`, `mopeq` (the paper's), or choices at once, as in {bits: [2, 4], scope: layer}; those also "
+        "given one by one count.",
+        show_default="best",
     ),
 ]
 _RECIPE_HELP = {
     "bits": "Widths that experts may get, of 2, 3, 4 and 8; one width is the uniform baseline.",
-    "signal": "How sensitivity is measured: by weights (`hessian`), or by running the model (`frequency`, `fisher`).",
+    "signal": "How sensitivity is measured: by weights (`hessian`, the paper's; `distortion`, `router`), or by running "
+    "the model (`frequency`, `hessian*frequency`, `fisher`).",
     "inputs": "What such a signal runs the model on: its `own` inputs, or the `calibration` questions.",
+    "initial": "Of `router`: an earlier checkpoint, a folder or owner/name@revision; only its routers are read.",
     "estimator": "Of the Hessian trace: `exact` or `hutchinson`.",
     "probes": "Random vectors of the hutchinson estimator.",
     "allocator": "How sensitivities become widths: `kmeans`, the paper's; `rank` or `knapsack`, which meet a --budget.",
     "budget": "What it may take: `3.0bpw` of the routed experts, `12GB`, `500MB` or `0.25x` of all files.",
     "scope": "Who competes for bits: all experts of the `model`, or those of one `layer`.",
-    "granularity": "What one width covers: an `expert`, a `projection`, or all experts of a `layer`, which vLLM needs.",
+    "granularity": "What one width covers: an `expert`, a `projection`, or all experts of a `layer`. Engines with one "
+    "width a layer (vLLM, llama.cpp, MLX) need `layer`; other maps need auto-round through transformers.",
     "quantizer": "`search` for the best scale of a group, `rtn`, round to nearest, or calibrated: `gptq`, `signround`.",
     "iterations": "How often `signround` adjusts each decoder layer.",
     "group_size": "Consecutive weights that share a scale: 32, 64, 128 or 256.",
     "symmetric": "Whether the grid is centred on zero.",
-    "rest_bits": "Width of the text model's other linear layers: 2, 3, 4, 8, or 16 to leave them.",
+    "rest_bits": "Width of the text model's other linear layers: 2, 3, 4, 8, or 16 to leave them; `auto` gives each "
+    "its own, in one knapsack with the experts.",
     "shard_size": "Bytes at which a new output file is begun.",
     "seed": "Of everything random.",
 }
@@ -145,7 +185,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     options = [Parameter("recipe", Parameter.KEYWORD_ONLY, default=None, annotation=_RECIPE)]
     for choice in (field for field in fields(Recipe) if field.name in _RECIPE_HELP):
         flag = "--" + choice.name.replace("_", "-") + ("/--asymmetric" if choice.name == "symmetric" else "")
-        kind = str if choice.name == "bits" else type(choice.default)
+        kind = str if choice.name in ("bits", "rest_bits") else type(choice.default)
         option = typer.Option(flag, help=_RECIPE_HELP[choice.name], show_default=_shown(choice.default))
         annotation = Annotated[kind | None, option]  # type: ignore[valid-type]
         options.append(Parameter(choice.name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
@@ -155,12 +195,17 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         asked = {option.name: values.pop(option.name) for option in options}
         choices = json.loads(asked.pop("recipe") or "{}")
         choices |= {name: value for name, value in asked.items() if value is not None}
-        command(recipe=Recipe.from_dict(choices_of(choices)), **values)
+        command(recipe=Recipe.from_dict(with_default(choices_of(choices))), **values)
 
     own = [parameter for parameter in signature(command).parameters.values() if parameter.name != "recipe"]
     own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
     with_options.__signature__ = Signature([*own, *options])  # type: ignore[attr-defined]
     return with_options
+
+
+def words(text: str | None) -> list[str]:
+    """What an option lists with commas."""
+    return [word for word in (each.strip() for each in (text or "").split(",")) if word]
 
 
 def given(context: typer.Context, left_out: set[str]) -> list[str]:

@@ -63,6 +63,8 @@ def quantize(
     """
     rows, columns = weight.shape
     groups = columns // group_size
+    if columns % group_size or columns % 32 or rows % 32:
+        raise ValueError(f"a weight of shape {weight.shape} does not divide into groups of {group_size} and words")
     tried = (STARTS if symmetric else ASYMMETRIC_STARTS)[bits] if search else ()
     starts = np.float32(1) / np.array(tried, np.float32)
     heavy = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(importance, np.float32)

@@ -16,17 +16,16 @@ from mopeq_hub.hub import Destination, HubDestination, destination_for
 from mopeq_hub.hub.contents import staged
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.needs import check_fits
-from mopeq_hub.planning import Plan, needs_for, plan
+from mopeq_hub.planning import Plan, needs_for, plan, settled_for, with_given
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.proof import prove, prove_on_the_way
-from mopeq_hub.quantization.calibrated import calibrated, check_memory
+from mopeq_hub.quantization.calibrated import check_memory
 from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.repo import QuantizedRepo, build, location_of, quantized_before
 from mopeq_hub.report import card as cards
 from mopeq_hub.report import plots
 from mopeq_hub.sensitivity import Profile
-from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.signing import Signer, signer_for
 from mopeq_hub.space import render_space, run_local
 from mopeq_hub.version import __version__
@@ -91,8 +90,8 @@ def publish(
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
-    given = Given(Path(calibration) if calibration else None)
-    recipe, progress = calibrated(recipe or Recipe(), given.calibration), progress or Quiet()
+    recipe, given = with_given(recipe, calibration)
+    progress = progress or Quiet()
     destination, signer = destination_for(to, model, private=private), _signer(sign)
     progress.say(f"publishing {model} to {destination.describe()}")
     if not dry_run:
@@ -100,6 +99,12 @@ def publish(
     asked = read_questions(questions, fidelity_tokens)
     opened = open_model(model)
     _check_apart(destination.folder, opened)
+    to_hub, place = isinstance(destination, HubDestination), destination.folder or workplace.home()
+    sending = destination if isinstance(destination, HubDestination) and not dry_run else None
+    if engine.elsewhere and sending:
+        stream = True
+    recipe = settled_for(opened, recipe, asked, place, to_hub=to_hub, stream=stream)
+    given = replace(given, questions=asked)
     name = manifests.publication_name(recipe, opened.source.commit)
     if _is_there(destination, name, signer) and not again:
         same = _unchanged(destination, name, opened.source.location, space=space, dry_run=dry_run)
@@ -108,11 +113,7 @@ def publish(
             note = f"its fidelity was measured on {measured.get('name')}; to measure on others, use evaluate and push"
             return replace(same, note=note)
         return same
-    to_hub, place = isinstance(destination, HubDestination), destination.folder or workplace.home()
     check_memory(opened, recipe)
-    sending = destination if isinstance(destination, HubDestination) and not dry_run else None
-    if engine.elsewhere and sending:
-        stream = True
     needs = needs_for(opened, recipe, asked, place, to_hub=to_hub, stream=stream)
     check_fits(needs, place)
     with destination.workplace(name) as work:
@@ -151,12 +152,12 @@ def quantize(
     Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
     """
     progress, folder = progress or Quiet(), Path(folder)
-    given = Given(Path(calibration) if calibration else None)
-    recipe = calibrated(recipe or Recipe(), given.calibration)
+    recipe, given = with_given(recipe, calibration)
     opened = open_model(model) if isinstance(model, str) else model
     if folder.is_file() or os.path.ismount(folder):
         raise MopeqError(f"{folder} is {'a file' if folder.is_file() else 'a mount point'}", "name a new folder")
     _check_apart(folder, opened)
+    recipe = settled_for(opened, recipe, read_questions(None), folder, to_hub=False, stream=False)
     name = manifests.publication_name(recipe, opened.source.commit)
     check_memory(opened, recipe)
     check_fits(needs_for(opened, recipe, None, folder, to_hub=False, stream=False), folder)

@@ -18,9 +18,11 @@ from mopeq_hub.quantization.calibrated import calibrated
 from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
-from mopeq_hub.recipe import CALIBRATED, Recipe
+from mopeq_hub.recipe import CALIBRATED, RUNNING, Recipe
+from mopeq_hub.selection import BEST, MEASURED, settled
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.given import Given
+from mopeq_hub.sensitivity.initial import pinned
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,25 @@ def plan(
     questions: str | Path | None = None,
     fidelity_tokens: int = DEFAULT_TOKENS,
 ) -> Plan:
-    """What `quantize` would do. A folder's experts are measured; a Hub model's only if `profile` is not given but
-    cached.
+    """What `quantize` would do. A folder's experts are measured, where that does not take running the model; others
+    only if `profile` is given or cached. Where maps are to be tried, the bit map is the one before that.
 
     Without a profile there is no bit map, only the sizes that uniform widths would give; nothing but headers is fetched
     then.
     """
-    given = Given(Path(calibration) if calibration else None)
-    recipe, progress = calibrated(recipe or Recipe(), given.calibration), progress or Quiet()
+    recipe, given = with_given(recipe, calibration)
+    progress = progress or Quiet()
     asked = read_questions(questions, fidelity_tokens)
     opened = open_model(model)
-    if profile is not None:
-        profile = profiles.checked(profile, opened, recipe)
-    elif opened.source.kind == "folder" or profiles.cache_of(opened, recipe).is_file():
-        profile = profiles.profile_of(opened, recipe, progress, given=given)
+    recipe = settled_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
     measures = {}
     for bits in recipe.bits:
-        uniform = BitMap.uniform(opened.layout, bits)
-        measures[f"uniform {bits} bits"] = manifests.sizes(opened, recipe, uniform, _shards(opened, uniform, recipe))
+        uniform, alike = BitMap.uniform(opened.layout, bits), recipe.uniform(bits)
+        measures[f"uniform {bits} bits"] = manifests.sizes(opened, alike, uniform, _shards(opened, uniform, alike))
+    if profile is not None:
+        profile = profiles.checked(profile, opened, recipe)
+    elif _looked_at(opened, recipe) or profiles.cache_of(opened, recipe).is_file():
+        profile = profiles.profile_of(opened, recipe, progress, given=given)
     manifest = None
     if profile is not None:
         bitmap = allocate(profile, recipe, room_for(opened, recipe))
@@ -77,6 +80,35 @@ def plan(
     return Plan([original, *choices], manifest, profile, estimate(opened, asked), needs)
 
 
+def settled_for(
+    model: Model, recipe: Recipe, questions: Questions, place: Path, *, to_hub: bool, stream: bool | None
+) -> Recipe:
+    """The recipe with what `best` stands for on this machine, and the questions that maps are tried on named.
+
+    place, to_hub, stream: as in `needs_for`. Raises MopeqError where its budget cannot be met.
+    """
+    whole = True
+    if recipe.signal == BEST:
+        streamed = settled(recipe, model, questions, whole=False)
+        whole = not needs_for(model, streamed, questions, place, to_hub=to_hub, stream=stream).passing
+    return settled(recipe, model, questions, whole=whole)
+
+
+def _looked_at(model: Model, recipe: Recipe) -> bool:
+    """Whether a plan measures the experts: where they are here, and need not be run."""
+    return model.source.kind == "folder" and recipe.signal not in RUNNING
+
+
+def with_given(recipe: Recipe | None, calibration: str | Path | None) -> tuple[Recipe, Given]:
+    """The recipe (None: the defaults) with digest and commit of all that is given beside the model, and where that is.
+
+    Raises UsageError where something is given that the recipe has no use for, MopeqError where it cannot be had.
+    """
+    path = Path(calibration) if calibration else None
+    chosen, initial = pinned(calibrated(recipe or Recipe(), path))
+    return chosen, Given(path, initial)
+
+
 def needs_for(
     model: Model, recipe: Recipe, questions: Questions | None, place: Path, *, to_hub: bool, stream: bool | None
 ) -> Needs:
@@ -87,7 +119,7 @@ def needs_for(
     room_for(model, recipe)
     widest = BitMap.uniform(model.layout, max(recipe.bits))
     units = plan_units(model.checkpoint, model.layout, widest, recipe)
-    if recipe.quantizer in CALIBRATED:
+    if recipe.quantizer in CALIBRATED or recipe.signal in RUNNING or recipe.allocator == MEASURED:
         # The whole model is run before the first weight is written.
         stream = False
     profiled = profiles.cache_of(model, recipe).is_file()

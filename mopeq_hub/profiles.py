@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mopeq_hub import workplace
+from mopeq_hub.bitmap import competing
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
@@ -48,7 +49,7 @@ def run(model: Model, recipe: Recipe, calibration: Path | None, progress: Progre
 
 
 def checked(profile: Profile, model: Model, recipe: Recipe) -> Profile:
-    """The profile, if it is of these weights, by the recipe's signal with its settings, and of every expert."""
+    """The profile, if it is of these weights, by the recipe's signal with its settings, and of all that it measures."""
     if profile.source_commit != model.source.commit:
         raise MopeqError(
             f"the profile is of {profile.source_commit[:12] or 'unknown weights'}, {model.source.name} is at "
@@ -58,14 +59,23 @@ def checked(profile: Profile, model: Model, recipe: Recipe) -> Profile:
     same = {**profile.signal, **SETTINGS[recipe.signal](recipe)} == profile.signal
     if not same or set(profile.experts) != set(model.layout.experts):
         raise MopeqError("the profile is by another signal, or of other experts", "measure again, without --profile")
-    if recipe.signal in COSTS and not set(recipe.bits) <= set(profile.widths):
-        missing = ", ".join(str(bits) for bits in recipe.bits if bits not in profile.widths)
+    if any(matrix.name not in profile.rest for matrix in competing(model.layout, recipe)):
+        raise MopeqError(
+            "the profile holds nothing of layers outside the experts, which --rest-bits auto needs",
+            "measure again, without --profile",
+        )
+    if recipe.signal in COSTS and not set(recipe.packed_widths) <= set(profile.widths):
+        missing = ", ".join(str(bits) for bits in recipe.packed_widths if bits not in profile.widths)
         raise MopeqError(f"the profile holds no cost of {missing} bits", "measure again, without --profile")
     return profile
 
 
 def cache_of(model: Model, recipe: Recipe) -> Path:
     """Where the profile of this model by the recipe's signal is kept, or will be."""
-    settings = {**SETTINGS[recipe.signal](recipe), **({"widths": recipe.bits} if recipe.signal in COSTS else {})}
+    settings = SETTINGS[recipe.signal](recipe)
+    if recipe.signal in COSTS:
+        settings = {**settings, "widths": recipe.packed_widths}
+    if recipe.rest_bits == "auto":
+        settings = {**settings, "rest": True}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return workplace.cache("profiles") / f"{model.source.commit[:16]}-{recipe.signal}-{digest[:12]}.json"

@@ -19,6 +19,7 @@ from mopeq_hub.selection import PAPER
 from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.source import HubSource
 
+NOT_CALIBRATED = "these widths, not calibrated"
 COMPARED_BYTES = 1_000_000_000
 """Up to this size of the source, uniform widths are measured beside the bit map unless the user says otherwise."""
 
@@ -47,7 +48,8 @@ def _comparisons(
     others: dict[str, Recipe] = {}
     if recipe.quantizer in CALIBRATED:
         recipe = replace(recipe, quantizer="search")
-        others["these widths, not calibrated"] = recipe
+        # Its map is given; the signal that takes least stands for the one that may have looked at calibration data.
+        others[NOT_CALIBRATED] = recipe.paper()
     if len(recipe.bits) > 1:
         others |= {f"uniform {bits} bits": recipe.uniform(bits) for bits in recipe.bits}
         paper = recipe.paper()
@@ -56,7 +58,8 @@ def _comparisons(
     found = []
     for name, other in others.items():
         with workplace.scratch() as work:
-            repo = build(model, other, None, work, progress)
+            bitmap = manifests.bitmap_of(manifest) if name == NOT_CALIBRATED else None
+            repo = build(model, other, None, work, progress, bitmap=bitmap)
             fidelity = measure(model, repo.folder, repo.manifest, questions, way, progress)
         found.append(
             {

@@ -1,6 +1,7 @@
 """Recipes as people write them down, in a catalog or for `--recipe`: a name, or a mapping of choices in YAML."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
@@ -10,8 +11,16 @@ from mopeq_hub.errors import UsageError
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.untrusted import read_yaml, read_yaml_file
 
-NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType({"mopeq": MappingProxyType({})})
-"""What each named recipe chooses; everything else is at its default."""
+NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "mopeq": MappingProxyType({"signal": "hessian", "allocator": "kmeans"}),
+        "best": MappingProxyType({"signal": "best", "allocator": "measured"}),
+    }
+)
+"""What each named recipe chooses; everything else is at its default. `mopeq` is the paper's method. `best` meets a
+budget; where none is named, that of uniform widths in the middle of those that experts may get."""
+_DECIDING = {"signal", "inputs", "estimator", "probes", "allocator", "scope"}
+"""Choices by which a user has said how widths are found."""
 _FILES = (".yaml", ".yml", ".json")
 _CHOICES = {field.name for field in fields(Recipe)} - {"calibration", "questions"}
 """Digests of files are nobody's to write: they are found from the files."""
@@ -41,11 +50,33 @@ def choices_of(written: Any) -> dict[str, Any]:
     unknown = [str(name) for name in written if name not in _CHOICES]
     if unknown:
         raise UsageError(f"a recipe has no {', '.join(unknown)}", f"choose from {', '.join(sorted(_CHOICES))}")
-    return {**written, **({"bits": _widths(written["bits"])} if "bits" in written else {})}
+    widths = {"bits": _widths(written["bits"])} if "bits" in written else {}
+    rest = {"rest_bits": _width(written["rest_bits"])} if "rest_bits" in written else {}
+    return {**written, **widths, **rest}
+
+
+def with_default(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The choices of a recipe, with those of `best` where none of them says how widths are found."""
+    bits = choices.get("bits") or Recipe.bits
+    said = _DECIDING & set(choices) or len(bits) < 2
+    chosen = dict(choices) if said else {**NAMED["best"], **choices}
+    if chosen.get("signal") == "best" and not chosen.get("budget") and all(type(width) is int for width in bits):
+        chosen["budget"] = _middle(bits, chosen.get("group_size") or Recipe.group_size)
+    return chosen
+
+
+def _middle(bits: Sequence[int], group_size: int) -> str:
+    """What uniform experts of the mean width take: its bits, a scale of 16 and a zero point for each group."""
+    mean = sum(bits) / len(bits)
+    return f"{math.ceil(1000 * (mean + (16 + mean) / group_size)) / 1000:g}bpw"
 
 
 def _widths(bits: Any) -> list[Any]:
     """As the command line has them, `2,3,4`, as a list, or a single one; what is no number is left for the recipe to
     refuse."""
     parts = bits.split(",") if isinstance(bits, str) else bits if isinstance(bits, list) else [bits]
-    return [int(part) if isinstance(part, str) and part.strip().isdecimal() else part for part in parts]
+    return [_width(part) for part in parts]
+
+
+def _width(part: Any) -> Any:
+    return int(part) if isinstance(part, str) and part.strip().isdecimal() else part

@@ -9,7 +9,8 @@ from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import profiles
-from mopeq_hub.bitmap import quantization_config
+from mopeq_hub.allocation.spread import spread_of
+from mopeq_hub.bitmap import BitMap, quantization_config
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
@@ -20,7 +21,8 @@ from mopeq_hub.quantization.run import Send, Watch, quantize_units
 from mopeq_hub.quantization.shards import write_index
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.selection import select
+from mopeq_hub.report.spread import in_words
+from mopeq_hub.selection import Selection, select
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.source import companions
@@ -62,12 +64,14 @@ def build(
     send: Send | None = None,
     watch: Watch | None = None,
     engine: Engine = LOCAL,
+    bitmap: BitMap | None = None,
 ) -> QuantizedRepo:
     """`work`/repo with all that a quantized folder holds before it is measured.
 
-    Goes on from what the journal in `work` says. profile: measured before; None measures it. given: what the
-    recipe measures or tunes on beside the model. With `send` the weights are sent and not kept. Raises MopeqError on
-    what is wrong with the source, and OSError where the folder cannot be written.
+    Goes on from what the journal in `work` says. profile: measured before; None measures it. given: what the recipe
+    measures, tries or tunes on beside the model. bitmap: the widths, whatever the recipe would give. With `send` the
+    weights are sent and not kept. Raises MopeqError on what is wrong with the source, and OSError where the folder
+    cannot be written.
     """
     _check_usable(model)
     profile = (
@@ -75,8 +79,10 @@ def build(
         if profile
         else profiles.profile_of(model, recipe, progress, engine, given)
     )
-    selection = select(model, recipe, profile, given, progress, engine)
-    bitmap = selection.bitmap
+    if len(recipe.bits) > 1:
+        progress.say(in_words(spread_of(profile, recipe)))
+    chosen = Selection(bitmap, None) if bitmap else select(model, recipe, profile, given, progress, engine)
+    bitmap = chosen.bitmap
     folder = work / "repo"
     units = plan_units(model.checkpoint, model.layout, bitmap, recipe)
     shards = output_shards(units)
@@ -95,7 +101,7 @@ def build(
     described = {file.file: {"sha256": file.sha256, "bytes": file.nbytes} for file in weights}
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - set(described)
     files = dict(sorted({**described, **manifests.describe_files(folder, names)}.items()))
-    manifest = manifests.build(model, recipe, profile, bitmap, shards, files, tuned.calibration, selection.document)
+    manifest = manifests.build(model, recipe, profile, bitmap, shards, files, tuned.calibration, chosen.document)
     manifests.write_json(folder / manifests.MANIFEST_NAME, manifest, "mopeq")
     (folder / _LOCAL).parent.mkdir()
     (folder / _LOCAL).write_text(json.dumps({"location": model.source.location}), "utf-8")

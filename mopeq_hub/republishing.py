@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mopeq_hub import github, jobs
+from mopeq_hub import github, jobs, workplace
 from mopeq_hub.catalog import BrokenEntry, Entry, chosen, name_of, read_catalog
 from mopeq_hub.check import check
 from mopeq_hub.engines import Engine
@@ -14,11 +14,14 @@ from mopeq_hub.engines.choice import check_options, engine_named
 from mopeq_hub.errors import MopeqError, UsageError, described
 from mopeq_hub.hub import Destination, destination_for
 from mopeq_hub.manifest import MANIFEST_NAME, publication_name
+from mopeq_hub.model import open_model
 from mopeq_hub.pipeline import Publication, publish
+from mopeq_hub.planning import settled_for, with_given
 from mopeq_hub.progress import Progress
-from mopeq_hub.quantization.calibrated import calibrated
+from mopeq_hub.questions import read_questions
 from mopeq_hub.recipe import FORMAT_VERSION, Recipe
 from mopeq_hub.redact import redact
+from mopeq_hub.selection import BEST, MEASURED
 from mopeq_hub.source import open_source
 from mopeq_hub.untrusted import read_object
 
@@ -186,7 +189,10 @@ def stale_for(entry: Entry) -> tuple[list[str], bool]:
 
     Raises MopeqError where it cannot be known, or publishing again would not help.
     """
-    commit, recipe = open_source(entry.model).commit, calibrated(entry.recipe, None)
+    commit, recipe = open_source(entry.model).commit, with_given(entry.recipe, None)[0]
+    if recipe.signal == BEST or recipe.allocator == MEASURED:
+        asked = read_questions(entry.questions)
+        recipe = settled_for(open_model(entry.model), recipe, asked, workplace.home(), to_hub=True, stream=None)
     destination, name = destination_for(entry.to, entry.model), publication_name(recipe, commit)
     published = destination.publication()
     if published == name:

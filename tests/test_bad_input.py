@@ -189,7 +189,7 @@ def test_a_damaged_source_is_refused_in_one_line(
 ) -> None:
     source = damaged(damage)
     before = contents(source)
-    line = fails(["publish", str(source), "--to", str(tmp_path / "out" / "model")], capsys)
+    line = fails(["publish", str(source), "--recipe", "mopeq", "--to", str(tmp_path / "out" / "model")], capsys)
     assert all(word in line for word in words), line
     assert "; " in line, "the line should say what to do"
     assert contents(source) == before
@@ -252,7 +252,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shards.os, "pwrite", full)
-    line = fails(["publish", str(shapes), "--to", str(tmp_path / "out" / "model")], capsys)
+    line = fails(["publish", str(shapes), "--recipe", "mopeq", "--to", str(tmp_path / "out" / "model")], capsys)
     assert "disk is full" in line
     assert list(tmp_path.glob("out/*")) == []
 
@@ -262,7 +262,7 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(
 ) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    for command in (["publish", str(shapes), "--to"], ["quantize", str(shapes)]):
+    for command in (["publish", "--recipe", "mopeq", str(shapes), "--to"], ["quantize", "--recipe", "mopeq", str(shapes)]):
         line = fails([*command, str(tmp_path / "thesis")], capsys)
         assert "thesis" in line
     assert contents(tmp_path / "thesis").keys() == {str(tmp_path / "thesis" / "chapter.txt")}
@@ -287,7 +287,7 @@ def test_a_questions_file_is_read_before_anything_is_measured(
 ) -> None:
     (tmp_path / "questions.jsonl").write_text(line + "\n")
     said = fails(
-        ["publish", str(shapes), "--to", str(tmp_path / "new"), "--questions", str(tmp_path / "questions.jsonl")],
+        ["publish", str(shapes), "--recipe", "mopeq", "--to", str(tmp_path / "new"), "--questions", str(tmp_path / "questions.jsonl")],
         capsys,
     )
     assert all(word in said for word in words), said

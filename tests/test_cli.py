@@ -62,7 +62,7 @@ def test_a_card_from_before_the_measurement_is_not_pushed(publication: Path, tmp
 
 def test_publish_says_first_where_to(shapes: Path, published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["publish", str(shapes), "--to", str(published)])
+        cli.main(["publish", str(shapes), "--recipe", "mopeq", "--to", str(published)])
     printed = capsys.readouterr()
     assert printed.err.splitlines()[0] == f"publishing {shapes} to the folder {published}"
     assert "nothing to do" in printed.out
@@ -73,7 +73,7 @@ def test_a_dry_run_of_publish_leaves_nothing(
 ) -> None:
     target = tmp_path / "out" / "model"
     printed = run(
-        capsys, "publish", shapes, "--to", target, "--questions", some_questions, "--no-compare", "--dry-run", "--json"
+        capsys, "publish", shapes, "--recipe", "mopeq", "--to", target, "--questions", some_questions, "--no-compare", "--dry-run", "--json"
     )
     publication = json.loads(printed)
     assert publication["commit"] is None
@@ -85,10 +85,10 @@ def test_plan_shows_sizes_and_the_bit_map_and_writes_nothing(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = run(capsys, "plan", shapes, "--save-profile", "profile.json")
+    text = run(capsys, "plan", shapes, "--recipe", "mopeq", "--save-profile", "profile.json")
     for words in ("original", "uniform 2 bits", "this recipe", "layer 3"):
         assert words in text
-    planned = json.loads(run(capsys, "plan", shapes, "--json", "--profile", "profile.json"))
+    planned = json.loads(run(capsys, "plan", shapes, "--recipe", "mopeq", "--json", "--profile", "profile.json"))
     sizes = {choice["name"]: choice["bytes"] for choice in planned["choices"]}
     assert sizes["uniform 2 bits"] < sizes["this recipe"] < sizes["uniform 4 bits"] < sizes["original"]
     assert sum(len(layer["bits"]) for layer in planned["manifest"]["experts"]) == 96
@@ -96,7 +96,7 @@ def test_plan_shows_sizes_and_the_bit_map_and_writes_nothing(
 
 
 def test_what_is_planned_is_what_is_written(shapes: Path, published: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    planned = json.loads(run(capsys, "plan", shapes, "--json"))["manifest"]
+    planned = json.loads(run(capsys, "plan", shapes, "--recipe", "mopeq", "--json"))["manifest"]
     written: dict[str, Any] = json.loads((published / "mopeq.json").read_text())
     del written["provenance"]
     assert planned == {**written, "files": {}}
@@ -108,7 +108,7 @@ def test_quantizing_twice_gives_the_same_bytes(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [
-        json.loads(run(capsys, "quantize", shapes, tmp_path / name, "--shard-size", "600000", "--json"))["files"]
+        json.loads(run(capsys, "quantize", shapes, tmp_path / name, "--recipe", "mopeq", "--shard-size", "600000", "--json"))["files"]
         for name in ("one", "two")
     ]
     assert files[0] == files[1]

@@ -115,7 +115,7 @@ def test_tensors_that_the_class_does_not_load_are_left_out_and_said(tmp_path: Pa
             told.append(text)
 
     repo = quantize(str(source), tmp_path / "quantized", Recipe(group_size=32), progress=Listener())
-    assert "model.extra.head" in told[0]
+    assert any("model.extra.head" in line for line in told)
     assert "model.extra.head" not in open_checkpoint(repo.folder).tensors
 
 

@@ -48,6 +48,13 @@ def test_what_is_given_one_by_one_counts_more_even_where_it_is_the_default() -> 
     assert given("--recipe", recipe) == Recipe(bits=(3,), symmetric=False, seed=7, rest_bits=8)
 
 
+def test_the_width_of_the_rest_is_a_number_or_auto_however_it_is_given() -> None:
+    expected = Recipe(budget="1GB", allocator="knapsack", rest_bits="auto")
+    assert given("--budget", "1GB", "--rest-bits", "auto") == given("--recipe", "{budget: 1GB, rest_bits: auto}")
+    assert given("--budget", "1GB", "--rest-bits", "auto") == expected
+    assert given("--rest-bits", "8") == given("--recipe", '{rest_bits: "8"}') == Recipe(rest_bits=8)
+
+
 def test_a_budget_is_met_by_the_knapsack_however_it_is_given() -> None:
     expected = Recipe(budget="3.0bpw", allocator="knapsack")
     assert given("--budget", "3.0bpw") == given("--recipe", "{budget: 3.0bpw}") == expected

@@ -25,13 +25,18 @@ ALLOCATORS: dict[str, Allocator] = {
 def allocate(profile: Profile, recipe: Recipe, room: Room | None = None) -> BitMap:
     """The bit map that the recipe's allocator makes of a profile: all items compete, or those of each layer.
 
-    room: what the recipe's budget leaves to the experts, where it has one.
+    room: what the recipe's budget leaves to what competes, where it has one.
     """
     bits: dict[tuple[Expert, str], int] = {}
+    rest: dict[str, int] = {}
     for items in items_of(profile, recipe, room):
         for item, width in zip(items.members, ALLOCATORS[recipe.allocator](items, recipe), strict=True):
-            bits |= dict.fromkeys(item, width)
-    return BitMap(bits)
+            for member in item:
+                if isinstance(member, str):
+                    rest[member] = width
+                else:
+                    bits[member] = width
+    return BitMap(bits, rest)
 
 
 __all__ = ["ALLOCATORS", "Allocator", "Room", "allocate"]

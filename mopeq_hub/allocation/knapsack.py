@@ -1,9 +1,12 @@
 """The widths that cost least within a budget: a multiple-choice knapsack.
 
-Each expert takes one of its widths; each has a size and a cost, and the sizes together must not pass the budget. The
-budget is spent on the steps that save most for each byte, along the lower convex hull of each expert's choices (Sinha
-and Zoltners, Operations Research 27, 1979): the optimum of the linear relaxation but for one step. Then experts are
-raised into what is left of it, alone or while another is lowered, until no such exchange makes the total less.
+Each item takes one of its widths; each has a size and a cost, and the sizes together must not pass the budget.
+
+Partial choices are followed item by item, those that no other is both smaller and cheaper than (Nemhauser and Ullmann,
+Management Science 15, 1969): the best at the end is the optimum. Where there are too many of them, the budget is spent
+on the steps that save most for each byte, along the lower convex hull of each item's choices (Sinha and Zoltners,
+Operations Research 27, 1979): the optimum of the linear relaxation but for one step. Then items are raised into what is
+left of it, alone or while another is lowered, until no such exchange makes the total less.
 """
 
 import numpy as np
@@ -16,24 +19,53 @@ Costs = NDArray[np.float64]
 Sizes = NDArray[np.int64]
 Choices = NDArray[np.intp]
 
+_MOST_PARTIAL = 2000
+"""Partial choices that are followed; a hundred experts of one shape have about two hundred."""
 _WORTH = 1e-12
 """Of the total cost: what an exchange must save, so that rounding does not let it go round in circles."""
 
 
 def widths(items: Items, recipe: Recipe) -> list[int]:
     """The widths of the items with which least is lost."""
-    return [recipe.bits[choice] for choice in choose(items.costs, *items.room)]
+    return [items.widths[choice] for choice in choose(items.costs, *items.room)]
 
 
 def choose(costs: Costs, sizes: Sizes, capacity: int) -> Choices:
     """The choice of each item [n], 0 to k - 1, of least total cost within `capacity`.
 
-    costs [n, k], finite; sizes [n, k], rising along each row; the smallest choices of all items must fit.
+    costs [n, k], infinite from where on an item has no choice any more; sizes [n, k], rising along each row; the
+    smallest choices of all items, which have finite costs, must fit.
     """
+    found = optimum(costs, sizes, capacity)
+    return near_optimum(costs, sizes, capacity) if found is None else found
+
+
+def near_optimum(costs: Costs, sizes: Sizes, capacity: int) -> Choices:
+    """As `choose`, but only so good that no change of one or two items would be better."""
     chosen = _greedy(costs, sizes, capacity)
     while (moves := _best_exchange(costs, sizes, chosen, capacity)) is not None:
         for item, choice in moves:
             chosen[item] = choice
+    return chosen
+
+
+def optimum(costs: Costs, sizes: Sizes, capacity: int) -> Choices | None:
+    """As `choose`; None where there are too many partial choices to follow."""
+    needed_after = sizes[::-1, 0].cumsum()[::-1] - sizes[:, 0]
+    size, cost = np.zeros(1, np.int64), np.zeros(1)
+    kept: list[NDArray[np.intp]] = []
+    for item in range(len(costs)):
+        sizes_now, costs_now = (size[:, None] + sizes[item]).ravel(), (cost[:, None] + costs[item]).ravel()
+        possible = np.flatnonzero((sizes_now + needed_after[item] <= capacity) & np.isfinite(costs_now))
+        order = possible[np.lexsort((costs_now[possible], sizes_now[possible]))]
+        cheapest_before = np.minimum.accumulate(np.append(np.inf, costs_now[order]))[:-1]
+        kept.append(order[costs_now[order] < cheapest_before])
+        if len(kept[-1]) > _MOST_PARTIAL:
+            return None
+        size, cost = sizes_now[kept[-1]], costs_now[kept[-1]]
+    chosen, state = np.zeros(len(costs), np.intp), len(cost) - 1
+    for item in reversed(range(len(costs))):
+        state, chosen[item] = divmod(int(kept[item][state]), costs.shape[1])
     return chosen
 
 
@@ -78,9 +110,11 @@ def _best_exchange(costs: Costs, sizes: Sizes, chosen: Choices, capacity: int) -
     # One more that changes nothing, of no item: the other half of a change that is made alone.
     more_cost = np.append(costs - now_cost[:, None], 0.0)
     more_size = np.append(sizes - now_size[:, None], 0)
-    changes, kind = np.unique(more_size, return_inverse=True)
-    order = np.lexsort((more_cost, kind))
-    first = np.searchsorted(kind[order], np.arange(len(changes)))
+    possible = np.flatnonzero(np.isfinite(more_cost))
+    changes, kind = np.unique(more_size[possible], return_inverse=True)
+    ranked = np.lexsort((more_cost[possible], kind))
+    order = possible[ranked]
+    first = np.searchsorted(kind[ranked], np.arange(len(changes)))
     last = np.append(first[1:], len(order))
     # Of all changes of one size, the two best of different items: that is all a pair can need.
     best = [_two_items(order[start:end], width) for start, end in zip(first, last, strict=True)]

@@ -18,7 +18,7 @@ _STEEPEST, _HALVINGS = 200.0, 60
 
 def widths(items: Items, recipe: Recipe) -> list[int]:
     """The widths of the items, which compete with each other for their room."""
-    return [recipe.bits[choice] for choice in cut_by_rank(list(items.values), *items.room)]
+    return [items.widths[choice] for choice in cut_by_rank(list(items.values), *items.room)]
 
 
 def cut_by_rank(values: Sequence[float], sizes: NDArray[np.int64], capacity: int) -> NDArray[np.intp]:

@@ -31,6 +31,7 @@ class Family:
     model_type: of the whole model, as config.json says it.
     text_model_types: those of the text model that were proven; empty where the model type alone decides.
     experts_count, experts_per_token: attributes of the text config that hold the counts.
+    norm: the module in a decoder layer through which hidden states reach router and experts.
     fused: parameters of the live experts module, [experts, out, in].
     """
 
@@ -38,6 +39,7 @@ class Family:
     text_model_types: tuple[str, ...] = ()
     experts_count: str = "num_experts"
     experts_per_token: str = "num_experts_per_tok"
+    norm: str = "post_attention_layernorm"
     fused: tuple[FusedParameter, ...] = (
         FusedParameter("gate_up_proj", ("gate", "up")),
         FusedParameter("down_proj", ("down",)),

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mopeq_hub.bitmap import BitMap, by_projection, width_of
+from mopeq_hub.bitmap import width_of
 from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Expert, Matrix
+from mopeq_hub.experts import Matrix
 from mopeq_hub.fidelity.blocks import BlockPass
 from mopeq_hub.fidelity.stages import Item
+from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import Model
 from mopeq_hub.packing import Packed, dequantize
 from mopeq_hub.progress import Progress
@@ -80,18 +81,6 @@ def original_of(checkpoint: Checkpoint, item: Item, source: str) -> torch.Tensor
     transformers makes of it."""
     matrix = item if isinstance(item, Matrix) else None
     return _tensor(kept(checkpoint, source, matrix), kept_dtype(checkpoint, source))
-
-
-def bitmap_of(manifest: dict[str, Any]) -> BitMap:
-    """The bit map that a manifest describes."""
-    return BitMap(
-        {
-            (Expert(entry["layer"], index), projection): bits
-            for entry in manifest["experts"]
-            for index, widths in enumerate(entry["bits"])
-            for projection, bits in by_projection(widths).items()
-        }
-    )
 
 
 def _tensor(values: np.ndarray, dtype: str) -> torch.Tensor:

@@ -136,7 +136,7 @@ def check_loading(loading: dict[str, Any], manifest: dict[str, Any]) -> None:
         for entry in manifest["experts"]
         for index, widths in enumerate(entry["bits"])
         for projection, bits in by_projection(widths).items()
-    }
+    } | manifest["rest"].get("widths", {})
     for name, bits in expected.items():
         found_bits = loading["widths"].get(name, 16)
         if found_bits != bits:
@@ -146,7 +146,7 @@ def check_loading(loading: dict[str, Any], manifest: dict[str, Any]) -> None:
     if wrong:
         raise MopeqError(f"the published form loads {wrong[0]} with {rest[wrong[0]]} bits", hint)
     quantized = manifest["rest"]["quantized"]
-    if len(rest) != quantized:
+    if "widths" not in manifest["rest"] and len(rest) != quantized:
         raise MopeqError(f"the published form loads {len(rest)} of {quantized} other quantized layers", hint)
 
 

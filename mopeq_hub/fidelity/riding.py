@@ -11,10 +11,11 @@ import numpy as np
 
 from mopeq_hub import workplace
 from mopeq_hub.fidelity.blocks import BlockPass
-from mopeq_hub.fidelity.by_blocks import bitmap_of, riding
+from mopeq_hub.fidelity.by_blocks import riding
 from mopeq_hub.fidelity.cost import stored_dtype
 from mopeq_hub.fidelity.document import Outcome, document
 from mopeq_hub.fidelity.measure import check_prepared
+from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
 from mopeq_hub.quantization.shards import write_stand_in

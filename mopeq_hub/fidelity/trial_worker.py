@@ -2,11 +2,12 @@
 
 The original's logits on the questions are kept; then, for each map, what its codes and scales stand for takes the place
 of the original's weights, and the logits are compared. That is what the published form computes but for the rounding of
-its activations, at a fraction of the time that quantizing and loading it would take. Progress goes to standard output,
-one number of finished maps a line.
+its activations, at a fraction of the time that quantizing and loading it would take. What a map gives is noted at once,
+a line of JSON each. Progress goes to standard output, one number of finished maps a line.
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +15,41 @@ import torch
 
 from mopeq_hub.calibration import load, read_job
 from mopeq_hub.experts import Matrix
+from mopeq_hub.fidelity.answers import Exam
 from mopeq_hub.fidelity.metrics import Comparison
 from mopeq_hub.fidelity.stages import place_of
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.packing import Packed, dequantize, quantize
 from mopeq_hub.questions import read_questions
 from mopeq_hub.questions.inputs import Encoder, Row, answer_logits, answer_options, batches, cast
+from mopeq_hub.records import append
 
 
 def main(job_path: Path) -> None:
     job = read_job(job_path)
     model = open_model(job["folder"], named=False)
     questions = read_questions(Path(job["questions"]) if job["questions"] else None, job["limit"])
-    rows = Encoder(Path(job["folder"])).rows(questions.items, with_answer=True, limit=questions.limit)
+    encoder = Encoder(Path(job["folder"]))
+    rows = encoder.rows(questions.items, with_answer=True, limit=questions.limit)
     bench = Bench(model, load(job), rows, job)
-    found = []
-    for widths in json.loads(Path(job["maps"]).read_text("utf-8")):
-        found.append(bench.measure(widths))
+    exam = Exam(encoder, questions.items, rows) if job["accuracy"] else None
+    maps = json.loads(Path(job["maps"]).read_text("utf-8"))
+    for key, widths in maps.items():
+        begun = time.monotonic()
+        found = bench.measure(widths)
+        found["seconds"] = time.monotonic() - begun
+        if exam:
+            found["accuracy"] = exam.accuracy(bench.live)
+        append(Path(job["notes"]), {"key": key, **found})
         print(1, flush=True)
-    Path(job["result"]).write_text(json.dumps({"figures": found}), "utf-8")
+    Path(job["result"]).write_text(json.dumps({"maps": len(maps)}), "utf-8")
 
 
 class Bench:
-    """The live original, whose weights are exchanged from map to map."""
+    """The `live` original, whose weights are exchanged from map to map."""
 
     def __init__(self, model: Model, live: Any, rows: list[Row], job: dict[str, Any]) -> None:
-        self._model, self._live, self._rows, self._job = model, live, rows, job
+        self._model, self.live, self._rows, self._job = model, live, rows, job
         self._matrices = {matrix.name: matrix for matrix in model.layout.matrices}
         self._packed: dict[tuple[str, int], Packed] = {}
         self._now: dict[str, int] = {}
@@ -62,10 +72,10 @@ class Bench:
         """The answer logits [answer tokens, vocabulary], float32, of each row."""
         found: dict[int, torch.Tensor] = {}
         for part, inputs in self._batches:
-            given = {name: value.to(self._live.device) for name, value in cast(inputs, self._live.dtype).items()}
+            given = {name: value.to(self.live.device) for name, value in cast(inputs, self.live.dtype).items()}
             with torch.inference_mode():
-                options = answer_options(self._live, part[0])
-                logits = self._live(**given, use_cache=False, **options).logits
+                options = answer_options(self.live, part[0])
+                logits = self.live(**given, use_cache=False, **options).logits
             for position, row in enumerate(part):
                 found[row.number] = answer_logits(logits[position], row).cpu()
         return [found[row.number] for row in self._rows]
@@ -73,7 +83,7 @@ class Bench:
     def _put(self, matrix: Matrix, bits: int) -> None:
         """Give a matrix of the live model so many bits, or its original weight."""
         place = place_of(matrix, self._model.layout)
-        whole = self._live.get_parameter(place.parameter).data
+        whole = self.live.get_parameter(place.parameter).data
         part = whole if place.expert is None else whole[place.expert, slice(*place.rows)]
         weight = matrix.read(self._model.checkpoint)
         part.copy_(torch.from_numpy(weight.float32() if bits == 16 else self._quantized(matrix, bits)))

@@ -1,5 +1,6 @@
 """Many bit maps of one model measured against its original, without quantizing or loading any of them."""
 
+import hashlib
 import json
 import math
 import tempfile
@@ -16,6 +17,7 @@ from mopeq_hub.processes import KILLED, run_module
 from mopeq_hub.progress import Progress
 from mopeq_hub.questions import Questions
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.records import entries
 from mopeq_hub.source import companions
 
 _PROCESS_BYTES = 2_000_000_000
@@ -48,29 +50,84 @@ def alone(matrices: Sequence[Matrix], bits: int) -> Widths:
 
 
 def try_maps(
-    model: Model, maps: Sequence[Widths], recipe: Recipe, questions: Questions, progress: Progress
+    model: Model,
+    maps: Sequence[Widths],
+    recipe: Recipe,
+    questions: Questions,
+    progress: Progress,
+    *,
+    accuracy: bool = False,
+    notes: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """The figures of `mopeq_hub.fidelity.metrics.Comparison` of each map, in order.
+    """The figures of `mopeq_hub.fidelity.metrics.Comparison` of each map, in order, and the `seconds` they took.
 
     Group size, symmetry and the search for scales are the recipe's; a calibrated quantizer is stood for by the search.
+    accuracy: let each also answer the questions, which adds the share that is right. notes: a file that keeps what each
+    map gave, so that no later call with it tries the same once more.
     Raises MopeqError where the model cannot be run.
     """
+    if notes is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            kept = Path(scratch) / "trials.jsonl"
+            return try_maps(model, maps, recipe, questions, progress, accuracy=accuracy, notes=kept)
+    keys = [_key(model, widths, recipe, questions) for widths in maps]
+    known = _noted(notes, accuracy)
+    left = {key: widths for key, widths in zip(keys, maps, strict=True) if key not in known}
+    if left:
+        _try(model, left, recipe, questions, progress, accuracy, notes)
+        known = _noted(notes, accuracy)
+    return [known[key] for key in keys]
+
+
+def untried(model: Model, maps: Sequence[Widths], recipe: Recipe, questions: Questions, notes: Path) -> int:
+    """How many of the maps `notes` does not know."""
+    known = _noted(notes, accuracy=False)
+    return len({_key(model, widths, recipe, questions) for widths in maps} - known.keys())
+
+
+def _try(
+    model: Model,
+    maps: dict[str, Widths],
+    recipe: Recipe,
+    questions: Questions,
+    progress: Progress,
+    accuracy: bool,
+    notes: Path,
+) -> None:
+    """Let the process try these maps and note what each gave, under its key."""
     for name in [*model.checkpoint.shards, *companions(model.source)]:
         model.source.path(name)
     with tempfile.TemporaryDirectory() as scratch, progress.stage("try", len(maps), "maps") as advance:
         written = Path(scratch) / "maps.json"
-        written.write_text(json.dumps(list(maps)), "utf-8")
+        written.write_text(json.dumps(maps), "utf-8")
         job = {
             "folder": model.source.path("config.json").parent,
             "auto_class": model.layout.auto_class,
             "maps": written,
+            "notes": notes,
             "questions": questions.path,
             "limit": questions.limit,
-            "group_size": recipe.group_size,
-            "symmetric": recipe.symmetric,
-            "search": recipe.quantizer != "rtn",
+            "accuracy": accuracy,
+            **_settings(recipe),
         }
-        return list(run_module("mopeq_hub.fidelity.trial_worker", job, advance, _failed)["figures"])
+        run_module("mopeq_hub.fidelity.trial_worker", job, advance, _failed)
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return {"group_size": recipe.group_size, "symmetric": recipe.symmetric, "search": recipe.quantizer != "rtn"}
+
+
+def _key(model: Model, widths: Widths, recipe: Recipe, questions: Questions) -> str:
+    """A digest of all that decides what a map gives."""
+    asked = [questions.digest, questions.limit]
+    whole = json.dumps([model.source.commit, asked, _settings(recipe), widths], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()[:32]
+
+
+def _noted(notes: Path, accuracy: bool) -> dict[str, dict[str, Any]]:
+    """Figures by key, those with an accuracy alone where one is wanted."""
+    found = [entry for entry in entries(notes) if isinstance(entry, dict) and "key" in entry and "kl_mean" in entry]
+    return {entry["key"]: entry for entry in found if not accuracy or "accuracy" in entry}
 
 
 def _failed(status: int, words: str) -> MopeqError:

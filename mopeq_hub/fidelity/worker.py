@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from mopeq_hub.checkpoint import Checkpoint
+from mopeq_hub.fidelity.answers import Exam
 from mopeq_hub.fidelity.metrics import Comparison, starts
 from mopeq_hub.questions import read_questions
 from mopeq_hub.questions.inputs import Encoder, Row, answer_logits, answer_options, batches, cast
@@ -39,12 +40,7 @@ def main(job_path: Path) -> None:
         result = compare(model, rows, Path(job["logits"]))
     result["questions"] = len(rows)
     if questions.scored:
-        items = questions.items[: len(rows)]
-        asked = encoder.rows(items, with_answer=False)
-        longest = max(row.length - row.prompt for row in rows)
-        answers = dict(generate(model, encoder, asked, longest))
-        hits = [_same(answers[number], item.answer) for number, item in enumerate(items)]
-        result["accuracy"] = sum(hits) / len(hits)
+        result["accuracy"] = Exam(encoder, questions.items, rows).accuracy(model, _tell)
     result["loading"] = loading
     Path(job["result"]).write_text(json.dumps(result), "utf-8")
 
@@ -116,7 +112,7 @@ def forward(model: Any, rows: list[Row]) -> Iterator[tuple[Row, torch.Tensor]]:
             logits = model(**cast(inputs, model.dtype), use_cache=False, **options).logits
         for position, row in enumerate(part):
             yield row, answer_logits(logits[position], row)
-        print(len(part), flush=True)
+        _tell(len(part))
 
 
 def write_logits(model: Any, rows: list[Row], path: Path) -> dict[str, Any]:
@@ -145,15 +141,6 @@ def compare(model: Any, rows: list[Row], path: Path) -> dict[str, Any]:
     return comparison.result()
 
 
-def generate(model: Any, encoder: Encoder, rows: list[Row], longest: int) -> Iterator[tuple[int, str]]:
-    """Greedy answers by question number; `longest` is the reference answers' greatest length in tokens."""
-    for part, inputs in batches(rows):
-        with torch.inference_mode():
-            ids = model.generate(**cast(inputs, model.dtype), max_new_tokens=longest + 8, do_sample=False)
-        for position, row in enumerate(part):
-            yield row.number, encoder.decode(ids[position, row.length :])
-        print(len(part), flush=True)
-
-
-def _same(answer: str, reference: str) -> bool:
-    return " ".join(answer.split()).casefold() == " ".join(reference.split()).casefold()
+def _tell(rows: int) -> None:
+    """Say that so many rows are finished."""
+    print(rows, flush=True)

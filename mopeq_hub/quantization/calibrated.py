@@ -51,7 +51,7 @@ def calibrated(recipe: Recipe, calibration: Path | None) -> Recipe:
 
     Raises UsageError where a file is named that nothing uses, MopeqError where it holds no questions.
     """
-    tunes, runs = recipe.quantizer in CALIBRATED, recipe.signal in RUNNING
+    tunes, runs = recipe.quantizer in CALIBRATED, recipe.signal in (*RUNNING, "best")
     if calibration and not tunes and not runs:
         raise UsageError(
             f"neither --signal {recipe.signal} nor --quantizer {recipe.quantizer} uses calibration data",

@@ -178,6 +178,13 @@ def kept_dtype(checkpoint: Checkpoint, source: str) -> str:
     return _KEPT_AS.get(dtype, dtype)
 
 
+def written_bytes(checkpoint: Checkpoint, matrix: Matrix, bits: int, group_size: int) -> int:
+    """Bytes that a matrix takes at a width; at 16 bits it is written as it is stored."""
+    if bits != 16:
+        return packed_bytes(matrix.shape, bits, group_size)
+    return math.prod(matrix.shape) * ITEM_BYTES[kept_dtype(checkpoint, matrix.source)]
+
+
 def check_divides(matrix: Matrix, group_size: int) -> None:
     """Raises MopeqError where an expert's weight does not divide into groups and words."""
     if divides(matrix.shape, group_size):

@@ -14,6 +14,9 @@ from typing import Any
 
 from mopeq_hub.recipe import Recipe
 
+PROJECTIONS = ("gate", "up", "down")
+Widths = int | dict[str, int]
+"""Of one expert in a manifest: one width, or one by projection where they differ."""
 UNIFORM_4 = "uniform 4 bits"
 """The name of the baseline, here and in fidelity.json's comparisons."""
 
@@ -95,9 +98,29 @@ def _published(manifest: dict[str, Any], fidelity: dict[str, Any] | None, name: 
     )
 
 
+def by_projection(manifest: dict[str, Any]) -> bool:
+    """Whether some expert's projections differ in width, so that projections are what is counted."""
+    return any(not isinstance(widths, int) for layer in manifest["experts"] for widths in layer["bits"])
+
+
+def split(widths: Widths) -> tuple[int, ...]:
+    """An expert's widths: of gate, up and down."""
+    return (widths,) * len(PROJECTIONS) if isinstance(widths, int) else tuple(widths[name] for name in PROJECTIONS)
+
+
+def widths_in(manifest: dict[str, Any], layer: dict[str, Any]) -> list[int]:
+    """The widths of a layer's experts, or of their projections where those are counted."""
+    return [width for each in layer["bits"] for width in split(each)] if by_projection(manifest) else layer["bits"]
+
+
 def counts(manifest: dict[str, Any]) -> dict[int, int]:
-    """How many experts have each width, narrowest first."""
-    return dict(sorted(Counter(width for layer in manifest["experts"] for width in layer["bits"]).items()))
+    """How many experts, or projections of experts, have each width, narrowest first."""
+    return dict(sorted(Counter(width for layer in manifest["experts"] for width in widths_in(manifest, layer)).items()))
+
+
+def counted(manifest: dict[str, Any], count: int) -> str:
+    """The word for what `counts` counts, for so many."""
+    return ("projection" if by_projection(manifest) else "expert") + ("" if count == 1 else "s")
 
 
 def size(count: int) -> str:

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -17,8 +18,10 @@ from mopeq_hub.recipe import Recipe
 from mopeq_hub.report import (
     Markdown,
     account_address,
+    by_projection,
     choices,
     code,
+    counted,
     counts,
     hub_address,
     link,
@@ -29,7 +32,9 @@ from mopeq_hub.report import (
     percent,
     size,
     table_rows,
+    widths_in,
 )
+from mopeq_hub.report.spread import in_words
 from mopeq_hub.report.templating import render
 
 if TYPE_CHECKING:
@@ -101,6 +106,8 @@ def recipe_flags(recipe: Recipe) -> list[str]:
     flags = ["--bits", ",".join(map(str, recipe.bits))]
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
+        if field.name == "initial" and re.fullmatch(r".*@[0-9a-f]{64}", value):
+            value = f"path/to/{value.rpartition('@')[0]}"
         if field.name in ("bits", "calibration") or value == field.default:
             continue
         flags += ["--asymmetric"] if field.name == "symmetric" else ["--" + field.name.replace("_", "-"), str(value)]
@@ -198,7 +205,7 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any]) -> list["EvalRe
 def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
     """What the template says of how the publication was made."""
     experts_of = counts(manifest)
-    (width, count), *others = experts_of.items()
+    rest = dict(sorted(Counter(manifest["rest"].get("widths", {}).values()).items()))
     return {
         "manifest": manifest,
         "calibration": manifest.get("calibration"),
@@ -206,13 +213,23 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "recipe": Recipe.from_dict(manifest["recipe"]),
         "source": _source_name(manifest),
         "experts_of": experts_of,
-        "expert_count": sum(experts_of.values()),
+        "expert_count": sum(len(layer["bits"]) for layer in manifest["experts"]),
         "widths": [str(width) for width in experts_of],
-        "counts": listed([f"{count} experts have {width} bits", *(f"{many} have {bits}" for bits, many in others)]),
-        "mixed_layers": any(len(set(layer["bits"])) > 1 for layer in manifest["experts"]),
+        "by_projection": by_projection(manifest),
+        "counts": _counts(experts_of, lambda count: counted(manifest, count)),
+        "rest_counts": _counts(rest, lambda count: "layer" if count == 1 else "layers") if rest else "",
+        "mixed_layers": any(len({*widths_in(manifest, layer)}) > 1 for layer in manifest["experts"]),
+        "spread": Markdown(in_words(manifest["spread"])) if "spread" in manifest else None,
         "auto_class": _auto_class(manifest),
         "command": Markdown(_command(manifest)),
     }
+
+
+def _counts(found: dict[int, int], noun: Callable[[int], str]) -> str:
+    """How many have each width, as a sentence: `3 experts have 2 bits and 1 has 4`."""
+    words = [f"{count} {'has' if count == 1 else 'have'} {width}" for width, count in found.items()]
+    (width, count), *_ = found.items()
+    return listed([f"{count} {noun(count)} {'has' if count == 1 else 'have'} {width} bits", *words[1:]])
 
 
 def _measured(manifest: dict[str, Any], fidelity: dict[str, Any] | None) -> dict[str, Any]:

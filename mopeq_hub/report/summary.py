@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.report import (
+    PROJECTIONS,
+    Widths,
+    by_projection,
     choices,
     code,
+    counted,
     counts,
     escape,
     hub_address,
@@ -18,8 +22,10 @@ from mopeq_hub.report import (
     one_line,
     percent,
     size,
+    split,
     table_rows,
 )
+from mopeq_hub.report.spread import in_words
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -61,6 +67,11 @@ def plan_table(name: str, planned: list[dict[str, Any]], manifest: dict[str, Any
     return table
 
 
+def spread_line(manifest: dict[str, Any]) -> str:
+    """How well the signal tells the experts apart."""
+    return in_words(manifest["spread"])
+
+
 def needs_line(needs: "Needs") -> str:
     """What publishing takes of the machine and the network."""
     disk = f"{size(needs.disk)} of disk" + (
@@ -79,39 +90,48 @@ def cost_line(cost: "Cost") -> str:
 
 
 def _counts_text(manifest: dict[str, Any]) -> "Text":
-    """How many experts have each width, each in its colour."""
+    """How many experts, or projections, have each width, each in its colour."""
     from rich.text import Text
 
     parts = [Text(f" {count} at {width} bits ", style=INK[width]) for width, count in counts(manifest).items()]
-    return Text("experts: ", style="default not italic").append_text(Text(" ").join(parts))
+    return Text(f"{counted(manifest, 2)}: ", style="default not italic").append_text(Text(" ").join(parts))
 
 
 class Heatmap:
     """The bit map for a terminal: a digit for each expert, on its width's colour where there is colour.
 
-    A line for each layer. Where a line has no room for a layer's experts, it shows a bar of how many have each width.
+    A line for each layer, and three for gate, up and down where the projections of experts differ. Where a line has no
+    room for a layer's experts, it shows a bar of how many have each width.
     """
 
     def __init__(self, manifest: dict[str, Any]) -> None:
-        self._rows = {layer["layer"]: layer["bits"] for layer in manifest["experts"]}
+        self._rows: dict[int, list[Widths]] = {layer["layer"]: layer["bits"] for layer in manifest["experts"]}
         self._layers = manifest["model"]["layers"]
+        self._parts = PROJECTIONS if by_projection(manifest) else ("",)
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["RenderableType"]:
         from rich.text import Text
 
-        label = len(f"layer {self._layers - 1} ")
-        fits = label + max(map(len, self._rows.values())) <= options.max_width
+        number = len(f"layer {self._layers - 1} ")
+        part = max(len(f"{name} ") for name in self._parts) if len(self._parts) > 1 else 0
+        fits = number + part + max(map(len, self._rows.values())) <= options.max_width
         for layer in range(self._layers):
-            line = Text(f"layer {layer}".ljust(label), no_wrap=True, overflow="ellipsis")
-            bits = self._rows.get(layer)
-            if bits is None:
-                line.append("no routed experts", style="dim")
-            elif fits:
-                for width in bits:
-                    line.append(str(width), style=INK[width])
-            else:
-                line.append_text(_bar(bits))
-            yield line
+            head = f"layer {layer}".ljust(number)
+            if layer not in self._rows:
+                yield Text(head, no_wrap=True).append("no routed experts", style="dim")
+                continue
+            for place, name in enumerate(self._parts):
+                line = Text(head + name.ljust(part), no_wrap=True, overflow="ellipsis")
+                bits = [split(widths)[place] for widths in self._rows[layer]]
+                head = " " * number
+                yield _digits(line, bits) if fits else line.append_text(_bar(bits))
+
+
+def _digits(line: "Text", bits: list[int]) -> "Text":
+    """The line with a digit for each width."""
+    for width in bits:
+        line.append(str(width), style=INK[width])
+    return line
 
 
 def _bar(bits: list[int]) -> "Text":
@@ -176,12 +196,13 @@ def step_summary(
     space = f" Its Space is {link(code(where), space_page)}." if space_page else ""
     cells = [[escape(cell) for cell in row] for row in table_rows(choices(manifest, fidelity))]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    parts = ", by projection" if by_projection(manifest) else ""
     lines = [
         f"### {code(source['name'])} published",
         f"From {link(code(source['name']), source_page)} at {code(source['commit'][:12])} "
         f"to {link(code(where), page or where)}, as {code(manifest['publication'])}.{space}",
         f"| {' | '.join(COLUMNS)} |\n|{' --- |' + ' ---: |' * (len(COLUMNS) - 1)}\n{rows}",
-        f"Routed experts: {', '.join(f'{count} at {width} bits' for width, count in counts(manifest).items())}.",
+        f"Routed experts{parts}: {', '.join(f'{count} at {width} bits' for width, count in counts(manifest).items())}.",
     ]
     if page:
         # A repo that is private shows nobody its plots here.

@@ -13,7 +13,7 @@ from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.kernels.weight import Weight
 from mopeq_hub.progress import Advance
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.sensitivity import by_running, hessian, product
+from mopeq_hub.sensitivity import by_running, distortion, hessian, product, router
 from mopeq_hub.sensitivity.layer import LayerView
 from mopeq_hub.sensitivity.profile import Profile, Values
 
@@ -23,16 +23,18 @@ LayerSignal = Callable[[LayerView, Recipe], Mapping[str, Values]]
 """Of each projection of a layer's experts, by its name: its sensitivity, or what each of the recipe's widths costs."""
 
 BY_MATRIX: dict[str, MatrixSignal] = {"hessian": hessian.trace}
-BY_LAYER: dict[str, LayerSignal] = {}
+BY_LAYER: dict[str, LayerSignal] = {"distortion": distortion.costs, "router": router.places}
 SETTINGS: dict[str, Callable[[Recipe], dict[str, Any]]] = {
     "hessian": hessian.settings,
+    "distortion": distortion.settings,
+    "router": router.settings,
     "frequency": by_running.settings,
     "fisher": by_running.settings,
     product.NAME: product.settings,
 }
 """What a profile says of how it was measured: `name`, and all that would give other numbers. Two profiles of the same
 weights with the same settings are the same, and are kept under their digest."""
-COSTS: frozenset[str] = frozenset({"fisher"})
+COSTS: frozenset[str] = frozenset({"distortion", "fisher"})
 """Signals that give a cost for each of the recipe's widths; all others give one number."""
 
 
@@ -56,12 +58,15 @@ def measure_matrices(
 
 
 def profile_of(layout: Layout, measured: Mapping[str, Values], recipe: Recipe, commit: str) -> Profile:
-    """The profile of what was measured on every projection, whatever the order in which that was done."""
+    """The profile of what was measured on every projection, and on the rest where it was, whatever the order in which
+    that was done."""
     experts = {
         expert: {str(matrix.projection): measured[matrix.name] for matrix in matrices}
         for expert, matrices in layout.experts.items()
     }
-    return Profile(SETTINGS[recipe.signal](recipe), experts, commit, recipe.bits if recipe.signal in COSTS else ())
+    rest = {matrix.name: measured[matrix.name] for matrix in layout.rest if matrix.name in measured}
+    widths = recipe.packed_widths if recipe.signal in COSTS else ()
+    return Profile(SETTINGS[recipe.signal](recipe), experts, commit, widths, rest)
 
 
 __all__ = ["BY_LAYER", "BY_MATRIX", "COSTS", "SETTINGS", "LayerView", "Profile", "measure_matrices", "profile_of"]

@@ -1,10 +1,12 @@
-"""The second-order KL of each projection's rounding, by the gradients of labels that the model draws itself.
+"""The second-order KL of each projection's rounding, by the gradients that the model's own uncertainty asks for.
 
-To second order KL(p || p_q) = 1/2 E (g . dy)^2, where dy is what quantizing a weight adds to a layer's output and g the
-gradient of the log-likelihood of labels drawn from the model's own p (the Fisher information; Martens, JMLR 21, 2020,
-section 5). Labels of an answer's tokens are drawn independently given the tokens before them, so one backward pass of
-their sum gives, for all experts at once, an estimate whose cross terms vanish in expectation. `dy` is not approximated:
-the expert is computed with one projection quantized to each width.
+To second order KL(p || p_q) = 1/2 E (g . dy)^2, where dy is what quantizing a weight adds to a layer's output and g g^T
+averages to the Fisher information of the model's answer (Martens, JMLR 21, 2020, section 5). Commonly g is the gradient
+of the log-likelihood of labels drawn from p; but where a model is sure, the labels that matter are hardly ever drawn.
+So g is the gradient of z . logits with z = sqrt(p) e - p (sqrt(p) . e), e of random signs: z z^T averages to
+diag(p) - p p^T as the labels' does, and every label takes part in every draw. Signs are drawn for each token of an
+answer, so one backward pass gives, for all experts at once, an estimate whose cross terms vanish in expectation. `dy`
+is not approximated: the expert is computed with one projection quantized to each width.
 
 A few rows hold most of the sum, and which ones is chance; so a row whose damage over all experts is t does not count t
 but t to the power `_COUNTS`. On trained models that more than halved the KL of the maps that few questions gave, where
@@ -26,7 +28,7 @@ from mopeq_hub.questions.inputs import Row, answer_options, cast
 from mopeq_hub.sensitivity.watching import Pass, Watch
 
 DRAWS = 4
-"""How often labels are drawn for each row."""
+"""How often signs are drawn for each row."""
 _COUNTS = 1 / 3
 
 
@@ -53,12 +55,11 @@ class Collector:
         given = {name: value.to(self._live.device) for name, value in cast(inputs, self._live.dtype).items()}
         logits = self._live(**given, use_cache=False, **answer_options(self._live, part[0])).logits
         first = part[0].prompt - part[0].length - 1
-        likelihoods = torch.log_softmax(logits[:, first:-1].float(), -1)
+        logits = logits[:, first:-1].float()
         passes = dict(self._watch.passes)
         outputs = [each.output for each in passes.values()]
         drawn = [
-            torch.autograd.grad(self._drawn(likelihoods), outputs, retain_graph=draw + 1 < DRAWS)
-            for draw in range(DRAWS)
+            torch.autograd.grad(self._drawn(logits), outputs, retain_graph=draw + 1 < DRAWS) for draw in range(DRAWS)
         ]
         squares = np.zeros((DRAWS, len(part), len(self._place), len(self._job["widths"])), np.float32)
         with torch.no_grad():
@@ -66,16 +67,14 @@ class Collector:
                 gradients = torch.stack([of[number].flatten(0, -2) for of in drawn])
                 for index in each.chosen.unique().tolist():
                     self._add(squares, Expert(layer, index), each, gradients, part[0].length)
-        self._groups[-1].add(
-            squares.reshape(-1, *squares.shape[2:]), DRAWS * likelihoods.shape[0] * likelihoods.shape[1]
-        )
+        self._groups[-1].add(squares.reshape(-1, *squares.shape[2:]), DRAWS * logits.shape[0] * logits.shape[1])
 
-    def _drawn(self, likelihoods: torch.Tensor) -> torch.Tensor:
-        """The log-likelihood of labels drawn for all rows."""
-        shape = likelihoods.shape
-        chances = likelihoods.detach().exp().cpu().reshape(-1, shape[-1])
-        labels = torch.multinomial(chances, 1, generator=self._generator).reshape(*shape[:2], 1)
-        return likelihoods.gather(-1, labels.to(likelihoods.device)).sum()
+    def _drawn(self, logits: torch.Tensor) -> torch.Tensor:
+        """z . logits, z drawn for each token of logits [rows, tokens, vocabulary]."""
+        chances = torch.softmax(logits.detach(), -1)
+        signs = torch.randint(0, 2, logits.shape, generator=self._generator, dtype=torch.float32) * 2 - 1
+        drawn = chances.sqrt() * signs.to(logits.device)
+        return ((drawn - chances * drawn.sum(-1, keepdim=True)) * logits).sum()
 
     def _add(self, squares: np.ndarray, expert: Expert, seen: Pass, gradients: torch.Tensor, length: int) -> None:
         """Put the squares of one expert's projections into [draws, rows, matrices, widths]."""

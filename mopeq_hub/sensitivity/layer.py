@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mopeq_hub.checkpoint import Checkpoint
+from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Matrix
 
 
@@ -30,3 +31,8 @@ class LayerView:
     experts_per_token: int
     normalized: bool
     initial: NDArray[np.float32] | None = None
+
+
+def damaged(source: str) -> MopeqError:
+    """The error about a tensor that holds what no weight should be."""
+    return MopeqError(f"{source} holds NaN or infinite values", "the source is damaged; use another")

@@ -1,6 +1,6 @@
 """A run over the shards of a model that measures every expert; a run that was stopped is gone on with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,8 @@ from mopeq_hub.passage import Passage, stage
 from mopeq_hub.progress import Advance, Progress
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.records import append, entries
-from mopeq_hub.sensitivity import Profile, measure_matrices, profile_of
+from mopeq_hub.sensitivity import BY_LAYER, SETTINGS, Profile, measure_matrices, profile_of
+from mopeq_hub.sensitivity.by_layer import measure_layers
 from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.sensitivity.profile import Values
 
@@ -25,24 +26,41 @@ def measure(
 
     Raises MopeqError on NaN or infinite weights, naming the tensor.
     """
-    shards: dict[str, list[Matrix]] = {}
-    for matrix in model.layout.matrices:
-        if matrix.expert is not None:
-            shards.setdefault(model.checkpoint.tensors[matrix.source].file, []).append(matrix)
     measured = _noted(notes)
-    left = [shard for shard, matrices in shards.items() if any(matrix.name not in measured for matrix in matrices)]
-    sources = {matrix.source for shard in left for matrix in shards[shard]}
-    nbytes = sum(model.checkpoint.tensors[source].nbytes for source in sources)
 
-    def keep(shard: str, found: dict[str, Values]) -> None:
+    def keep(found: dict[str, Values]) -> None:
         measured.update(found)
         append(notes, found)
 
-    with stage(progress, model.source, left, "measure", nbytes) as advance:
-        engine.run(Measuring(model.weights, recipe, shards), left, keep, advance)
+    if stand_in := SETTINGS[recipe.signal](recipe).get("stand_in"):
+        progress.say(f"--signal {recipe.signal} takes {stand_in}; --initial names one")
+    if recipe.signal in BY_LAYER:
+        measure_layers(model, recipe, measured, keep, progress, given.initial)
+    else:
+        _measure_shards(model, recipe, measured, keep, progress, engine)
     profile = profile_of(model.layout, measured, recipe, model.source.commit)
     notes.unlink(missing_ok=True)
     return profile
+
+
+def _measure_shards(
+    model: Model,
+    recipe: Recipe,
+    measured: Mapping[str, Values],
+    keep: Callable[[dict[str, Values]], None],
+    progress: Progress,
+    engine: Engine,
+) -> None:
+    """Measure what is not `measured` yet, shard by shard; `keep` is told what each gave."""
+    shards: dict[str, list[Matrix]] = {}
+    for matrix in model.layout.matrices:
+        if matrix.expert is not None or recipe.rest_bits == "auto":
+            shards.setdefault(model.checkpoint.tensors[matrix.source].file, []).append(matrix)
+    left = [shard for shard, matrices in shards.items() if any(matrix.name not in measured for matrix in matrices)]
+    sources = {matrix.source for shard in left for matrix in shards[shard]}
+    nbytes = sum(model.checkpoint.tensors[source].nbytes for source in sources)
+    with stage(progress, model.source, left, "measure", nbytes) as advance:
+        engine.run(Measuring(model.weights, recipe, shards), left, lambda _, found: keep(found), advance)
 
 
 def _noted(notes: Path) -> dict[str, Values]:

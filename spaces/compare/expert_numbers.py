@@ -34,6 +34,7 @@ class Experts:
         self.layers = {layer["layer"]: layer for layer in manifest["experts"]}
         self.group_size = int(manifest["recipe"]["group_size"])
         self.symmetric = bool(manifest["recipe"]["symmetric"])
+        self.rest: dict[str, int] = {name: int(bits) for name, bits in manifest["rest"].get("widths", {}).items()}
         self._tensors = tensors
 
     def described(self, layer: int, expert: int) -> str:
@@ -50,7 +51,7 @@ class Experts:
             why = error if isinstance(error, TensorsError) else type(error).__name__
             weights = f"<p>{in_html(f'Its packed weights cannot be read now: {why}.')}</p>"
         return (
-            f"<h3>Layer {layer}, expert {expert}</h3><p><b>{bits} bits</b> per weight, sensitivity "
+            f"<h3>Layer {layer}, expert {expert}</h3><p>{_widths(bits)} per weight, sensitivity "
             f"<b>{sensitivity:.6g}</b>: more sensitive than {below} of {len(others)} experts.</p>{weights}"
         )
 
@@ -93,6 +94,13 @@ def unpacked(words: np.ndarray, bits: int) -> np.ndarray:
     return np.packbits(stream.reshape(len(words), -1, bits), axis=-1, bitorder="little")[..., 0]
 
 
+def _widths(bits: int | dict[str, int]) -> str:
+    """An expert's widths: one, or one by projection."""
+    if isinstance(bits, int):
+        return f"<b>{bits} bits</b>"
+    return ", ".join(f"{in_html(name)} <b>{width} bits</b>" for name, width in bits.items())
+
+
 def _table(numbers: list[Numbers]) -> str:
     rows = {
         "Weights": [f"{each.rows} × {each.columns}" for each in numbers],
@@ -111,19 +119,22 @@ def _table(numbers: list[Numbers]) -> str:
 
 
 def _levels(numbers: list[Numbers]) -> str:
-    """Use of each code level as bars; at many levels, how many are used at all."""
-    levels = numbers[0].usage.size
-    if levels > MOST_BARS:
-        used = ", ".join(f"{in_html(each.name)} {int((each.usage > 0).sum())}" for each in numbers)
-        return f"<p>Code levels that are used, of {levels}: {used}.</p>"
+    """Use of each code level as bars; of a projection with many levels, how many are used at all."""
+    few = [each for each in numbers if each.usage.size <= MOST_BARS]
+    many = [each for each in numbers if each.usage.size > MOST_BARS]
     rows = "".join(
-        f"<tr><th scope=row>{code}</th>{''.join(_bar(each.usage[code]) for each in numbers)}</tr>"
-        for code in range(levels)
+        f"<tr><th scope=row>{code}</th>"
+        + "".join(_bar(each.usage[code]) if code < each.usage.size else "<td></td>" for each in few)
+        + "</tr>"
+        for code in range(max((each.usage.size for each in few), default=0))
     )
-    return (
+    told = (
         "<p>Use of each code level, of all weights:</p>"
-        f'<div class="scroll"><table class="levels"><tr><th>code</th>{_heads(numbers)}</tr>{rows}</table></div>'
+        f'<div class="scroll"><table class="levels"><tr><th>code</th>{_heads(few)}</tr>{rows}</table></div>'
     )
+    used = ", ".join(f"{in_html(each.name)} {int((each.usage > 0).sum())}" for each in many)
+    levels = ", ".join(sorted({str(each.usage.size) for each in many}))
+    return (told if few else "") + (f"<p>Code levels that are used, of {levels}: {used}.</p>" if many else "")
 
 
 def _heads(numbers: list[Numbers]) -> str:

@@ -1,24 +1,38 @@
 """Tabs in which every expert is a cell to click: by its bits, and by its sensitivity."""
 
+from collections import Counter
+
 import gradio as gr
 import numpy as np
 from expert_numbers import Experts
-from heatmap import COLOURS, SCALE, Heatmap, by_amount, by_width
+from heatmap import COLOURS, SCALE, Heatmap, by_amount, by_width, split
 
+STRIPES = " The stripes of an expert are its gate, up and down projection, from top to bottom."
 HOW = "One row a layer, the first at the top; one column an expert. Click an expert, or choose it by number."
 
 
 def bit_map(experts: Experts) -> tuple[Heatmap, str]:
     """The picture of the widths, and its legend as HTML."""
     rows = {number: layer["bits"] for number, layer in experts.layers.items()}
-    widths = sorted({width for row in rows.values() for width in row})
-    counts = {width: sum(row.count(width) for row in rows.values()) for width in widths}
+    parted = any(not isinstance(widths, int) for row in rows.values() for widths in row)
+    counts = Counter(width for row in rows.values() for each in row for width in (split(each) if parted else [each]))
+    noun = "projection" if parted else "expert"
     words = " ".join(
-        f'<span><i style="background:{COLOURS.get(width, "#808080")}"></i>{width} bits: {counts[width]} '
-        f"{'expert' if counts[width] == 1 else 'experts'}</span>"
-        for width in widths
+        f'<span><i style="background:{COLOURS.get(width, "#808080")}"></i>{width} bits: {_number(count, noun)}</span>'
+        for width, count in sorted(counts.items())
     )
-    return Heatmap(rows, by_width), f'<p class="legend">{words}</p><p>{HOW}</p>'
+    how = HOW + (STRIPES if parted else "")
+    return Heatmap(rows, by_width), f'<p class="legend">{words}</p><p>{how}</p>{_rest(experts.rest)}'
+
+
+def _rest(widths: dict[str, int]) -> str:
+    """HTML: how many of the layers outside the experts have which width, where each has its own."""
+    found = [f"{_number(count, 'layer')} at {width} bits" for width, count in sorted(Counter(widths.values()).items())]
+    return f"<p>Linear layers outside the experts: {', '.join(found)}.</p>" if found else ""
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def sensitivities(experts: Experts) -> tuple[Heatmap, str]:

@@ -23,12 +23,14 @@ THINNEST_FRAME = 6
 SMALLEST_WITH_GAP = 32
 """Pixels of a cell; between smaller ones a line would come and go as the picture is scaled down."""
 
+PROJECTIONS = ("gate", "up", "down")
 Colouring = Callable[[list[Any]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Heatmap:
-    """rows: by layer number, the layer's values by expert. colouring: uint8 [experts, 3] of a row of values."""
+    """rows: by layer number, the layer's values by expert. colouring: uint8 [experts, stripes, 3] of a row of values;
+    stripes lie in a cell from top to bottom."""
 
     rows: dict[int, list[Any]]
     colouring: Colouring
@@ -46,11 +48,13 @@ class Heatmap:
         """The picture, in which one expert is framed; between cells that are large enough the page shows through."""
         cell = self.cell
         gap = cell // 12 if cell >= SMALLEST_WITH_GAP else 0
-        grid = np.zeros((len(self.rows), self._experts, 4), np.uint8)
+        pixels = np.zeros((len(self.rows) * cell, self._experts * cell, 4), np.uint8)
         for place, values in enumerate(self.rows.values()):
-            grid[place, : len(values), :3] = self.colouring(values)
-            grid[place, : len(values), 3] = 255
-        pixels = grid.repeat(cell, 0).repeat(cell, 1)
+            colours = self.colouring(values)
+            stripe = np.arange(cell) * colours.shape[1] // cell
+            drawn = pixels[place * cell : (place + 1) * cell, : len(values) * cell]
+            drawn[..., :3] = colours.swapaxes(0, 1)[stripe].repeat(cell, 1)
+            drawn[..., 3] = 255
         for start in range(gap):
             pixels[start::cell, :, 3] = 0
             pixels[:, start::cell, 3] = 0
@@ -70,8 +74,15 @@ class Heatmap:
         return layers[row], expert
 
 
-def by_width(values: list[int]) -> np.ndarray:
-    return np.array([_rgb(COLOURS.get(value, "#808080")) for value in values], np.uint8)
+def split(widths: int | dict[str, int]) -> tuple[int, ...]:
+    """An expert's widths, of gate, up and down, as the manifest has them: one number, or one by projection."""
+    return (widths,) * len(PROJECTIONS) if isinstance(widths, int) else tuple(widths[name] for name in PROJECTIONS)
+
+
+def by_width(values: list[int | dict[str, int]]) -> np.ndarray:
+    """Each expert's colour, in three stripes where its projections may differ."""
+    colours = [[_rgb(COLOURS.get(width, "#808080")) for width in split(value)] for value in values]
+    return np.array(colours, np.uint8)
 
 
 def by_amount(least: float, most: float) -> Colouring:
@@ -80,7 +91,8 @@ def by_amount(least: float, most: float) -> Colouring:
 
     def colour(values: list[float]) -> np.ndarray:
         share = np.clip((np.array(values, np.float64) - least) / ((most - least) or 1), 0, 1) * (len(stops) - 1)
-        return np.stack([np.interp(share, range(len(stops)), channel) for channel in stops.T], 1).astype(np.uint8)
+        channels = [np.interp(share, range(len(stops)), channel) for channel in stops.T]
+        return np.stack(channels, 1).astype(np.uint8)[:, None]
 
     return colour
 

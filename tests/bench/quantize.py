@@ -3,13 +3,14 @@
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
 from mopeq_hub.experts import Expert, Matrix
+from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import Model, open_model
 from tests.bench.checkpoints import nbytes
 from tests.bench.rivals import Rival, searches
@@ -41,9 +42,7 @@ def _rows(settings: Settings) -> Iterator[tuple[str, ...]]:
     peak = f"{max(run.rss for run in runs) / 1e9:.2f}"
     yield "mopeq-hub quantize", f"{nbytes(source) / 1e9:.2f}", f"{seconds:.1f}", rate(nbytes(source), seconds), peak, ""
     model = open_model(str(source))
-    widths = {
-        Expert(entry["layer"], index): bits for entry in manifest["experts"] for index, bits in enumerate(entry["bits"])
-    }
+    widths = bitmap_of(manifest).bits
     estimates = list(_estimates(model, widths, 0.5 if settings.small else _SAMPLE_SECONDS))
     for bits, share, taken in estimates:
         yield f"auto-round, {bits} bits", f"{share / 1e9:.2f}", f"{taken:.0f}", rate(share, taken), "", ""
@@ -68,12 +67,17 @@ def _run(source: Path, place: Path, settings: Settings) -> Watched:
     return run
 
 
-def _estimates(model: Model, widths: dict[Expert, int], enough: float) -> Iterator[tuple[int, int, float]]:
+def _estimates(
+    model: Model, widths: Mapping[tuple[Expert, str], int], enough: float
+) -> Iterator[tuple[int, int, float]]:
     """For each width: the bytes of its experts, and the seconds that they would take."""
     [rival] = [rival for rival in searches() if rival.name == "scale search"]
     for bits in sorted(set(widths.values())):
         matrices = [
-            matrix for expert, group in model.layout.experts.items() if widths[expert] == bits for matrix in group
+            matrix
+            for expert, group in model.layout.experts.items()
+            for matrix in group
+            if widths[expert, str(matrix.projection)] == bits
         ]
         share = sum(_nbytes(matrix) for matrix in matrices)
         taken, done = _sample(rival, model, matrices, bits, enough / len(set(widths.values())))

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from mopeq_hub import MopeqError, pipeline, workplace
 from mopeq_hub.fidelity.blocks import BlockPass
-from mopeq_hub.fidelity.by_blocks import bitmap_of, measure_by_blocks, riding
+from mopeq_hub.fidelity.by_blocks import measure_by_blocks, riding
 from mopeq_hub.fidelity.measure import Way, check_loading, measure
 from mopeq_hub.fidelity.runner import Job, run
-from mopeq_hub.manifest import read_fidelity, read_manifest
+from mopeq_hub.manifest import bitmap_of, read_fidelity, read_manifest
 from mopeq_hub.model import open_model
 from mopeq_hub.progress import Quiet
 from mopeq_hub.quantization.stream import plan_units, quantize_unit

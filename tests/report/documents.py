@@ -8,7 +8,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.report import uniform
+from mopeq_hub.report import Widths, split, uniform
 
 SCHEMAS = Path(__file__).parents[2] / "mopeq_hub" / "schemas"
 HUB_COMMIT = "9f3c1a7be02d4856a1c0d9e8f7b6a5948372615e"
@@ -23,7 +23,8 @@ def manifest(
     rest_weights: int = 540_000,
     **changes: Any,
 ) -> dict[str, Any]:
-    """A manifest whose first `dense` layers have no routed experts; the most sensitive experts have the most bits."""
+    """A manifest whose first `dense` layers have no routed experts; the most sensitive experts have the most bits, or
+    layers, as the recipe's granularity has it; projections of an expert differ where they may."""
     recipe = recipe or Recipe()
     chance = random.Random(7)
     rows: list[dict[str, Any]] = []
@@ -37,7 +38,11 @@ def manifest(
     for row in rows:
         thirds = [len(recipe.bits) * ranked.index(value) // len(ranked) for value in row["sensitivity"]]
         row["bits"] = [recipe.bits[third] for third in thirds]
-    widths = [width for row in rows for width in row["bits"]]
+        if recipe.granularity == "layer":
+            row["bits"] = [recipe.bits[row["layer"] % len(recipe.bits)]] * experts
+        if recipe.granularity == "projection":
+            row["bits"] = [_by_projection(width, recipe, number) for number, width in enumerate(row["bits"])]
+    widths = [width for row in rows for each in row["bits"] for width in split(each)]
     mean = sum(widths) / len(widths)
     bpw = mean + (16 + mean) / recipe.group_size
     rest_bytes = rest_weights * (2 if recipe.rest_bits == 16 else 1)
@@ -62,7 +67,7 @@ def manifest(
         },
         "signal": signal,
         "experts": [{key: row[key] for key in ("layer", "module", "bits", "sensitivity")} for row in rows],
-        "rest": {"bits": recipe.rest_bits, "quantized": 0 if recipe.rest_bits == 16 else 4 * layers, "unquantized": []},
+        "rest": _rest(recipe, layers),
         "sizes": {
             "source_bytes": 2 * (expert_weights + rest_weights),
             "published_bytes": round(expert_weights * bpw / 8) + rest_bytes,
@@ -75,6 +80,21 @@ def manifest(
         "files": {"model-00001-of-00001.safetensors": {"sha256": "a1" * 32, "bytes": 1_380_000}},
         **changes,
     }
+
+
+def _by_projection(width: int, recipe: Recipe, number: int) -> Widths:
+    """Widths around that of an expert: of one kind for each second expert, the down projection wider elsewhere."""
+    down = min(recipe.bits[-1], width + number % 2)
+    return width if down == width else {"gate": width, "up": width, "down": down}
+
+
+def _rest(recipe: Recipe, layers: int) -> dict[str, Any]:
+    """Four attention projections a layer."""
+    if recipe.rest_bits != "auto":
+        return {"bits": recipe.rest_bits, "quantized": 0 if recipe.rest_bits == 16 else 4 * layers, "unquantized": []}
+    kinds = {"q_proj": 4, "k_proj": 8, "v_proj": 16, "o_proj": 3}
+    names = {f"model.language_model.layers.{n}.self_attn.{kind}": kinds[kind] for n in range(layers) for kind in kinds}
+    return {"bits": "auto", "quantized": 3 * layers, "unquantized": [], "widths": names}
 
 
 def fidelity(

@@ -96,7 +96,19 @@ def bare_minimum() -> Case:
     return manifest(2, 8, recipe=Recipe((4,), rest_bits=16)), None, None, None, None
 
 
-CASES = {case.__name__: case for case in (small_folder, calibrated_folder, large_hub_model, bare_minimum)}
+def by_projection() -> Case:
+    """A width for each projection, and for each layer outside the experts."""
+    recipe = Recipe(allocator="knapsack", budget="0.25x", granularity="projection", rest_bits="auto")
+    return manifest(recipe=recipe), None, {"license": "mit"}, "someone/shapes-mopeq", None
+
+
+def by_layer() -> Case:
+    """All experts of a layer alike."""
+    return manifest(recipe=Recipe(granularity="layer")), None, {"license": "mit"}, "someone/shapes-mopeq", None
+
+
+_ALL = (small_folder, calibrated_folder, large_hub_model, bare_minimum, by_projection, by_layer)
+CASES = {case.__name__: case for case in _ALL}
 
 
 def written(folder: Path, case: Case) -> str:

@@ -16,6 +16,9 @@ MODELS = {
     "large": {"layers": 94, "experts": 128},
     "first layer dense": {"layers": 12, "experts": 64, "dense": 1},
     "one width": {"layers": 2, "experts": 8, "recipe": Recipe((4,))},
+    "a width a layer": {"layers": 48, "experts": 128, "recipe": Recipe(granularity="layer")},
+    "a width a projection": {"layers": 4, "experts": 24, "dense": 1, "recipe": Recipe(granularity="projection")},
+    "very many projections": {"layers": 94, "experts": 128, "recipe": Recipe(granularity="projection")},
 }
 
 

@@ -1,11 +1,13 @@
 """What a terminal and a workflow run's page show."""
 
 import io
+import re
 from typing import Any
 
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from mopeq_hub.recipe import Recipe
 from mopeq_hub.report.summary import Heatmap, plan_table, result_lines, step_summary
 from tests.report.documents import fidelity, manifest
 
@@ -44,6 +46,21 @@ def test_the_bit_map_is_digits_where_there_is_no_colour() -> None:
     assert lines[0] == "layer 0 no routed experts"
     assert lines[1] == "layer 1 " + "".join(map(str, made["experts"][0]["bits"]))
     assert "\x1b[" in shown(Heatmap(made), colours=True)
+
+
+def test_projections_that_differ_have_a_line_each() -> None:
+    made = manifest(dense=1, recipe=Recipe(granularity="projection"))
+    lines = shown(Heatmap(made)).splitlines()
+    assert lines[0] == "layer 0 no routed experts"
+    assert [line[: len("layer 0 down ")] for line in lines[1:4]] == ["layer 1 gate ", "        up   ", "        down "]
+    down = [widths if isinstance(widths, int) else widths["down"] for widths in made["experts"][0]["bits"]]
+    assert lines[3].endswith("down " + "".join(map(str, down)))
+    assert len(lines) == 1 + 3 * 3
+    wide = shown(Heatmap(manifest(2, 128, recipe=Recipe(granularity="projection")))).splitlines()
+    assert len(wide) == 2 * 3
+    assert all(re.search(r"\d+x\d", line) for line in wide)
+    assert "projections:" in shown(plan_table("a/b", PLANNED, made))
+    assert "Routed experts, by projection: " in step_summary(made, None, "out/shapes")
 
 
 def test_a_layer_too_wide_for_the_terminal_becomes_a_bar_with_counts() -> None:

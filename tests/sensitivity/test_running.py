@@ -46,7 +46,7 @@ def rows(shapes: Path) -> list[Row]:
 
 
 def test_frequency_is_what_the_router_chose(
-    model: Model, live: Any, shapes: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, live: Any, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(by_running, "TOKENS", 600)
     calibration = shapes / "calibration.jsonl"
@@ -55,7 +55,7 @@ def test_frequency_is_what_the_router_chose(
     # As many as are expected by chance, on average over a layer.
     assert [sum(row) for row in profile.by_layer().values()] == pytest.approx([24.0] * 4)
 
-    groups = activity.rows_of(model, live, Encoder(shapes), {**JOB, **_inputs(calibration)}, shapes.parent)
+    groups = activity.rows_of(model, live, Encoder(shapes), {**JOB, **_inputs(calibration)}, tmp_path)
     shares: dict[Expert, float] = dict.fromkeys(model.layout.experts, 0.0)
     for group in groups:
         counts: Counter[int] = Counter()
@@ -110,7 +110,7 @@ def test_fisher_is_the_divergence_that_quantizing_one_expert_makes(
             found.append((sum(costs[matrix.name][0] for matrix in matrices), truth))
     estimated, measured = np.array(found).T
     reached = measured > 1e-12
-    assert (estimated[~reached] == 0).all()
+    assert (estimated[~reached] < 1e-10).all()
     assert reached.sum() >= 6
     assert spearmanr(estimated[reached], measured[reached])[0] > 0.8
     assert 0.4 < estimated.sum() / measured.sum() < 2.5
@@ -133,9 +133,8 @@ def test_own_inputs_need_no_data_and_are_the_same_every_time(model: Model, live:
     job = {**JOB, **_inputs(None)}
     (one,), (other,) = (activity.rows_of(model, live, encoder, job, tmp_path) for _ in range(2))
     assert 600 <= sum(row.length for row in one.rows) < 700
-    assert all(
-        torch.equal(a.inputs["input_ids"], b.inputs["input_ids"]) for a, b in zip(one.rows, other.rows, strict=True)
-    )
+    ids = [[row.inputs["input_ids"] for row in group.rows] for group in (one, other)]
+    assert all(map(torch.equal, *ids))
     assert {"pixel_values" in row.inputs for row in one.rows} == {True, False}
     # The answer is the model's own, up to the end that it gives it.
     assert all(row.prompt < row.length for row in one.rows)

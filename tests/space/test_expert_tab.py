@@ -9,7 +9,10 @@ from huggingface_hub import constants
 
 from mopeq_hub.manifest import read_manifest
 from mopeq_hub.packing import Packed, dequantize, pack
+from mopeq_hub.recipe import Recipe
+from mopeq_hub.report import counts
 from tests.hub import HubServer
+from tests.report.documents import manifest
 from tests.space.conftest import Load
 
 
@@ -61,7 +64,8 @@ def test_every_width_is_read_in_both_layouts(load: Load, bits: int, symmetric: b
 
     layer = {"layer": 0, "module": "layers.0.experts", "bits": [bits], "sensitivity": [1.0]}
     recipe = {"group_size": 64, "symmetric": symmetric}
-    experts = load("expert_numbers").Experts({"experts": [layer], "recipe": recipe}, Tensors())
+    made = {"experts": [layer], "recipe": recipe, "rest": {"bits": 4, "quantized": 0, "unquantized": []}}
+    experts = load("expert_numbers").Experts(made, Tensors())
     [numbers] = experts.numbers(0, 0)
     weight = dequantize(packed, bits, symmetric).astype(np.float64)
     assert numbers.rms == pytest.approx(float(np.sqrt((weight**2).mean())), rel=1e-5)
@@ -121,7 +125,47 @@ def test_every_expert_of_a_large_model_can_be_found_in_the_picture(load: Load, e
 
 def test_the_most_sensitive_expert_is_the_darkest(load: Load) -> None:
     heatmap = load("heatmap")
-    colours = heatmap.by_amount(1.0, 3.0)([0.5, 1.0, 2.0, 3.0, 9.0]).astype(int).sum(1)
+    colours = heatmap.by_amount(1.0, 3.0)([0.5, 1.0, 2.0, 3.0, 9.0]).astype(int).sum((1, 2))
     assert list(colours) == sorted(colours, reverse=True)
     assert colours[0] == colours[1] > colours[2] > colours[3] == colours[4]
-    assert heatmap.by_amount(1.0, 1.0)([1.0]).shape == (1, 3)
+    assert heatmap.by_amount(1.0, 1.0)([1.0]).shape == (1, 1, 3)
+
+
+def test_projections_that_differ_are_stripes_of_their_experts_cell(load: Load) -> None:
+    heatmap = load("heatmap")
+    rows = {0: [2, {"gate": 2, "up": 3, "down": 4}], 1: [4, 8]}
+    drawn = heatmap.Heatmap(rows, heatmap.by_width)
+    picture = drawn.draw(1, 0)
+    colours = []
+    for share in (1, 3, 5):
+        red, green, blue, _ = picture.getpixel((drawn.cell + drawn.cell // 2, drawn.cell * share // 6))
+        colours.append(f"#{red:02x}{green:02x}{blue:02x}")
+    assert colours == [heatmap.COLOURS[width] for width in (2, 3, 4)]
+
+
+def test_widths_by_projection_and_of_the_rest_are_counted_and_told(load: Load) -> None:
+    recipe = Recipe(allocator="knapsack", budget="0.25x", granularity="projection", rest_bits="auto")
+    made = manifest(recipe=recipe)
+    widths = made["experts"][0]["bits"]
+    expert = next(index for index, each in enumerate(widths) if not isinstance(each, int))
+
+    class Tensors:
+        def under(self, prefix: str) -> dict[str, np.ndarray]:
+            chance = np.random.default_rng(0)
+            tensors: dict[str, np.ndarray] = {}
+            for name, bits in widths[expert].items():
+                codes = chance.integers(0, 1 << bits, (32, 64), dtype=np.uint8)
+                packed = pack(codes, np.ones((32, 1), np.float16), np.zeros((32, 1), np.uint8), bits)
+                tensors |= {f"{name}_proj.{part}": array for part, array in packed.tensors().items()}
+            return tensors
+
+    experts = load("expert_numbers").Experts(made, Tensors())
+    _, legend = load("expert_tab").bit_map(experts)
+    for width, count in counts(made).items():
+        assert f"{width} bits: {count} projections" in legend
+    assert "gate, up and down projection, from top to bottom" in legend
+    assert "Linear layers outside the experts: 4 layers at 3 bits, 4 layers at 4 bits" in legend
+    told = experts.described(0, expert)
+    for name, bits in widths[expert].items():
+        assert f"{name} <b>{bits} bits</b>" in told
+    assert f"<th scope=row>{(1 << max(widths[expert].values())) - 1}</th>" in told

@@ -1,0 +1,90 @@
+"""What chooses and feeds the routed experts of each layer: the router's weight and the norm before it, in the live
+model, found by structure."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mopeq_hub.families.base import Family
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Routing:
+    """By live names. routers: by layer, the parameter [experts, hidden] that the router multiplies hidden states by.
+    norms: by layer, the weight [hidden] of the norm through which hidden states reach router and experts.
+
+    trouble: in one line, why one of them was not found; empty where all were.
+    offset: what the norm adds to its weight, 1 in some families, 0 in most. activation: the experts', by transformers'
+    name. normalized: whether the weights of the experts that are chosen are made to sum to 1.
+    """
+
+    routers: dict[int, str]
+    norms: dict[int, str]
+    trouble: str
+    offset: float
+    activation: str
+    normalized: bool
+
+
+def find_routing(model: "nn.Module", family: Family, experts: dict[int, str], config: Any, count: int) -> Routing:
+    """The routing of a model on the meta device; `experts` has the name of each layer's experts module, `config` is the
+    text model's, `count` how many experts a layer has."""
+    routers, norms, trouble, offset = {}, {}, "", 0.0
+    for layer, name in experts.items():
+        block, layer_name = name.rpartition(".")[0], _layer_name(name, layer)
+        router = _router(model.get_submodule(block), name[len(block) + 1 :], (count, config.hidden_size))
+        if router is None:
+            trouble = (
+                trouble or f"{block} has no parameter of shape [{count}, {config.hidden_size}] that can be its router"
+            )
+        else:
+            routers[layer] = f"{block}.{router}"
+        norm: Any = getattr(model.get_submodule(layer_name), family.norm, None)
+        if tuple(getattr(getattr(norm, "weight", None), "shape", ())) != (config.hidden_size,):
+            trouble = trouble or f"{layer_name} has no {family.norm}, the norm that is known to come before the experts"
+        else:
+            norms[layer] = f"{layer_name}.{family.norm}.weight"
+            offset = _offset(norm) if len(norms) == 1 else offset
+    # transformers' classes without the setting normalise.
+    normalized = getattr(config, "norm_topk_prob", True) is not False
+    activation = str(getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", "silu"))
+    return Routing(routers, norms, trouble, offset, activation, normalized)
+
+
+def _layer_name(experts: str, layer: int) -> str:
+    """The decoder layer's name, of that of the experts module in it."""
+    before, number, _ = experts.partition(f".{layer}.")
+    return before + number[:-1]
+
+
+def _router(block: "nn.Module", experts: str, shape: tuple[int, int]) -> str | None:
+    """The name within the block of the parameter of this shape that lies least deep; None where that is none or not one
+    alone. The experts' own are left out."""
+    fitting = [
+        name
+        for name, parameter in block.named_parameters()
+        if tuple(parameter.shape) == shape and not name.startswith(f"{experts}.")
+    ]
+    return _only(name for name in fitting if name.count(".") == min(each.count(".") for each in fitting))
+
+
+def _only(names: Iterable[str]) -> str | None:
+    found = list(names)
+    return found[0] if len(found) == 1 else None
+
+
+def _offset(norm: "nn.Module") -> float:
+    """What a norm module gives of a vector of unit mean square where its weight is zero."""
+    import torch
+
+    tried = copy.deepcopy(norm).to_empty(device="cpu").float()
+    for parameter in tried.parameters():
+        torch.nn.init.zeros_(parameter)
+    unit = torch.ones_like(next(tried.parameters())).unsqueeze(0)
+    unit[:, ::2] = -1
+    with torch.no_grad():
+        return float(torch.round((tried(unit) * unit).mean()))

@@ -1,0 +1,175 @@
+"""The pass layer by layer: what it finds, what it fetches and lets go, how it goes on, and what it says of damage."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mopeq_hub import MopeqError, Recipe
+from mopeq_hub.families.base import Family
+from mopeq_hub.families.routing import find_routing
+from mopeq_hub.model import open_model
+from mopeq_hub.passage import Passage
+from mopeq_hub.progress import Quiet
+from mopeq_hub.sensitivity import BY_LAYER, LayerView, by_layer
+from mopeq_hub.sensitivity.run import measure
+from tests.conftest import many_shards
+from tests.tiny import llava_over_deepseek_v2, qwen3_vl_moe
+
+SIGNALS = sorted(BY_LAYER)
+FAMILY = Family("made")
+CONFIG = SimpleNamespace(hidden_size=16, hidden_act="silu")
+
+
+def recipe(signal: str) -> Recipe:
+    return Recipe(signal=signal, group_size=32)
+
+
+def damage(folder: Path, ending: str) -> None:
+    """Put a NaN into the first tensor whose name ends so."""
+    path = next(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    name = next(name for name in sorted(tensors) if name.endswith(ending))
+    tensors[name].view(-1)[5] = float("nan")
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("make", [llava_over_deepseek_v2, qwen3_vl_moe])
+def test_router_and_norm_of_every_family_are_found(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    model = open_model(str(make(tmp_path / "model")))
+    routing = model.layout.routing
+    assert routing.trouble == ""
+    assert set(routing.routers) == set(routing.norms) == set(model.layout.experts_modules)
+    for layer, name in routing.routers.items():
+        assert name == f"model.language_model.layers.{layer}.mlp.gate.weight"
+        assert routing.norms[layer] == f"model.language_model.layers.{layer}.post_attention_layernorm.weight"
+    assert (routing.activation, routing.offset) == ("silu", 0.0)
+    assert routing.normalized == (make is qwen3_vl_moe)
+
+
+def test_a_linear_router_and_a_norm_that_adds_one_are_found_too() -> None:
+    class AddsOne(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(16))
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return states * (1 + self.weight)
+
+    block = torch.nn.ModuleDict({
+        "router": torch.nn.Linear(16, 4, bias=False),
+        "experts": torch.nn.Linear(16, 4, bias=False),
+        "shared": torch.nn.ModuleDict({"gate_proj": torch.nn.Linear(16, 4)}),
+    })  # fmt: skip
+    layer = torch.nn.ModuleDict({"moe": block, "post_attention_layernorm": AddsOne()})
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([layer])}).to("meta")
+    found = find_routing(model, FAMILY, {0: "layers.0.moe.experts"}, CONFIG, 4)
+    assert (found.routers, found.offset, found.normalized) == ({0: "layers.0.moe.router.weight"}, 1.0, True)
+    del layer["post_attention_layernorm"]
+    assert (
+        "layers.0 has no post_attention_layernorm"
+        in find_routing(model, FAMILY, {0: "layers.0.moe.experts"}, CONFIG, 4).trouble
+    )
+    assert (
+        "no parameter of shape [5, 16]" in find_routing(model, FAMILY, {0: "layers.0.moe.experts"}, CONFIG, 5).trouble
+    )
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_shards_come_when_a_layer_needs_them_and_go_when_no_later_one_does(
+    signal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    here: set[str] = set()
+
+    class Watched(Passage):
+        def get(self, shard: str) -> None:
+            assert shard not in here
+            here.add(shard)
+            told.append(("get", shard))
+            super().get(shard)
+
+        def let_go(self, shard: str) -> None:
+            here.remove(shard)
+            told.append(("let go", shard))
+            super().let_go(shard)
+
+    monkeypatch.setattr(by_layer, "Passage", Watched)
+    model = open_model(str(sharded_by_layer(tmp_path / "model")))
+    whole = measure(model, recipe(signal), tmp_path / "notes", Quiet())
+    assert here == set()
+    first_gone = told.index(("let go", "model-00000.safetensors"))
+    assert ("get", "model-00003.safetensors") not in told[:first_gone]
+    assert (
+        whole.experts
+        == measure(open_model(str(model.source.location)), recipe(signal), tmp_path / "n", Quiet()).experts
+    )
+
+
+def sharded_by_layer(folder: Path) -> Path:
+    """The bundled model with a file for each layer."""
+    many_shards(folder, 1)
+    tensors = load_file(folder / "model-00001-of-00001.safetensors")
+    (folder / "model-00001-of-00001.safetensors").unlink()
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, values in tensors.items():
+        number = name.split(".layers.")[1].split(".")[0] if "language_model" in name and ".layers." in name else "9"
+        parts.setdefault(f"model-{int(number):05d}.safetensors", {})[name] = values
+    for file, part in parts.items():
+        save_file(part, folder / file, {"format": "pt"})
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return folder
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_a_stopped_run_goes_on_with_the_layers_that_are_left(
+    signal: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, notes = open_model(str(shapes)), tmp_path / "notes"
+    whole = measure(model, recipe(signal), tmp_path / "others", Quiet())
+    real, seen = BY_LAYER[signal], []
+
+    def counted(view: LayerView, asked: Recipe) -> object:
+        seen.append(view.layer)
+        if seen == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return real(view, asked)
+
+    monkeypatch.setitem(BY_LAYER, signal, counted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, recipe(signal), notes, Quiet())
+    assert measure(model, recipe(signal), notes, Quiet()) == whole
+    assert seen[3:] in ([2, 3], [1, 2, 3])
+    assert not notes.exists()
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("ending", ["experts.7.gate_proj.weight", "mlp.gate.weight", "post_attention_layernorm.weight"])
+def test_damage_is_named(
+    signal: str, ending: str, damaged: Callable[[Callable[[Path], None]], Path], tmp_path: Path
+) -> None:
+    folder = damaged(lambda copy: damage(copy, ending))
+    with pytest.raises(MopeqError, match=rf"layers\.\d\..*{ending} holds NaN"):
+        measure(open_model(str(folder)), recipe(signal), tmp_path / "notes", Quiet())
+
+
+def test_a_signal_says_what_it_misses(shapes: Path, tmp_path: Path) -> None:
+    model = open_model(str(shapes))
+    lost = replace(model.layout.routing, trouble="model.layers.0.mlp has no router")
+    odd = replace(model, layout=replace(model.layout, routing=lost))
+    with pytest.raises(MopeqError, match=r"--signal router needs .* model\.layers\.0\.mlp has no router; use --signal"):
+        measure(odd, recipe("router"), tmp_path / "notes", Quiet())
+
+
+def test_costs_are_numbers_of_four_digits(shapes: Path, tmp_path: Path) -> None:
+    profile = measure(open_model(str(shapes)), recipe("distortion"), tmp_path / "notes", Quiet())
+    values = np.array([values for parts in profile.experts.values() for values in parts.values()])
+    assert (profile.widths, values.shape) == ((2, 3, 4), (288, 3))
+    assert all(float(f"{value:.4g}") == value > 0 for value in values.flatten())
