@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from mopeq_hub.pipeline import publish as publish
     from mopeq_hub.pipeline import quantize as quantize
     from mopeq_hub.recipe import Recipe as Recipe
+    from mopeq_hub.variants import publish_variants as publish_variants
 
 _HOMES = {
     "publish": "mopeq_hub.pipeline",
     "plan": "mopeq_hub.pipeline",
     "quantize": "mopeq_hub.pipeline",
+    "publish_variants": "mopeq_hub.variants",
     "Recipe": "mopeq_hub.recipe",
     "MopeqError": "mopeq_hub.errors",
 }
 
-__all__ = ["MopeqError", "Recipe", "__version__", "plan", "publish", "quantize"]
+__all__ = ["MopeqError", "Recipe", "__version__", "plan", "publish", "publish_variants", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from mopeq_hub.errors import MopeqError, UsageError
 from mopeq_hub.hub import destination_for
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.recipes import choices_of
+from mopeq_hub.recipes import budgets_of, choices_of
 from mopeq_hub.untrusted import read_yaml, read_yaml_file
 
 VARIABLE = "MOPEQ_CATALOG"
@@ -132,7 +132,10 @@ def _entry(number: int, item: Any) -> Entry:
             raise UsageError(f"its {key} is {_shown(value)}, not {kinds}", "correct it")
         if isinstance(value, str) and not value.isprintable():
             raise UsageError(f"its {key} holds control characters", "write it on one line")
-    return Entry(number, **{**values, "recipe": Recipe.from_dict(choices_of(values.get("recipe")))})
+    choices = choices_of(values.get("recipe"))
+    if len(budgets_of(choices.get("budget"))) > 1:
+        raise UsageError("its recipe has several budgets, but an entry is one publication", "name one budget")
+    return Entry(number, **{**values, "recipe": Recipe.from_dict(choices)})
 
 
 def _place(to: str) -> str:
@@ -140,7 +143,7 @@ def _place(to: str) -> str:
     if not to:
         return ""
     destination = destination_for(to, to)
-    return str(destination.folder) if destination.folder else str(destination.repo_id).casefold()
+    return str(destination.folder) if destination.folder else destination.name.casefold()
 
 
 def _name(item: Any, key: str) -> str:

@@ -1,9 +1,10 @@
 """The commands: parse, call the pipeline, have it printed. No logic, and nothing heavy imported before it is needed."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +24,7 @@ from mopeq_hub.options import (
     FidelityTokens,
     Flavor,
     FolderArgument,
+    Granularity,
     GroupSize,
     Identity,
     IdentityProvider,
@@ -49,7 +51,16 @@ from mopeq_hub.options import (
     recipe_options,
     words,
 )  # fmt: skip
-from mopeq_hub.printing import console, progress_for, show, show_json, show_outcome, show_outcomes, show_publication
+from mopeq_hub.printing import (
+    progress_for,
+    show,
+    show_json,
+    show_outcome,
+    show_outcomes,
+    show_plans,
+    show_publication,
+    show_variants,
+)
 from mopeq_hub.progress import Quiet
 from mopeq_hub.questions import DEFAULT_TOKENS
 from mopeq_hub.recipe import Recipe
@@ -98,6 +109,7 @@ def publish(
     flavor: Flavor = None,
     timeout: Timeout = None,
     as_json: AsJson = False,
+    budgets: Sequence[str] = (),
 ) -> None:
     """Quantize MODEL expert by expert, prove the result, and publish it with its card and its Space."""
     from mopeq_hub.engines.choice import check_options, engine_named
@@ -113,26 +125,26 @@ def publish(
         job = jobs.publish(model, to, options, say, files=files, flavor=flavor, timeout=timeout)
         show(asdict(job), as_json, lambda: f"job {job.id} is done")
         return
-    from mopeq_hub import pipeline
+    from mopeq_hub import pipeline, variants
 
     with engine_named(engine, ray_address) as chosen:
-        publication = pipeline.publish(
-            model,
-            to,
-            recipe,
-            questions=questions,
-            calibration=calibration,
-            fidelity_tokens=fidelity_tokens,
-            compare=compare,
-            space=space,
-            private=private,
-            dry_run=dry_run,
-            stream=stream,
-            sign=sign,
-            engine=chosen,
-            progress=progress_for(as_json),
-        )
-    show_publication(publication, dry_run, as_json)
+        choices: dict[str, Any] = {
+            "questions": questions,
+            "calibration": calibration,
+            "fidelity_tokens": fidelity_tokens,
+            "compare": compare,
+            "space": space,
+            "private": private,
+            "dry_run": dry_run,
+            "stream": stream,
+            "sign": sign,
+            "engine": chosen,
+            "progress": progress_for(as_json),
+        }
+        if budgets:
+            show_variants(variants.publish_variants(model, to, recipe, budgets, **choices), dry_run, as_json)
+        else:
+            show_publication(pipeline.publish(model, to, recipe, **choices), dry_run, as_json)
 
 
 @app.command()
@@ -146,41 +158,28 @@ def plan(
     questions: QuestionsOption = None,
     fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
     as_json: AsJson = False,
+    budgets: Sequence[str] = (),
 ) -> None:
     """Show what would happen to MODEL: sizes per choice, the bit map, a heatmap, what the proof costs. Nothing is
     quantized."""
-    from mopeq_hub import pipeline
+    from mopeq_hub import pipeline, variants
     from mopeq_hub.sensitivity import Profile
 
-    planned = pipeline.plan(
-        model,
-        recipe,
-        Profile.read(profile) if profile else None,
-        progress=progress_for(as_json),
-        calibration=calibration,
-        questions=questions,
-        fidelity_tokens=fidelity_tokens,
-    )
+    asked: dict[str, Any] = {
+        "profile": Profile.read(profile) if profile else None,
+        "progress": progress_for(as_json),
+        "calibration": calibration,
+        "questions": questions,
+        "fidelity_tokens": fidelity_tokens,
+    }
+    if budgets:
+        plans = variants.plan_variants(model, recipe, budgets, **asked)
+    else:
+        plans = {"": pipeline.plan(model, recipe, **asked)}
+    planned = next(iter(plans.values()))
     if save_profile and planned.profile:
         planned.profile.write(save_profile)
-    if as_json:
-        cost = asdict(planned.fidelity)
-        show_json(
-            {"choices": planned.choices, "manifest": planned.manifest, "fidelity": cost, "needs": asdict(planned.needs)}
-        )
-        return
-    from mopeq_hub.report import summary
-
-    console().print(summary.plan_table(model, planned.choices, planned.manifest))
-    print(summary.needs_line(planned.needs))
-    print(summary.cost_line(planned.fidelity))
-    if planned.manifest is None:
-        print(
-            "The bit map needs the experts' sensitivities: give --profile, or download the model and name its folder."
-        )
-    else:
-        print(summary.spread_line(planned.manifest))
-        console().print(summary.Heatmap(planned.manifest))
+    show_plans(model, plans, as_json)
 
 
 @app.command()
@@ -191,6 +190,7 @@ def study(
     budgets: Budgets = "2.5bpw,3.0bpw,3.5bpw",
     bits: Bits = "2,3,4",
     group_size: GroupSize = 64,
+    granularity: Granularity = "expert",
     rest_bits: RestBits = 16,
     questions: QuestionsOption = None,
     calibration: CalibrationOption = None,
@@ -205,12 +205,13 @@ def study(
     from mopeq_hub.report import study as report
     from mopeq_hub.study import study as run
 
+    choices = {"bits": bits, "group_size": group_size, "granularity": granularity, "rest_bits": rest_bits}
     document = run(
         model,
         signals=words(signals),
         allocators=words(allocators),
         budgets=words(budgets),
-        recipe=Recipe.from_dict(choices_of({"bits": bits, "group_size": group_size, "rest_bits": rest_bits})),
+        recipe=Recipe.from_dict(choices_of(choices)),
         questions=questions,
         calibration=calibration,
         initial=initial,

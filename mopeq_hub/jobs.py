@@ -181,7 +181,7 @@ def _run(
 
 
 def _there(model: str, to: str | None, files: Sequence[Path | None]) -> str:
-    """The repo that is published to. Raises UsageError on what a machine of the Hub's could not see."""
+    """The repo or branch that is published to. Raises UsageError on what a machine of the Hub's could not see."""
     for file in files:
         if file is not None:
             raise UsageError(f"a job cannot read {file}, which is on this machine", "leave it out with --engine jobs")
@@ -190,7 +190,7 @@ def _there(model: str, to: str | None, files: Sequence[Path | None]) -> str:
     destination = destination_for(to, model)
     if destination.repo_id is None:
         raise UsageError(f"a job cannot write to {destination.describe()}", "name a Hub repo with --to owner/name")
-    return destination.repo_id
+    return destination.name
 
 
 def _token(option: str = "--engine jobs") -> str:

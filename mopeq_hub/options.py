@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from mopeq_hub.errors import UsageError
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.recipes import choices_given, choices_of, with_default
+from mopeq_hub.recipes import budgets_of, choices_given, choices_of, with_default
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A folder, or owner/name or owner/name@revision on the Hub.")
@@ -77,6 +78,9 @@ Allocators = Annotated[
 Budgets = Annotated[str, typer.Option("--budgets", help="With commas, each as for `--budget` of publish.")]
 Bits = Annotated[str, typer.Option("--bits", help="Widths that experts may get.")]
 GroupSize = Annotated[int, typer.Option("--group-size", help="Consecutive weights that share a scale.")]
+Granularity = Annotated[
+    str, typer.Option("--granularity", help="What one width covers under a budget: `expert`, `projection` or `layer`.")
+]
 RestBits = Annotated[
     int, typer.Option("--rest-bits", help="Width of the text model's other linear layers; 16 leaves them as they are.")
 ]
@@ -164,7 +168,8 @@ _RECIPE_HELP = {
     "estimator": "Of the Hessian trace: `exact` or `hutchinson`.",
     "probes": "Random vectors of the hutchinson estimator.",
     "allocator": "How sensitivities become widths: `kmeans`, the paper's; `rank` or `knapsack`, which meet a --budget.",
-    "budget": "What it may take: `3.0bpw` of the routed experts, `12GB`, `500MB` or `0.25x` of all files.",
+    "budget": "What it may take: `3.0bpw` of the routed experts, `12GB`, `500MB` or `0.25x` of all files; a list of "
+    "them, 2.5bpw,3.0bpw, gives each a branch.",
     "scope": "Who competes for bits: all experts of the `model`, or those of one `layer`.",
     "granularity": "What one width covers: an `expert`, a `projection`, or all experts of a `layer`. Engines with one "
     "width a layer (vLLM, llama.cpp, MLX) need `layer`; other maps need auto-round through transformers.",
@@ -181,7 +186,11 @@ _RECIPE_HELP = {
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command `--recipe`, and one option for each choice of a Recipe that has a help text, with the Recipe's own
-    defaults, in place of its `recipe`. The digest of the calibration data has none: a file is named instead."""
+    defaults, in place of its `recipe`. The digest of the calibration data has none: a file is named instead.
+
+    A command with a parameter `budgets` is given all of a list of budgets there, and the first of them in its recipe.
+    """
+    lists = "budgets" in signature(command).parameters
     options = [Parameter("recipe", Parameter.KEYWORD_ONLY, default=None, annotation=_RECIPE)]
     for choice in (field for field in fields(Recipe) if field.name in _RECIPE_HELP):
         flag = "--" + choice.name.replace("_", "-") + ("/--asymmetric" if choice.name == "symmetric" else "")
@@ -195,9 +204,16 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         asked = {option.name: values.pop(option.name) for option in options}
         choices = json.loads(asked.pop("recipe") or "{}")
         choices |= {name: value for name, value in asked.items() if value is not None}
+        budgets = budgets_of(choices.get("budget"))
+        if len(budgets) > 1 and not lists:
+            raise UsageError(f"{command.__name__} takes one --budget", "`publish` and `plan` take a list")
+        if len(budgets) > 1:
+            choices["budget"], values["budgets"] = budgets[0], budgets
         command(recipe=Recipe.from_dict(with_default(choices_of(choices))), **values)
 
-    own = [parameter for parameter in signature(command).parameters.values() if parameter.name != "recipe"]
+    own = [
+        parameter for parameter in signature(command).parameters.values() if parameter.name not in ("recipe", "budgets")
+    ]
     own = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own]
     with_options.__signature__ = Signature([*own, *options])  # type: ignore[attr-defined]
     return with_options

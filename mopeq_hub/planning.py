@@ -38,7 +38,7 @@ class Plan:
 
 
 def plan(
-    model: str,
+    model: str | Model,
     recipe: Recipe | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
@@ -56,7 +56,7 @@ def plan(
     recipe, given = with_given(recipe, calibration)
     progress = progress or Quiet()
     asked = read_questions(questions, fidelity_tokens)
-    opened = open_model(model)
+    opened = open_model(model) if isinstance(model, str) else model
     recipe = settled_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
     measures = {}
     for bits in recipe.bits:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from mopeq_hub.progress import Bars, Lines, Progress, Quiet
 
 if TYPE_CHECKING:
-    from mopeq_hub.pipeline import Publication
+    from mopeq_hub.delivery import Publication
+    from mopeq_hub.planning import Plan
     from mopeq_hub.republishing import Outcome
+    from mopeq_hub.variants import Variants
 
 
 def progress_for(as_json: bool) -> Progress:
@@ -36,13 +38,63 @@ def show_publication(publication: "Publication", dry_run: bool, as_json: bool) -
         show_json(asdict(publication))
         return
     if not publication.changed:
-        print(f"{publication.destination} already holds {publication.name}: nothing to do")
-        if publication.note:
-            print(publication.note)
+        _tell_unchanged(publication)
     else:
         where = f"{publication.destination} (dry run: nothing was pushed)" if dry_run else publication.destination
         console().print(summary.result_lines(publication.manifest, publication.fidelity, where))
         _tell_summary(publication, where)
+
+
+def show_variants(variants: "Variants", dry_run: bool, as_json: bool) -> None:
+    """The same of several budgets: what came of each, all of them in a table, and what is in main."""
+    from mopeq_hub.report import summary
+
+    if as_json:
+        show_json(asdict(variants))
+        return
+    for publication in variants.publications.values():
+        if publication.changed:
+            print(f"{publication.destination} {'would hold' if dry_run else 'holds'} {publication.name}")
+        else:
+            _tell_unchanged(publication)
+    console().print(summary.variants_table(variants.main.fidelity or {}))
+    show_publication(variants.main, dry_run, as_json)
+
+
+def _tell_unchanged(publication: "Publication") -> None:
+    print(f"{publication.destination} already holds {publication.name}: nothing to do")
+    if publication.note:
+        print(publication.note)
+
+
+def show_plans(model: str, plans: dict[str, "Plan"], as_json: bool) -> None:
+    """What a publication would be; of several budgets, by name, a row for each."""
+    from mopeq_hub.report import summary
+
+    planned = next(iter(plans.values()))
+    if as_json:
+        documents = {name: _document(each) for name, each in plans.items()}
+        shared = {part: _document(planned)[part] for part in ("fidelity", "needs")}
+        show_json({"variants": documents, **shared} if len(plans) > 1 else _document(planned))
+        return
+    choices, manifest = planned.choices, planned.manifest
+    if len(plans) > 1 and manifest:
+        choices = [*choices[:-1], *({**each.choices[-1], "name": name} for name, each in plans.items())]
+    console().print(summary.plan_table(model, choices, manifest if len(plans) == 1 else None))
+    print(summary.needs_line(planned.needs) + ("; each budget in turn" if len(plans) > 1 else ""))
+    print(summary.cost_line(planned.fidelity))
+    if manifest is None:
+        print(
+            "The bit map needs the experts' sensitivities: give --profile, or download the model and name its folder."
+        )
+    elif len(plans) == 1:
+        print(summary.spread_line(manifest))
+        console().print(summary.Heatmap(manifest))
+
+
+def _document(planned: "Plan") -> dict[str, Any]:
+    cost, needs = asdict(planned.fidelity), asdict(planned.needs)
+    return {"choices": planned.choices, "manifest": planned.manifest, "fidelity": cost, "needs": needs}
 
 
 def show_outcome(outcome: "Outcome") -> None:

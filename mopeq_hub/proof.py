@@ -1,14 +1,17 @@
 """Proving a quantized folder against its original, and other choices of the same recipe beside it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import workplace
+from mopeq_hub.bitmap import BitMap
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.fidelity.measure import Way, measure, way_of
+from mopeq_hub.fidelity.variants import figures
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
 from mopeq_hub.quantization.run import Send
@@ -18,6 +21,7 @@ from mopeq_hub.repo import QuantizedRepo, build
 from mopeq_hub.selection import PAPER
 from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.source import HubSource
+from mopeq_hub.version import __version__
 
 NOT_CALIBRATED = "these widths, not calibrated"
 COMPARED_BYTES = 1_000_000_000
@@ -57,22 +61,29 @@ def _comparisons(
             others[PAPER] = paper
     found = []
     for name, other in others.items():
-        with workplace.scratch() as work:
-            bitmap = manifests.bitmap_of(manifest) if name == NOT_CALIBRATED else None
-            repo = build(model, other, None, work, progress, bitmap=bitmap)
-            fidelity = measure(model, repo.folder, repo.manifest, questions, way, progress)
-        found.append(
-            {
-                "name": name,
-                "bytes": repo.manifest["sizes"]["published_bytes"],
-                "experts_bpw": repo.manifest["sizes"]["experts_bpw"],
-                "kl": fidelity["kl"],
-                "top1_agreement": fidelity["top1_agreement"],
-                "perplexity_ratio": fidelity["perplexity"]["ratio"],
-                "accuracy": fidelity["accuracy"] and fidelity["accuracy"]["published"],
-            }
-        )
+        bitmap = manifests.bitmap_of(manifest) if name == NOT_CALIBRATED else None
+        found.append({"name": name, **_compared(model, other, bitmap, questions, way, progress)})
     return found
+
+
+def _compared(
+    model: Model, recipe: Recipe, bitmap: BitMap | None, questions: Questions, way: Way, progress: Progress
+) -> dict[str, Any]:
+    """A recipe's size and figures, measured now or, on the same questions in the same way, before: the publications of
+    several budgets are compared with the same others. bitmap: widths in place of the recipe's, always measured."""
+    name = manifests.publication_name(recipe, model.source.commit)
+    asked = f"{questions.digest[:16]}-{questions.limit}-{'scored' if questions.scored else 'unscored'}"
+    key = f"{name}-{asked}-{'blocks' if way.blocks else 'whole'}-{way.dtype}-{__version__}"
+    kept = workplace.cache("compared") / f"{key}.json"
+    if bitmap is not None or not kept.is_file():
+        with workplace.scratch() as work:
+            repo = build(model, recipe, None, work, progress, bitmap=bitmap)
+            fidelity = measure(model, repo.folder, repo.manifest, questions, way, progress)
+            if bitmap is not None:
+                return figures(repo.manifest, fidelity)
+            (work / kept.name).write_text(json.dumps(figures(repo.manifest, fidelity)), "utf-8")
+            (work / kept.name).replace(kept)
+    return dict(json.loads(kept.read_text("utf-8")))
 
 
 def prove_on_the_way(

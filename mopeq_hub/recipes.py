@@ -55,10 +55,21 @@ def choices_of(written: Any) -> dict[str, Any]:
     return {**written, **widths, **rest}
 
 
+def budgets_of(written: Any) -> list[Any]:
+    """The budgets that a choice of `budget` lists, `2.5bpw,3.0bpw` or a list of YAML's; one where it is a single one,
+    none where there is none. Raises UsageError on an empty one beside others."""
+    budgets = [part.strip() for part in written.split(",")] if isinstance(written, str) else written
+    if not isinstance(budgets, list):
+        return [] if budgets is None else [budgets]
+    if len(budgets) > 1 and not all(budgets):
+        raise UsageError(f"the budgets {written} are not all sizes", "write them as 2.5bpw,3.0bpw")
+    return [each for each in budgets if each]
+
+
 def with_default(choices: Mapping[str, Any]) -> dict[str, Any]:
     """The choices of a recipe, with those of `best` where none of them says how widths are found."""
     bits = choices.get("bits") or Recipe.bits
-    said = _DECIDING & set(choices) or len(bits) < 2
+    said = _DECIDING & set(choices) or len(bits) < 2 or choices.get("rest_bits") == "auto"
     chosen = dict(choices) if said else {**NAMED["best"], **choices}
     if chosen.get("signal") == "best" and not chosen.get("budget") and all(type(width) is int for width in bits):
         chosen["budget"] = _middle(bits, chosen.get("group_size") or Recipe.group_size)

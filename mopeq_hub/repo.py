@@ -9,7 +9,6 @@ from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import profiles
-from mopeq_hub.allocation.spread import spread_of
 from mopeq_hub.bitmap import BitMap, quantization_config
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
@@ -21,7 +20,6 @@ from mopeq_hub.quantization.run import Send, Watch, quantize_units
 from mopeq_hub.quantization.shards import write_index
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.report.spread import in_words
 from mopeq_hub.selection import Selection, select
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.given import NOTHING, Given
@@ -79,8 +77,6 @@ def build(
         if profile
         else profiles.profile_of(model, recipe, progress, engine, given)
     )
-    if len(recipe.bits) > 1:
-        progress.say(in_words(spread_of(profile, recipe)))
     chosen = Selection(bitmap, None) if bitmap else select(model, recipe, profile, given, progress, engine)
     bitmap = chosen.bitmap
     folder = work / "repo"

@@ -9,7 +9,6 @@ not a strict one: the damages of several experts do not quite add up.
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -85,12 +84,12 @@ def study(
     """Run a study, leave study.json, study.md and plots in `out`, and return what study.json says.
 
     model: a folder, or owner/name[@revision]. signals: of `known_signals()`, where `fisher` stands for `fisher:own` and
-    `fisher:calibration`; allocators: of those that measure nothing; all where none is named. recipe: widths,
-    granularity, group size, symmetry, `search` or `rtn`, seed, and the `rest_bits` of what is no expert; None for the
-    defaults with the rest at 16 bits. questions: what is measured on; calibration: what signals may look at; None for
-    the bundled ones. initial: an earlier checkpoint for `router`. out: None is ./studies/{name}; what was measured
-    there before is not measured again. truth: whether to measure the ground truth; None does so where it takes at most
-    `TRUTH_SECONDS`. accuracy: let each bit map answer the questions.
+    `fisher:calibration`; allocators: of those that measure nothing; all where none is named. recipe: widths, group
+    size, symmetry, `search` or `rtn`, seed, granularity of what keeps to a budget (the bound goes by expert), and the
+    `rest_bits` of what is no expert; None for the defaults with the rest at 16 bits. questions: what is measured on;
+    calibration: what signals may look at; None for the bundled ones. initial: an earlier checkpoint for `router`. out:
+    None is ./studies/{name}; what was measured there before is not measured again. truth: whether to measure the ground
+    truth; None does so where it takes at most `TRUTH_SECONDS`. accuracy: let each bit map answer the questions.
     Raises MopeqError where memory does not hold the model, or a budget cannot be met.
     """
     progress, base = progress or Quiet(), _base(recipe)
@@ -111,7 +110,8 @@ def study(
     rows = bench.rows(ways, accuracy)
     known, why_not = _truth(bench, truth)
     if known is not None:
-        rows += bench.rows(_within(TRUTH, known, "knapsack", base, rooms), accuracy)
+        by_expert = replace(base, granularity="expert")
+        rows += bench.rows(_within(TRUTH, known, "knapsack", by_expert, rooms), accuracy)
     document = {
         "format": 1,
         "version": __version__,
@@ -122,7 +122,7 @@ def study(
         "settings": _settings(base),
         "budgets": list(rooms),
         "original": bench.original(accuracy),
-        "rows": rows,
+        "rows": [{**row, "of_uniform": share} for row, share in zip(rows, _of_uniform(rows), strict=True)],
         "signals": [
             {"name": name, "signal": profile.signal, "layers": by_layer(profile, overall(profile, base.bits))}
             for name, profile in profiles.items()
@@ -132,7 +132,7 @@ def study(
         "truth_left_out": why_not,
         "correlations": _correlations(profiles, known, base.bits) if known is not None else [],
     }
-    _write(folder / "study.json", json.dumps(document, indent=1) + "\n")
+    (folder / "study.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     report.write(document, folder)
     return document
 
@@ -234,14 +234,14 @@ def _random(model: Model, base: Recipe, rooms: Rooms) -> Iterator[Entry]:
 
 
 def _by_signals(profiles: Mapping[str, Profile], kinds: Sequence[str], base: Recipe, rooms: Rooms) -> Iterator[Entry]:
-    """Each signal with each allocator: k-means, which knows no budget, model-wise and layer-wise."""
+    """Each signal with each allocator: k-means, which knows no budget, as the paper has it, model- and layer-wise."""
     for name, profile in profiles.items():
         for kind in kinds:
             if kind != "kmeans":
                 yield from _within(name, profile, kind, base, rooms)
                 continue
             for scope in ("model", "layer"):
-                bitmap = allocate(profile, replace(base, scope=scope))
+                bitmap = allocate(profile, replace(base, granularity="expert", scope=scope))
                 yield Entry(f"{name}, k-means {scope}-wise", (bitmap,), "", name, kind, scope)
 
 
@@ -313,6 +313,25 @@ class _Bench:
         }
 
 
+def _of_uniform(rows: Sequence[dict[str, Any]]) -> list[float | None]:
+    """Each row's KL as a share of that of uniform widths at its size: on straight lines between the logarithms of
+    theirs. None where it is smaller or larger than all of them."""
+    points = sorted(
+        (row["experts_bytes"], math.log(row["kl"]))
+        for row in rows
+        if row["allocator"] == "uniform" and not row["budget"] and row["kl"] > 0
+    )
+    if not points:
+        return [None] * len(rows)
+    sizes, logarithms = zip(*points, strict=True)
+    return [
+        row["kl"] / math.exp(float(np.interp(row["experts_bytes"], sizes, logarithms)))
+        if sizes[0] <= row["experts_bytes"] <= sizes[-1]
+        else None
+        for row in rows
+    ]
+
+
 def _truth(bench: _Bench, wanted: bool | None) -> tuple[Profile | None, str | None]:
     """The KL divergence that each expert alone causes at each width, or why it was not measured."""
     model, bits = bench.model, bench.base.bits
@@ -380,10 +399,3 @@ def _settings(base: Recipe) -> dict[str, Any]:
 def _duration(seconds: float) -> str:
     minutes = seconds / 60
     return f"{math.ceil(minutes)} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a run that is stopped leaves what was there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)

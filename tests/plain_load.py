@@ -1,10 +1,11 @@
-"""`python plain_load.py INPUTS OUTPUT FOLDER...`: logits of models as a stranger gets them.
+"""`python plain_load.py INPUTS OUTPUT FOLDER|REPO@REVISION...`: logits of models as a stranger gets them.
 
 A process that has transformers and auto-round and nothing of this project: importing mopeq_hub, or a library that only
 it needs, fails here.
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -31,7 +32,9 @@ def main() -> None:
 
 
 def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    name, _, revision = (folder, "", "") if Path(folder).is_dir() else folder.partition("@")
+    options = {"revision": revision} if revision else {}
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(name, output_loading_info=True, **options)
     model, info = loaded
     # auto-round's loader chooses half precision; what was loaded is compared in float32,
     # past the refusal that transformers puts before changing the dtype of a quantized model.

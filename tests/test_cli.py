@@ -73,7 +73,18 @@ def test_a_dry_run_of_publish_leaves_nothing(
 ) -> None:
     target = tmp_path / "out" / "model"
     printed = run(
-        capsys, "publish", shapes, "--recipe", "mopeq", "--to", target, "--questions", some_questions, "--no-compare", "--dry-run", "--json"
+        capsys,
+        "publish",
+        shapes,
+        "--recipe",
+        "mopeq",
+        "--to",
+        target,
+        "--questions",
+        some_questions,
+        "--no-compare",
+        "--dry-run",
+        "--json",
     )
     publication = json.loads(printed)
     assert publication["commit"] is None
@@ -108,7 +119,9 @@ def test_quantizing_twice_gives_the_same_bytes(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [
-        json.loads(run(capsys, "quantize", shapes, tmp_path / name, "--recipe", "mopeq", "--shard-size", "600000", "--json"))["files"]
+        json.loads(
+            run(capsys, "quantize", shapes, tmp_path / name, "--recipe", "mopeq", "--shard-size", "600000", "--json")
+        )["files"]
         for name in ("one", "two")
     ]
     assert files[0] == files[1]
@@ -157,7 +170,7 @@ def test_importing_the_package_is_light() -> None:
 
 def test_optimum_cli_has_the_same_commands(shapes: Path) -> None:
     optimum = Path(sys.executable).with_name("optimum-cli")
-    command = [str(optimum), "mopeq", "plan", str(shapes), "--bits", "2,4", "--json"]
+    command = [str(optimum), "mopeq", "plan", str(shapes), "--recipe", "mopeq", "--bits", "2,4", "--json"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert [choice["name"] for choice in json.loads(printed)["choices"]] == [
         "original",

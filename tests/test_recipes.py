@@ -27,9 +27,33 @@ def given(*options: str) -> Recipe:
     return Recipe.from_dict(json.loads(ended.stdout))
 
 
-@pytest.mark.parametrize("options", [[], ["--recipe", "mopeq"], ["--recipe", ""], ["--recipe", "{}"]])
-def test_without_choices_it_is_the_papers(options: list[str]) -> None:
-    assert given(*options) == Recipe()
+def test_mopeq_is_the_papers() -> None:
+    assert given("--recipe", "mopeq") == Recipe()
+
+
+@pytest.mark.parametrize("options", [[], ["--recipe", "best"], ["--recipe", ""], ["--recipe", "{}"]])
+def test_without_choices_it_is_the_best_in_the_room_of_uniform_3_bits(options: list[str]) -> None:
+    assert given(*options) == Recipe(signal="best", allocator="measured", budget="3.297bpw")
+
+
+@pytest.mark.parametrize(
+    ("options", "budget"),
+    [
+        (["--bits", "2,4", "--group-size", "128"], "3.149bpw"),
+        (["--bits", "4,8"], "6.344bpw"),
+        (["--budget", "1GB"], "1GB"),
+    ],
+)
+def test_the_best_is_given_the_room_of_the_middle_width_or_the_budget(options: list[str], budget: str) -> None:
+    recipe = given(*options)
+    assert (recipe.signal, recipe.allocator, recipe.budget) == ("best", "measured", budget)
+
+
+@pytest.mark.parametrize(
+    "options", [["--bits", "3"], ["--scope", "layer"], ["--signal", "hessian"], ["--allocator", "kmeans"]]
+)
+def test_who_says_how_widths_are_found_is_not_given_the_best(options: list[str]) -> None:
+    assert (given(*options).signal, given(*options).allocator, given(*options).budget) == ("hessian", "kmeans", "")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +66,7 @@ def test_choices_can_be_written_in_line_or_in_a_file(written: str, tmp_path: Pat
 
 
 def test_what_is_given_one_by_one_counts_more_even_where_it_is_the_default() -> None:
-    recipe = "{bits: 3, symmetric: false, seed: 7, rest_bits: 8}"
+    recipe = "{bits: 3, symmetric: false, seed: 7, rest_bits: 8, signal: hessian}"
     options = ["--bits", "2,3,4", "--symmetric", "--seed", "0"]
     assert given("--recipe", recipe, *options) == Recipe(rest_bits=8)
     assert given("--recipe", recipe) == Recipe(bits=(3,), symmetric=False, seed=7, rest_bits=8)
@@ -52,12 +76,15 @@ def test_the_width_of_the_rest_is_a_number_or_auto_however_it_is_given() -> None
     expected = Recipe(budget="1GB", allocator="knapsack", rest_bits="auto")
     assert given("--budget", "1GB", "--rest-bits", "auto") == given("--recipe", "{budget: 1GB, rest_bits: auto}")
     assert given("--budget", "1GB", "--rest-bits", "auto") == expected
-    assert given("--rest-bits", "8") == given("--recipe", '{rest_bits: "8"}') == Recipe(rest_bits=8)
+    assert given("--rest-bits", "8") == given("--recipe", '{rest_bits: "8"}')
+    assert given("--rest-bits", "8").rest_bits == 8
 
 
 def test_a_budget_is_met_by_the_knapsack_however_it_is_given() -> None:
     expected = Recipe(budget="3.0bpw", allocator="knapsack")
-    assert given("--budget", "3.0bpw") == given("--recipe", "{budget: 3.0bpw}") == expected
+    assert Recipe.from_dict({"budget": "3.0bpw"}) == expected
+    assert given("--signal", "hessian", "--budget", "3.0bpw") == expected
+    assert given("--budget", "3.0bpw") == given("--recipe", "{budget: 3.0bpw}")
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,16 @@ def test_every_method_is_measured_within_each_budget_and_what_knows_none_at_its_
     assert row_of(found, "uniform 4 bits", None)["kl"] < row_of(found, "uniform 2 bits", None)["kl"]
 
 
+def test_bit_maps_are_held_against_uniform_widths_of_their_size(without_truth: Path) -> None:
+    found = document(without_truth)
+    low, high = (row_of(found, f"uniform {bits} bits", None) for bits in (2, 4))
+    assert low["of_uniform"] == pytest.approx(1)
+    assert high["of_uniform"] == pytest.approx(1)
+    row = row_of(found, "hessian, knapsack", "3.0bpw")
+    share = (row["experts_bytes"] - low["experts_bytes"]) / (high["experts_bytes"] - low["experts_bytes"])
+    assert row["kl"] == pytest.approx(row["of_uniform"] * low["kl"] ** (1 - share) * high["kl"] ** share)
+
+
 def test_random_is_a_mean_of_several_bit_maps(without_truth: Path) -> None:
     row = row_of(document(without_truth), "random", "3.0bpw")
     assert row["tries"] == SHUFFLES

@@ -1,7 +1,7 @@
 """Destinations: where a publication goes, a Hub repo or a folder, behind one small interface.
 
 A publication appears in one commit or not at all. A folder is laid out as the repo would be (`DIR` is the model repo,
-`DIR-space` its Space) and changes in one step.
+`DIR-space` its Space, `DIR@2.5bpw` its branch 2.5bpw) and changes in one step.
 """
 
 import re
@@ -17,7 +17,7 @@ from mopeq_hub.hub.published import Published
 from mopeq_hub.hub.repo import HubDestination
 from mopeq_hub.progress import Progress
 
-_REPO_ID = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*$")
+_REPO_ID = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?$")
 
 
 class Destination(Protocol):
@@ -32,6 +32,10 @@ class Destination(Protocol):
         """owner/name on the Hub, None for a folder."""
 
     @property
+    def branch(self) -> str | None:
+        """Of which variant this is the branch, or the folder; None for main, which alone has a Space."""
+
+    @property
     def account(self) -> str | None:
         """Whose token publishes there, once `check_writable` has asked; None for a folder."""
 
@@ -41,6 +45,12 @@ class Destination(Protocol):
 
     def describe(self) -> str:
         """The name with its kind, for the first line that is printed."""
+
+    def variant(self, name: str) -> "Destination":
+        """Where the variant of this name goes: a branch of the same repo, or a folder beside this one."""
+
+    def address(self, branch: str | None) -> str | None:
+        """What a card links to: the page of a branch, or of main."""
 
     def check_writable(self, *, space: bool) -> None:
         """Raises MopeqError where a publication or its Space could not be written, as far as can be known before."""
@@ -96,8 +106,8 @@ class Destination(Protocol):
 
 
 def destination_for(to: str | None, model: str, *, private: bool = False) -> Destination:
-    """The destination that `to` names: a folder if it starts with `.`, `/` or `~` or exists, else owner/name on the
-    Hub.
+    """The destination that `to` names: a folder if it starts with `.`, `/` or `~` or exists, else owner/name[@branch]
+    on the Hub.
 
     None chooses {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ.
     """
@@ -107,7 +117,8 @@ def destination_for(to: str | None, model: str, *, private: bool = False) -> Des
     if not to:
         raise UsageError("the destination is empty", "name owner/name or a folder, or leave --to out")
     if not to.startswith((".", "/", "~")) and _REPO_ID.match(to) and not Path(to).exists():
-        return HubDestination(to, private=private)
+        repo_id, _, branch = to.partition("@")
+        return HubDestination(repo_id, branch or None, private=private)
     return FolderDestination(to)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
@@ -20,17 +21,27 @@ from mopeq_hub.version import __version__
 
 
 class FolderDestination:
-    """A folder and its `-space` sibling: the embedded stand-in for the Hub."""
+    """A folder and its `-space` sibling: the embedded stand-in for the Hub. What is a branch there is a sibling here,
+    `NAME@BRANCH`."""
 
     repo_id = account = None
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, branch: str | None = None) -> None:
+        """branch: of which variant of NAME this is the folder, None where it is not known to be one."""
+        self.name, self.branch = name, branch
         self.folder = self._folder = Path(name).expanduser().resolve()
         self._space = self._folder.with_name(self._folder.name + "-space")
 
     def describe(self) -> str:
         return f"the folder {self.name}"
+
+    def variant(self, name: str) -> "FolderDestination":
+        return FolderDestination(f"{self.name.rstrip('/')}@{name}", name)
+
+    def address(self, branch: str | None) -> str | None:
+        # Relative, so that all of them can be moved together.
+        main = self._folder.name.removesuffix(f"@{self.branch}" if self.branch else "")
+        return "../" + quote(f"{main}@{branch}" if branch else main) + "/README.md"
 
     def check_writable(self, *, space: bool) -> None:
         parent = next(path for path in self._folder.parents if path.exists())

@@ -10,7 +10,7 @@ from mopeq_hub.source import FolderSource, HubSource
 
 
 class Published:
-    """The files of a folder, or of a repo at its newest commit.
+    """The files of a folder, or of a repo at the newest commit of a branch.
 
     source: reads heads of files. names: of all files, hidden ones too.
     """
@@ -25,9 +25,10 @@ class Published:
         return cls(FolderSource(folder), names, {})
 
     @classmethod
-    def on_hub(cls, repo_id: str) -> "Published":
-        """Raises MopeqError where there is no such repo. The Hub is believed what it says of its large files."""
-        source = HubSource(repo_id)
+    def on_hub(cls, repo_id: str, revision: str | None = None) -> "Published":
+        """Raises MopeqError where there is no such repo or revision. The Hub is believed what it says of its large
+        files."""
+        source = HubSource(repo_id, revision)
         sizes = source.files()
         known = {name: {"sha256": digest, "bytes": sizes[name]} for name, digest in source.digests.items()}
         return cls(source, set(sizes), known)

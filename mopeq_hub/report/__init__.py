@@ -46,22 +46,46 @@ class Choice:
 
 def choices(manifest: dict[str, Any], fidelity: dict[str, Any] | None, this: str = "this publication") -> list[Choice]:
     """The original, what it is compared with, the largest first, and last what the manifest describes, named `this`."""
-    compared = [
-        Choice(
-            other["name"],
-            other["bytes"],
-            other["experts_bpw"],
-            other["kl"]["mean"],
-            other["top1_agreement"],
-            other["perplexity_ratio"],
-            other["accuracy"],
-        )
-        for other in (fidelity or {}).get("comparisons", [])
-    ]
+    compared = [_measured(other) for other in (fidelity or {}).get("comparisons", [])]
     if counts(manifest).keys() != {4} and UNIFORM_4 not in [choice.name for choice in compared]:
         compared.append(uniform(manifest, 4))
     compared.sort(key=lambda choice: -choice.bytes)
     return [_original(manifest, fidelity), *compared, _published(manifest, fidelity, this)]
+
+
+def variants(fidelity: dict[str, Any] | None) -> list[Choice]:
+    """The variants of a repo with several budgets, the smallest first, each named by its branch; on main alone."""
+    return [_measured(each) for each in (fidelity or {}).get("variants", [])]
+
+
+def this_variant(fidelity: dict[str, Any] | None) -> str | None:
+    """Which of them the document itself is of: the one that is recommended; None where there are none."""
+    if fidelity is None:
+        return None
+    named = {each["publication"]: str(each["name"]) for each in fidelity.get("variants", [])}
+    return named.get(fidelity["publication"])
+
+
+def side_by_side(manifest: dict[str, Any], fidelity: dict[str, Any] | None) -> list[Choice]:
+    """The choices, and on main of a repo with several budgets the other variants too; last the publication itself."""
+    this = this_variant(fidelity)
+    if this is None:
+        return choices(manifest, fidelity)
+    *others, ours = choices(manifest, fidelity, f"{this}, recommended")
+    return [*others, *(each for each in variants(fidelity) if each.name != this), ours]
+
+
+def _measured(other: dict[str, Any]) -> Choice:
+    """One of fidelity.json's comparisons or variants."""
+    return Choice(
+        other["name"],
+        other["bytes"],
+        other["experts_bpw"],
+        other["kl"]["mean"],
+        other["top1_agreement"],
+        other["perplexity_ratio"],
+        other["accuracy"],
+    )
 
 
 def uniform(manifest: dict[str, Any], bits: int) -> Choice:

@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mopeq_hub.fidelity.variants import CLOSE, is_close
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.report import (
     Markdown,
@@ -32,6 +33,8 @@ from mopeq_hub.report import (
     percent,
     size,
     table_rows,
+    this_variant,
+    variants,
     widths_in,
 )
 from mopeq_hub.report.spread import in_words
@@ -40,6 +43,7 @@ from mopeq_hub.report.templating import render
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
+Address = Callable[[str | None], str | None]
 LICENSE_FILES = ("LICENSE", "LICENSE.md")
 """The names of files beside the card that the Hub takes as a `license_link`."""
 TAGS = ("mopeq", "mixture-of-experts", "auto-round")
@@ -52,8 +56,23 @@ PLOTS = {
 }
 """What each plot shows, in the order in which the card shows them."""
 
+_INPUTS = {
+    "own": "questions that nobody wrote, answered by the model itself",
+    "calibration": "calibration questions",
+    "recombined": "questions recombined from these, answered by the model itself",
+}
+"""Groups of rows that signals run the model on, in words."""
+
+
+def inputs_in_words(groups: list[dict[str, Any]]) -> str:
+    """On what a signal was measured, as part of a sentence."""
+    named = [f"{group['rows']} {_INPUTS.get(group['name'], one_line(group['name']))}" for group in groups]
+    return Markdown(f"{listed(named)} ({sum(group['tokens'] for group in groups)} tokens)")
+
+
 _FILTERS: dict[str, Callable[..., Any]] = {
     "link": link,
+    "inputs_in_words": inputs_in_words,
     "listed": listed,
     "number": number,
     "percent": percent,
@@ -74,11 +93,14 @@ def write_card(
     source_card: dict[str, Any] | None,
     repo_id: str | None,
     space_id: str | None,
+    branch: str | None = None,
+    address: Address = lambda branch: None,
 ) -> None:
     """Write README.md into the publication's folder. It shows those plots that lie in its folder `plots`.
 
     source_card: licence and language as the source's own card states them.
     repo_id, space_id: where the publication and its Space will be on the Hub, if they will.
+    branch: that of a variant, None for main. address: where the card of a branch is, or for None that of main.
     """
     from huggingface_hub import ModelCard
 
@@ -89,8 +111,11 @@ def write_card(
         _FILTERS,
         **_facts(manifest),
         **_measured(manifest, fidelity),
-        title=_title(manifest, repo_id),
-        model_id=json.dumps(repo_id or "path/to/this/folder"),
+        **_variants(fidelity, repo_id, address),
+        title=_title(manifest, repo_id) + (f" at {one_line(branch)}" if branch else ""),
+        model_id=_model_id(repo_id, branch),
+        branch=branch,
+        main=Markdown(address(None) or ""),
         plots={name: shown for name, shown in PLOTS.items() if (folder / "plots" / name).is_file()},
         licence=_license_in_words(licence),
         space_id=space_id,
@@ -104,11 +129,14 @@ def recipe_flags(recipe: Recipe) -> list[str]:
     Calibration data are named by a file, which only the manifest knows of.
     """
     flags = ["--bits", ",".join(map(str, recipe.bits))]
+    if (recipe.signal, recipe.allocator) == (Recipe.signal, Recipe.allocator) and len(recipe.bits) > 1:
+        # Else the command would take the best.
+        flags = ["--recipe", "mopeq", *flags]
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
         if field.name == "initial" and re.fullmatch(r".*@[0-9a-f]{64}", value):
             value = f"path/to/{value.rpartition('@')[0]}"
-        if field.name in ("bits", "calibration") or value == field.default:
+        if field.name in ("bits", "calibration", "questions") or value == field.default:
             continue
         flags += ["--asymmetric"] if field.name == "symmetric" else ["--" + field.name.replace("_", "-"), str(value)]
     return flags
@@ -209,6 +237,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
     return {
         "manifest": manifest,
         "calibration": manifest.get("calibration"),
+        "selection": _selection(manifest),
         "provenance": manifest.get("provenance"),
         "recipe": Recipe.from_dict(manifest["recipe"]),
         "source": _source_name(manifest),
@@ -225,6 +254,14 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _selection(manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The maps that were tried, where any were, and the name of the chosen one."""
+    if "selection" not in manifest:
+        return None
+    tried = manifest["selection"]["tried"]
+    return {"tried": tried, "chosen": next((row["name"] for row in tried if row["chosen"]), "none")}
+
+
 def _counts(found: dict[int, int], noun: Callable[[int], str]) -> str:
     """How many have each width, as a sentence: `3 experts have 2 bits and 1 has 4`."""
     words = [f"{count} {'has' if count == 1 else 'have'} {width}" for width, count in found.items()]
@@ -239,6 +276,36 @@ def _measured(manifest: dict[str, Any], fidelity: dict[str, Any] | None) -> dict
         "rows": list(table_rows(choices(manifest, fidelity))),
         "inputs": _inputs_name(fidelity) if fidelity else None,
     }
+
+
+def _variants(fidelity: dict[str, Any] | None, repo_id: str | None, address: Address) -> dict[str, Any]:
+    """What the template says of a repo with several budgets."""
+    rows, this = variants(fidelity), this_variant(fidelity)
+    names = [row.name for row in rows]
+    links = [_beside(code(name), address(name)) for name in names]
+    recommended = next((each for each in (fidelity or {}).get("variants", []) if each["name"] == this), None)
+    other = next((name for name in names if name != this), None)
+    return {
+        "variants": [(shown, *cells[1:]) for shown, cells in zip(links, table_rows(rows), strict=True)],
+        "chosen": names.index(this) if this else None,
+        "is_close": recommended is not None and is_close(recommended),
+        "close": f"{CLOSE:.0%}",
+        "here": code("main") if repo_id else "this folder",
+        "repo_id": repo_id,
+        "other_id": _model_id(repo_id, other),
+    }
+
+
+def _beside(label: Markdown, address: str | None) -> Markdown:
+    """A link to another card of ours: a page of the Hub, or a path that begins here and is quoted."""
+    return Markdown(f"[{label}]({address})") if address and address.startswith("../") else link(label, address)
+
+
+def _model_id(repo_id: str | None, branch: str | None) -> str:
+    """The first arguments of `from_pretrained`."""
+    if repo_id is None:
+        return json.dumps("path/to/this/folder")
+    return json.dumps(repo_id) + (f", revision={json.dumps(branch)}" if branch else "")
 
 
 def _license_in_words(licence: dict[str, Any]) -> Markdown | None:

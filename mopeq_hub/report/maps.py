@@ -18,6 +18,9 @@ SIGNALS = {
     "hessian": "trace of the Hessian",
     "distortion": "share of the layer's output that is lost",
     "router": "place in the order of the layer's experts",
+    "frequency": "how often the router picks an expert",
+    "hessian*frequency": "trace of the Hessian times how often the router picks an expert",
+    "fisher": "KL that an expert alone causes at the narrowest width",
 }
 
 

@@ -6,10 +6,11 @@ version.
 """
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mopeq_hub.report import Choice, choices, maps, one_line, size
+from mopeq_hub.report import Choice, maps, one_line, side_by_side, size, variants
 from mopeq_hub.report.canvas import CLEAR, COLOURS, DPI, FAINT, LEFT, OURS, PALE, RIGHT, WIDTH, figure_of, style, thin
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def draw(manifest: dict[str, Any], fidelity: dict[str, Any] | None, folder: Path
         drawn["bits.png"] = maps.bits(manifest)
         drawn["bits_per_layer.png"] = maps.bits_per_layer(manifest)
         if fidelity is not None:
-            drawn["size_fidelity.png"] = _size_fidelity(choices(manifest, fidelity))
+            drawn["size_fidelity.png"] = _size_fidelity(side_by_side(manifest, fidelity), variants(fidelity))
             if fidelity["layers"]["errors"]:
                 drawn["layer_errors.png"] = _layer_errors(fidelity["layers"]["errors"])
         target = folder / "plots"
@@ -60,19 +61,25 @@ def _layer_errors(errors: list[float]) -> "Figure":
     return figure
 
 
-def _size_fidelity(rows: list[Choice]) -> "Figure":
-    """Size against mean KL; the original, which differs from itself by nothing, as a line at its size."""
+def _size_fidelity(rows: list[Choice], variants: Collection[Choice]) -> "Figure":
+    """Size against mean KL; the original, which differs from itself by nothing, as a line at its size.
+
+    rows: as `side_by_side` gives them. variants: those of a repo with several budgets, which a line joins.
+    """
     original, *compared = rows
     shown = [row for row in compared if row.kl is not None and math.isfinite(row.kl)]
     floor = min((row.kl for row in shown if row.kl), default=1e-3) / 10
     points = [(float(row.bytes), max(row.kl or 0, floor)) for row in shown]
     names = [(_shortened(one_line(row.name)), row is compared[-1]) for row in shown]
+    ours = [row is compared[-1] or row in variants for row in shown]
     figure, axes = figure_of(3.2, 0.6)
     _size_axis(axes, original.bytes, max(row.bytes for row in rows))
     _kl_axis(axes, [kl for _, kl in points] or [floor])
     axes.axvline(original.bytes, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-    for point, (_, ours) in zip(points, names, strict=True):
-        axes.plot(*point, "D" if ours else "o", color=OURS if ours else COLOURS[4], markersize=8 if ours else 6.5)
+    joined = sorted(point for point, mine in zip(points, ours, strict=True) if mine)
+    axes.plot(*zip(*joined, strict=True), color=OURS, linewidth=1, alpha=0.5)
+    for point, mine in zip(points, ours, strict=True):
+        axes.plot(*point, "D" if mine else "o", color=OURS if mine else COLOURS[4], markersize=8 if mine else 6.5)
     axes.set_title("Size and fidelity: lower left is better")
     axes.grid(color=PALE, linewidth=0.7)
     axes.set_axisbelow(True)

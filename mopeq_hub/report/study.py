@@ -48,14 +48,15 @@ def table(document: dict[str, Any]) -> "Table":
     drawn = Table(title=Text(one_line(document["source"]["name"])), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     drawn.title_justify = drawn.caption_justify = "left"
     drawn.add_column()
-    headings = ("bpw", "KL", "top-1", "perplexity", "accuracy")
+    headings = ("bpw", "KL", "of uniform", "top-1", "accuracy")
     for heading in headings if document["original"]["accuracy"] is not None else headings[:-1]:
         drawn.add_column(heading, justify="right", no_wrap=True)
     for title, rows in sections(document):
         drawn.add_row(Text(title, style="bold"))
         for row in rows:
-            name, bpw, _, *cells = _cells(row, document)
-            drawn.add_row(*map(Text, (name, bpw, *cells)))
+            # Sizes and perplexities are on the page.
+            name, bpw, _, kl, share, top1, _, *accuracies = _cells(row, document)
+            drawn.add_row(*map(Text, (name, bpw, kl, share, top1, *accuracies)))
         drawn.add_section()
     drawn.caption = Text("\n".join(map(one_line, _remarks(document))), style="default not italic")
     return drawn
@@ -87,6 +88,7 @@ def _cells(row: dict[str, Any], document: dict[str, Any]) -> list[str]:
         f"{row['experts_bpw']:.2f}",
         size(row["experts_bytes"]),
         number(row["kl"]) + spread,
+        "–" if row["of_uniform"] is None else f"{row['of_uniform']:.2f}",
         percent(row["top1_agreement"]),
         f"{row['perplexity_ratio']:.4f}",
     ]

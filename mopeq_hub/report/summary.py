@@ -10,7 +10,6 @@ from mopeq_hub.report import (
     PROJECTIONS,
     Widths,
     by_projection,
-    choices,
     code,
     counted,
     counts,
@@ -21,9 +20,12 @@ from mopeq_hub.report import (
     number,
     one_line,
     percent,
+    side_by_side,
     size,
     split,
     table_rows,
+    this_variant,
+    variants,
 )
 from mopeq_hub.report.spread import in_words
 
@@ -146,6 +148,20 @@ def _bar(bits: list[int]) -> "Text":
     return bar.append("  " + " ".join(shares))
 
 
+def variants_table(fidelity: dict[str, Any]) -> "Table":
+    """The variants of a repo with several budgets, the smallest first, and which of them main holds."""
+    from rich.table import Table
+
+    table, this = Table(), this_variant(fidelity)
+    for heading in ("", "size", "bpw", "KL", "top-1", "accuracy"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, size_of, bpw, kl, top1, _, accuracy in table_rows(variants(fidelity)):
+        ours = name == this
+        shown = f"{name}, recommended" if ours else name
+        table.add_row(shown, size_of, bpw, kl, top1, accuracy, style="bold" if ours else None)
+    return table
+
+
 def result_lines(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: str | None = None) -> "Table":
     """A publication in a few lines: where it is, its size, bits per weight, and how close it is to the original."""
     from rich.table import Table
@@ -194,7 +210,7 @@ def step_summary(
     source = manifest["source"]
     source_page = hub_address(source["name"]) if source["kind"] == "hub" else None
     space = f" Its Space is {link(code(where), space_page)}." if space_page else ""
-    cells = [[escape(cell) for cell in row] for row in table_rows(choices(manifest, fidelity))]
+    cells = [[escape(cell) for cell in row] for row in table_rows(side_by_side(manifest, fidelity))]
     rows = "\n".join(f"| {' | '.join(row)} |" for row in cells)
     parts = ", by projection" if by_projection(manifest) else ""
     lines = [

@@ -107,7 +107,30 @@ def by_layer() -> Case:
     return manifest(recipe=Recipe(granularity="layer")), None, {"license": "mit"}, "someone/shapes-mopeq", None
 
 
-_ALL = (small_folder, calibrated_folder, large_hub_model, bare_minimum, by_projection, by_layer)
+def tried() -> Case:
+    """The best of several maps, by a signal that ran the model."""
+    recipe = Recipe(
+        signal="fisher", inputs="calibration", calibration="ca" * 32, allocator="measured", budget="3.297bpw",
+        questions="9e" * 32,
+    )  # fmt: skip
+    groups = [
+        {"name": "calibration", "rows": 128, "tokens": 2582},
+        {"name": "recombined", "rows": 1508, "tokens": 30187},
+    ]
+    figures = {"fisher, by expert": 0.00016, "uniform 3 bits": 0.00028, "MoPEQ's map": 0.00079}
+    maps = [
+        {"name": name, "experts_bpw": 3.2969, "kl": kl, "top1_agreement": 0.999, "chosen": name.startswith("fisher")}
+        for name, kl in figures.items()
+    ]
+    made = manifest(
+        recipe=recipe,
+        signal={"name": "fisher", "inputs": "calibration", "groups": groups},
+        selection={"questions": {"name": "eval.jsonl", "sha256": "e5" * 32}, "tried": maps},
+    )
+    return made, fidelity(made, accuracy=True), {"license": "mit"}, "someone/shapes-mopeq", None
+
+
+_ALL = (small_folder, calibrated_folder, large_hub_model, bare_minimum, by_projection, by_layer, tried)
 CASES = {case.__name__: case for case in _ALL}
 
 
@@ -261,11 +284,12 @@ def test_the_card_of_gptq_names_its_method(tmp_path: Path) -> None:
 def test_the_command_line_names_every_choice_that_is_not_the_default() -> None:
     recipe = large_hub_model()[0]["recipe"]
     flags = (
-        "--bits 2,3,4,8 --estimator hutchinson --probes 64 --scope layer --quantizer rtn --group-size 128 "
-        "--asymmetric --rest-bits 8 --shard-size 5000000000 --seed 1"
+        "--recipe mopeq --bits 2,3,4,8 --estimator hutchinson --probes 64 --scope layer --quantizer rtn "
+        "--group-size 128 --asymmetric --rest-bits 8 --shard-size 5000000000 --seed 1"
     )
     assert shlex.join(recipe_flags(Recipe.from_dict(recipe))) == flags
-    assert recipe_flags(Recipe()) == ["--bits", "2,3,4"]
+    assert recipe_flags(Recipe()) == ["--recipe", "mopeq", "--bits", "2,3,4"]
+    assert recipe_flags(Recipe((4,))) == ["--bits", "4"]
 
 
 def test_only_plots_that_exist_are_shown(tmp_path: Path) -> None:

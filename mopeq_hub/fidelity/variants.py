@@ -1,0 +1,43 @@
+"""Several budgets of one model set side by side, and which of them is recommended.
+
+In fidelity.json of the main branch, `variants` is a list of dicts as `variant` makes them.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+CLOSE = 0.99
+"""Share of the tokens at which a publication has to agree with the original to be as good as the original for most."""
+
+
+def figures(manifest: dict[str, Any], fidelity: dict[str, Any]) -> dict[str, Any]:
+    """Size and closeness of a publication as other documents repeat them."""
+    return {
+        "bytes": manifest["sizes"]["published_bytes"],
+        "experts_bpw": manifest["sizes"]["experts_bpw"],
+        "kl": fidelity["kl"],
+        "top1_agreement": fidelity["top1_agreement"],
+        "perplexity_ratio": fidelity["perplexity"]["ratio"],
+        "accuracy": fidelity["accuracy"] and fidelity["accuracy"]["published"],
+    }
+
+
+def variant(name: str, manifest: dict[str, Any], fidelity: dict[str, Any]) -> dict[str, Any]:
+    """One of `variants`: the publication on the branch `name`."""
+    return {"name": name, "publication": manifest["publication"], **figures(manifest, fidelity)}
+
+
+def in_order(variants: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The smallest first; of two of one size, the closer to the original."""
+    return sorted(variants, key=lambda each: (each["bytes"], each["kl"]["mean"]))
+
+
+def is_close(each: dict[str, Any]) -> bool:
+    """Whether it agrees with the original on `CLOSE` of the tokens."""
+    return bool(each["top1_agreement"] >= CLOSE)
+
+
+def recommended(variants: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The smallest that is close to the original; where none is, the one with the least KL divergence."""
+    ordered = in_order(variants)
+    return next(filter(is_close, ordered), min(ordered, key=lambda each: each["kl"]["mean"]))
