@@ -62,8 +62,9 @@ def scheme(settings: Settings) -> Iterator[RenderableType]:
             _COLUMNS,
             _rows(model, tried, held_out),
             "Ours at the bytes of AutoScheme's map, which gives all experts of a layer one width; attention stays at "
-            "16 bits. Scores serve all\nbudgets; their time is of the whole process. Both are calibrated on the same "
-            f"{len(calibration.read_text().splitlines())} questions. Our search quantizes every map.",
+            "16 bits. Scores serve all budgets; their time is of the whole process. Calibration is the same "
+            f"{len(calibration.read_text().splitlines())} questions for both, own inputs are with pictures too. Our search "
+            "quantizes every map.",
         )
 
 
