@@ -63,8 +63,8 @@ def scheme(settings: Settings) -> Iterator[RenderableType]:
             _rows(model, tried, held_out),
             "Ours at the bytes of AutoScheme's map, which gives all experts of a layer one width; attention stays at "
             "16 bits. Scores serve all budgets; their time is of the whole process. Calibration is the same "
-            f"{len(calibration.read_text().splitlines())} questions for both, own inputs are with pictures too. Our search "
-            "quantizes every map.",
+            f"{len(calibration.read_text().splitlines())} questions for both, own inputs have pictures too. Our "
+            "search quantizes every map.",
         )
 
 
