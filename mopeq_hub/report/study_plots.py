@@ -167,7 +167,7 @@ def _correlation(document: dict[str, Any]) -> "Figure":
     height = max(0.9, 0.16 * len(widths) * len(rows) + 0.1 * len(rows))
     figure, axes = figure_of(height, 0.85)
     # Names of signals are longer than the numbers that the margin is made for.
-    left, box = 1.75, axes.get_position()
+    left, box = 0.3 + 0.067 * max(len(row["signal"]) for row in rows), axes.get_position()
     axes.set_position((left / WIDTH, box.y0, (WIDTH - left - RIGHT) / WIDTH, box.height))
     for place, width in enumerate(widths):
         values = [row["widths"][width] or 0.0 for row in rows]
@@ -178,7 +178,7 @@ def _correlation(document: dict[str, Any]) -> "Figure":
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.set_yticks(range(len(rows)), [row["signal"] for row in rows])
     axes.set_xlim(min(-0.1, *overall, *(value or 0 for row in rows for value in row["widths"].values())) - 0.05, 1)
-    axes.set_title("Rank correlation with the damage of quantizing one expert alone")
+    axes.set_title("Rank correlation with the ground truth")
     axes.set_xlabel("Spearman's correlation over all experts")
     axes.grid(axis="x", color=PALE, linewidth=0.7)
     axes.set_axisbelow(True)

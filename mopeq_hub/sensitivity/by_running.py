@@ -18,6 +18,8 @@ from mopeq_hub.recipe import RUNNING, Recipe
 from mopeq_hub.sensitivity.profile import Values
 from mopeq_hub.source import companions
 
+VERSION = 1
+"""Raised whenever the same settings give other numbers, so that no profile is kept beyond that."""
 TOKENS = 32_768
 """Of all questions and answers that the model is run on."""
 _PROCESS_BYTES = 2_000_000_000
@@ -84,6 +86,7 @@ def _of_projections(model: Model, layers: Mapping[str, list[float]]) -> dict[str
 def settings(recipe: Recipe) -> dict[str, Any]:
     """What a profile says of how such a signal was measured."""
     described: dict[str, Any] = {"name": recipe.signal, "inputs": recipe.inputs, "seed": recipe.seed}
+    described["version"] = VERSION
     if recipe.inputs == "calibration":
         described["calibration"] = recipe.calibration
     if recipe.signal == "fisher":
