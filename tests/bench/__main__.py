@@ -14,22 +14,16 @@ from tests.bench.fidelity import bit_maps, quantizers
 from tests.bench.hessian import hessian
 from tests.bench.kernels import kernels
 from tests.bench.quantize import quantize
-<<<<<<< HEAD
-from tests.bench.signals import signals
-=======
 from tests.bench.scheme import scheme
->>>>>>> main
+from tests.bench.signals import signals
 from tests.bench.stream import stream
 from tests.bench.tables import Settings, busy, machine, set_threads
 
 SECTIONS: dict[str, Callable[[Settings], Iterator[RenderableType]]] = {
     "fidelity": bit_maps,
     "calibrated": quantizers,
-<<<<<<< HEAD
     "signals": signals,
-=======
     "scheme": scheme,
->>>>>>> main
     "kernels": kernels,
     "compile": compilation,
     "hessian": hessian,
