@@ -1,8 +1,8 @@
 """The map that is published where the recipe measures before it chooses (allocator `measured`).
 
 A map that a signal calls best can have a higher KL than plain uniform widths; no signal can be trusted on every model.
-So several are made within the budget: of the recipe's signal, by expert and by projection; of the other signal that
-needs no data; and the widest uniform widths that fit. Each is tried on the questions that fidelity is measured on,
+So several are made within the budget: of the recipe's signal, by expert, by projection and by layer; of the other
+signal that needs no data; and the widest uniform widths that fit. Each is tried on the questions that fidelity is measured on,
 beside the paper's map, and the one of least KL that meets the budget is taken.
 
 The signal `best` is the one that was found best of those that a machine can measure: `fisher` where its memory holds
@@ -111,6 +111,7 @@ def candidates(model: Model, recipe: Recipe, profile: Profile, profile_by: Calla
     if recipe.granularity == "expert" and recipe.scope == "model":
         by_projection = replace(knapsack, granularity="projection")
         maps[f"{recipe.signal}, by projection"] = allocate(profile, by_projection, room)
+        maps[f"{recipe.signal}, by layer"] = allocate(profile, replace(knapsack, granularity="layer"), room)
     if recipe.signal != _DATA_FREE:
         other = replace(knapsack, signal=_DATA_FREE)
         maps[f"{_DATA_FREE}, by {recipe.granularity}"] = allocate(profile_by(_DATA_FREE), other, room)
@@ -144,7 +145,7 @@ def _document(
 ) -> dict[str, Any]:
     weights = sum(x.shape[0] * x.shape[1] for matrices in model.layout.experts.values() for x in matrices)
     return {
-        "questions": {"name": questions.name, "sha256": questions.digest},
+        "questions": {"name": questions.name, "sha256": questions.digest, "limit": questions.limit},
         "tried": [
             {
                 "name": each.name,

@@ -39,7 +39,7 @@ def test_what_is_tried_meets_the_budget_but_for_the_papers(model: Model) -> None
     found = candidates(
         model, MEASURED, profile_of(model, MEASURED, Quiet()), lambda signal: profile_of(model, Recipe(), Quiet())
     )
-    names = ["distortion, by expert", "distortion, by projection", "uniform 3 bits", PAPER]
+    names = ["distortion, by expert", "distortion, by projection", "distortion, by layer", "uniform 3 bits", PAPER]
     assert [each.name for each in found] == names
     assert all(each.nbytes <= room.capacity for each in found[:-1])
     assert found[-1].nbytes > room.capacity
@@ -54,7 +54,7 @@ def test_the_map_of_least_divergence_is_taken_and_all_are_described(model: Model
     (chosen,) = (row for row in rows.values() if row["chosen"])
     assert chosen["kl"] == min(row["kl"] for row in rows.values() if row["name"] != PAPER)
     assert chosen["kl"] <= rows["uniform 3 bits"]["kl"]
-    assert taken.document["questions"] == {"name": asked.name, "sha256": asked.digest}
+    assert taken.document["questions"] == {"name": asked.name, "sha256": asked.digest, "limit": asked.limit}
     (figure,) = try_maps(model, [widths_of(model, taken.bitmap, MEASURED)], MEASURED, asked, Quiet())
     assert figure["kl_mean"] == pytest.approx(chosen["kl"])
 

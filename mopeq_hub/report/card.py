@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.fidelity.variants import CLOSE, is_close
+from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.report import (
     Markdown,
@@ -345,8 +346,17 @@ def _command(manifest: dict[str, Any]) -> str:
     """The command line that makes the same bytes again; on one line, so that no name can end the fence around it."""
     source = manifest["source"]
     model = f"{source['name']}@{source['commit']}" if source["kind"] == "hub" else f"path/to/{source['name']}"
-    flags = recipe_flags(Recipe.from_dict(manifest["recipe"]))
-    if not manifest.get("calibration", {"bundled": True})["bundled"]:
+    recipe = Recipe.from_dict(manifest["recipe"])
+    flags = recipe_flags(recipe)
+    bundled = manifest.get("calibration", {"bundled": recipe.calibration in ("", read_questions(None).digest)})[
+        "bundled"
+    ]
+    if not bundled:
         flags += ["--calibration", "path/to/calibration.jsonl"]
+    if "selection" in manifest:
+        # The map was chosen on them.
+        asked = manifest["selection"]["questions"]
+        flags += [] if asked["name"] == "bundled" else ["--questions", f"path/to/{one_line(asked['name'])}"]
+        flags += [] if asked["limit"] == DEFAULT_TOKENS else ["--fidelity-tokens", str(asked["limit"])]
     # To a folder: without a destination it would go to the reader's own account.
     return shlex.join(["mopeq-hub", "publish", one_line(model), "--to", "./rebuilt", *flags])

@@ -125,7 +125,7 @@ def tried() -> Case:
     made = manifest(
         recipe=recipe,
         signal={"name": "fisher", "inputs": "calibration", "groups": groups},
-        selection={"questions": {"name": "eval.jsonl", "sha256": "e5" * 32}, "tried": maps},
+        selection={"questions": {"name": "eval.jsonl", "sha256": "e5" * 32, "limit": 0}, "tried": maps},
     )
     return made, fidelity(made, accuracy=True), {"license": "mit"}, "someone/shapes-mopeq", None
 
