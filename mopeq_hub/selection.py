@@ -2,8 +2,8 @@
 
 A map that a signal calls best can have a higher KL than plain uniform widths; no signal can be trusted on every model.
 So several are made within the budget: of the recipe's signal, by expert, by projection and by layer; of the other
-signal that needs no data; and the widest uniform widths that fit. Each is tried on the questions that fidelity is measured on,
-beside the paper's map, and the one of least KL that meets the budget is taken.
+signal that needs no data; and the widest uniform widths that fit. Each is tried on the questions that fidelity is
+measured on, beside the paper's map, and the one of least KL that meets the budget is taken.
 
 The signal `best` is the one that was found best of those that a machine can measure: `fisher` where its memory holds
 the model, else `distortion`, and then nothing is tried either.

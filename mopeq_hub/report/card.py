@@ -348,10 +348,8 @@ def _command(manifest: dict[str, Any]) -> str:
     model = f"{source['name']}@{source['commit']}" if source["kind"] == "hub" else f"path/to/{source['name']}"
     recipe = Recipe.from_dict(manifest["recipe"])
     flags = recipe_flags(recipe)
-    bundled = manifest.get("calibration", {"bundled": recipe.calibration in ("", read_questions(None).digest)})[
-        "bundled"
-    ]
-    if not bundled:
+    known = {"bundled": recipe.calibration in ("", read_questions(None).digest)}
+    if not manifest.get("calibration", known)["bundled"]:
         flags += ["--calibration", "path/to/calibration.jsonl"]
     if "selection" in manifest:
         # The map was chosen on them.
