@@ -13,7 +13,8 @@ import pytest
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["quantizing", "measuring"])
 def test_a_stopped_run_cleans_up(number: signal.Signals, moment: str, shapes: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mopeq_hub.cli", "publish", str(shapes), "--to", str(tmp_path / "out" / "model")]
+    command = [sys.executable, "-m", "mopeq_hub.cli", "publish", str(shapes), "--recipe", "mopeq"]
+    command += ["--to", str(tmp_path / "out" / "model")]
     process = psutil.Popen(command, stderr=subprocess.PIPE, text=True)
     while not (list(tmp_path.glob("out/.mopeq-*")) if moment == "quantizing" else process.children()):
         assert process.poll() is None, process.stderr.read()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from mopeq_hub import MopeqError, Recipe, cli, workplace
 from mopeq_hub import study as studying
@@ -23,31 +24,50 @@ CHOICES: dict[str, Any] = {
 }
 
 
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills, by the first worker that asks for it."""
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            make(partial)
+            partial.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def questions(shared: Path) -> Path:
     """Four questions, the reference of the last of which is wrong."""
-    folder = tmp_path_factory.mktemp("questions")
-    shutil.copytree(SHAPES / "images", folder / "images")
-    lines = (SHAPES / "eval.jsonl").read_text("utf-8").splitlines()[:4]
-    wrong = {**json.loads(lines[-1]), "answer": "nothing of the kind"}
-    (folder / "few.jsonl").write_text("\n".join([*lines[:-1], json.dumps(wrong)]) + "\n", "utf-8")
-    return folder / "few.jsonl"
+
+    def make(folder: Path) -> None:
+        shutil.copytree(SHAPES / "images", folder / "images")
+        lines = (SHAPES / "eval.jsonl").read_text("utf-8").splitlines()[:4]
+        wrong = {**json.loads(lines[-1]), "answer": "nothing of the kind"}
+        (folder / "few.jsonl").write_text("\n".join([*lines[:-1], json.dumps(wrong)]) + "\n", "utf-8")
+
+    return made_once(shared / "study-questions", make) / "few.jsonl"
 
 
 @pytest.fixture(scope="module")
-def without_truth(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    study(str(SHAPES), questions=questions, out=folder, truth=False, **CHOICES)
-    return folder
+def without_truth(questions: Path, shared: Path) -> Path:
+    return made_once(
+        shared / "study-without-truth",
+        lambda folder: _study(questions=questions, out=folder, truth=False, **CHOICES),
+    )
 
 
 @pytest.fixture(scope="module")
-def measured(without_truth: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(without_truth: Path, questions: Path, shared: Path) -> Path:
     """The same study, gone on with: now with the ground truth."""
-    folder = tmp_path_factory.mktemp("whole") / "study"
-    shutil.copytree(without_truth, folder)
-    study(str(SHAPES), questions=questions, out=folder, **CHOICES)
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(without_truth, folder)
+        _study(questions=questions, out=folder, **CHOICES)
+
+    return made_once(shared / "study-measured", make)
+
+
+def _study(**choices: Any) -> None:
+    study(str(SHAPES), **choices)
 
 
 def document(folder: Path) -> dict[str, Any]:
