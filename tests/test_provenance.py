@@ -27,13 +27,13 @@ def test_a_publication_names_account_time_and_run(
 ) -> None:
     before = (published / "mopeq.json").read_bytes()
     shown: list[dict[str, Any]] = []
-    render = pipeline.render_space
+    render = delivery.render_space
 
     def rendered(folder: Path, manifest: dict[str, Any], *rest: Any) -> None:
         shown.append(manifest)
         render(folder, manifest, *rest)
 
-    monkeypatch.setattr(pipeline, "render_space", rendered)
+    monkeypatch.setattr(delivery, "render_space", rendered)
     with HubServer(tmp_path / "server") as hub, client_pointed_at(hub, tmp_path / "home"):
         monkeypatch.setenv("HF_TOKEN", hub.token("alice", orgs=["lab"]))
         pushed = pipeline.push(published, "lab/shapes-MoPEQ")

@@ -210,6 +210,7 @@ def test_what_went_wrong_is_one_line_and_what_was_finished_is_not_done_again(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = ["quantize", "--engine", "ray", "--ray-address", cluster.address, "--bits", "2,4", str(model)]
+    command += ["--recipe", "mopeq"]
     real = run.Journal.add
 
     def stopping(journal: run.Journal, unit: Unit, files: Any) -> None:
@@ -247,7 +248,7 @@ def test_an_error_in_a_worker_is_the_same_one_line(
     said = []
     for options in ([], ["--engine", "ray", "--ray-address", cluster.address]):
         with pytest.raises(SystemExit) as ended:
-            cli.main(["quantize", str(source), str(tmp_path / "repo"), *options])
+            cli.main(["quantize", "--recipe", "mopeq", str(source), str(tmp_path / "repo"), *options])
         assert ended.value.code == 1
         said.append(capsys.readouterr().err)
     assert f"{name} holds NaN" in said[0]
@@ -314,7 +315,7 @@ def test_without_an_address_a_cluster_is_started_and_stopped(
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as home:
         environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": home}
         environment.pop("RAY_ADDRESS", None)
-        options = ["--engine", "ray", "--bits", "2,4", "--json"]
+        options = ["--recipe", "mopeq", "--engine", "ray", "--bits", "2,4", "--json"]
         ended = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
         assert len(list(Path(home).glob("ray/session_2*/logs/raylet.out"))) == 1
