@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mopeq_hub import MopeqError, pipeline, provenance
+from mopeq_hub import MopeqError, delivery, pipeline, provenance
 from mopeq_hub.manifest import read_manifest
 from tests.hub import HubServer, client_pointed_at
 
