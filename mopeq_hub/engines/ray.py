@@ -39,6 +39,8 @@ class Ray:
         self._connected = False
 
     def __enter__(self) -> "Ray":
+        # Whether there is Ray is said before anything is measured.
+        _ray()
         return self
 
     def __exit__(self, *error: object) -> None:
