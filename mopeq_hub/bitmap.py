@@ -1,7 +1,7 @@
 """BitMap: what gets how many bits, and its form in a `quantization_config`."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +93,11 @@ def packed_bytes(shape: tuple[int, int], bits: int, group_size: int) -> int:
     rows, columns = shape
     groups = columns // group_size
     return rows * columns * bits // 8 + rows * groups * 2 + rows * groups * bits // 8
+
+
+def bytes_of(matrices: Iterable[Matrix], bitmap: BitMap, recipe: Recipe) -> int:
+    """Bytes of these matrices, all of them packed."""
+    return sum(packed_bytes(matrix.shape, width_of(matrix, bitmap, recipe), recipe.group_size) for matrix in matrices)
 
 
 def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _sizes(model: Model, recipe: Recipe, matrix: Matrix) -> tuple[int, ...]:
 def _scale(model: Model, recipe: Recipe, sizes: Sizes, unit: str) -> tuple[float, int]:
     """How many bytes one of the unit is, and how many of the budget's go to other things than what competes."""
     if unit == "bpw":
-        weights = sum(math.prod(matrix.shape) for group in model.layout.experts.values() for matrix in group)
+        weights = sum(matrix.size for matrix in model.layout.routed)
         return weights / 8, 0
     # At the widest the headers are longest; those of the rest where it is packed, which takes three tensors each.
     packed = {member: 8 for member in sizes if isinstance(member, str)}

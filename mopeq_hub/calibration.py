@@ -1,4 +1,4 @@
-"""What a process that runs the original on calibration questions works with: job, model, inputs made of questions."""
+"""What a process that runs the original works with: job, model, its weights rounded, inputs made of questions."""
 
 import json
 from dataclasses import replace
@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from mopeq_hub.experts import Matrix
+from mopeq_hub.model import Model
+from mopeq_hub.packing import Packed, dequantize, quantize
 from mopeq_hub.questions import read_questions
 from mopeq_hub.questions.inputs import MAX_TOKENS, Encoder, Row, batches
 
@@ -30,6 +33,23 @@ def load(job: dict[str, Any]) -> Any:
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     auto_class = getattr(transformers, job["auto_class"])
     return auto_class.from_pretrained(job["folder"], dtype=dtype, use_safetensors=True).eval()
+
+
+class Rounded:
+    """Weights of a model as each width leaves them; their packed forms are kept."""
+
+    def __init__(self, model: Model, group_size: int, symmetric: bool, search: bool) -> None:
+        self._checkpoint = model.checkpoint
+        self._settings = group_size, symmetric, search
+        self._packed: dict[tuple[str, int], Packed] = {}
+
+    def weight(self, matrix: Matrix, bits: int) -> torch.Tensor:
+        """The matrix [out, in] at so many bits, float32."""
+        group_size, symmetric, search = self._settings
+        key = matrix.name, bits
+        if key not in self._packed:
+            self._packed[key] = quantize(matrix.read(self._checkpoint), bits, group_size, symmetric, search)
+        return torch.from_numpy(dequantize(self._packed[key], bits, symmetric))
 
 
 def calibration_inputs(job: dict[str, Any], encoder: Encoder) -> list[Inputs]:

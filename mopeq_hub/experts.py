@@ -52,6 +52,11 @@ class Matrix:
     expert: Expert | None = None
     projection: str | None = None
 
+    @property
+    def size(self) -> int:
+        """How many weights it has."""
+        return self.shape[0] * self.shape[1]
+
     def read(self, checkpoint: Checkpoint) -> Weight:
         """The weight [out, in] as a view of the mapped file."""
         values = checkpoint.array(self.source)
@@ -96,6 +101,11 @@ class Layout:
             if matrix.expert is not None:
                 found.setdefault(matrix.expert, []).append(matrix)
         return dict(sorted(found.items()))
+
+    @cached_property
+    def routed(self) -> tuple[Matrix, ...]:
+        """The projections of all routed experts."""
+        return tuple(matrix for matrix in self.matrices if matrix.expert is not None)
 
     @cached_property
     def rest(self) -> tuple[Matrix, ...]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mopeq_hub.allocation.spread import spread_of
-from mopeq_hub.bitmap import BitMap, by_projection, competing, packed_bytes, width_of
+from mopeq_hub.bitmap import BitMap, by_projection, bytes_of, competing, width_of
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Expert, Layout, Matrix
+from mopeq_hub.experts import Expert, Matrix
 from mopeq_hub.model import Model
 from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.quantization.stream import written_bytes
@@ -126,8 +126,8 @@ def sizes(model: Model, recipe: Recipe, bitmap: BitMap, shards: Iterable[ShardPl
     """Bytes and bits per weight of what is published, beside the source's and those with every expert at 4 bits."""
     layout = model.layout
     published = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
-    ours = _bytes(_experts(layout), bitmap, recipe)
-    weights = _weights(_experts(layout))
+    ours = bytes_of(layout.routed, bitmap, recipe)
+    weights = _weights(layout.routed)
     quantized = [matrix for matrix in layout.matrices if width_of(matrix, bitmap, recipe) != 16]
     return {
         "source_bytes": model.checkpoint.nbytes,
@@ -135,7 +135,7 @@ def sizes(model: Model, recipe: Recipe, bitmap: BitMap, shards: Iterable[ShardPl
         "uniform_4bit_bytes": published + _more_at_4_bits(model, recipe, bitmap),
         "expert_weights": weights,
         "experts_bpw": round(8 * ours / weights, 4),
-        "quantized_bpw": round(8 * _bytes(quantized, bitmap, recipe) / _weights(quantized), 4),
+        "quantized_bpw": round(8 * bytes_of(quantized, bitmap, recipe) / _weights(quantized), 4),
     }
 
 
@@ -146,20 +146,12 @@ def _more_at_4_bits(model: Model, recipe: Recipe, bitmap: BitMap) -> int:
     return sum(
         written_bytes(model.checkpoint, matrix, width_of(matrix, four, alike), recipe.group_size)
         - written_bytes(model.checkpoint, matrix, width_of(matrix, bitmap, recipe), recipe.group_size)
-        for matrix in (*_experts(model.layout), *competing(model.layout, recipe))
+        for matrix in (*model.layout.routed, *competing(model.layout, recipe))
     )
 
 
-def _experts(layout: Layout) -> list[Matrix]:
-    return [matrix for matrix in layout.matrices if matrix.expert is not None]
-
-
 def _weights(matrices: Iterable[Matrix]) -> int:
-    return sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices)
-
-
-def _bytes(matrices: Iterable[Matrix], bitmap: BitMap, recipe: Recipe) -> int:
-    return sum(packed_bytes(matrix.shape, width_of(matrix, bitmap, recipe), recipe.group_size) for matrix in matrices)
+    return sum(matrix.size for matrix in matrices)
 
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, read_layout
 from mopeq_hub.families import identify
-from mopeq_hub.source import Source, open_source, read_json
+from mopeq_hub.source import Source, companions, open_source, read_json
 
 _BLOCK = [128, 128]
 
@@ -30,6 +30,15 @@ class Model:
     @property
     def weights(self) -> "Weights":
         return Weights(self.source, self.checkpoint)
+
+    def local_folder(self) -> Path:
+        """The folder on this machine that holds all that loading the model takes, which is fetched if it is not here.
+
+        Raises MopeqError where it cannot be had.
+        """
+        for name in [*self.checkpoint.shards, *companions(self.source)]:
+            self.source.path(name)
+        return self.source.path("config.json").parent
 
     @property
     def text_config(self) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from mopeq_hub.quantization.calibrated import calibrated
 from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
-from mopeq_hub.recipe import CALIBRATED, RUNNING, Recipe
-from mopeq_hub.selection import BEST, MEASURED, settled
+from mopeq_hub.recipe import BEST, CALIBRATED, MEASURED, RUNNING, Recipe
+from mopeq_hub.selection import settled
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.sensitivity.initial import pinned

@@ -14,11 +14,14 @@ FORMAT_VERSION = 2
 WIDTHS = (2, 3, 4, 8)
 GROUP_SIZES = (32, 64, 128, 256)
 
+BEST, MEASURED = "best", "measured"
+"""The signal that is chosen by what a machine can do, and the allocator that tries maps."""
+
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "signal": ("hessian", "distortion", "router", "frequency", "hessian*frequency", "fisher", "best"),
+    "signal": ("hessian", "distortion", "router", "frequency", "hessian*frequency", "fisher", BEST),
     "inputs": ("own", "calibration"),
     "estimator": ("exact", "hutchinson"),
-    "allocator": ("kmeans", "rank", "knapsack", "measured"),
+    "allocator": ("kmeans", "rank", "knapsack", MEASURED),
     "scope": ("model", "layer"),
     "granularity": ("expert", "projection", "layer"),
     "quantizer": ("search", "rtn", "signround", "gptq"),
@@ -204,7 +207,7 @@ class Recipe:
     def _unused(self) -> tuple[str, ...]:
         """Choices that only other signals, quantizers or allocators know; they are not named, so that they change no
         digest."""
-        runs, tunes, traces = self.signal in (*RUNNING, "best"), self.quantizer in CALIBRATED, "hessian" in self.signal
+        runs, tunes, traces = self.signal in (*RUNNING, BEST), self.quantizer in CALIBRATED, "hessian" in self.signal
         used = {
             "budget": bool(self.budget),
             "inputs": runs,
@@ -212,7 +215,7 @@ class Recipe:
             "probes": traces,
             "initial": bool(self.initial),
             "iterations": self.quantizer == "signround",
-            "questions": self.allocator == "measured",
+            "questions": self.allocator == MEASURED,
             "calibration": tunes or (runs and self.inputs == "calibration"),
         }
         return tuple(name for name, use in used.items() if not use)

@@ -8,13 +8,13 @@ from types import MappingProxyType
 from typing import Any
 
 from mopeq_hub.errors import UsageError
-from mopeq_hub.recipe import Recipe
+from mopeq_hub.recipe import BEST, MEASURED, Recipe
 from mopeq_hub.untrusted import read_yaml, read_yaml_file
 
 NAMED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "mopeq": MappingProxyType({"signal": "hessian", "allocator": "kmeans"}),
-        "best": MappingProxyType({"signal": "best", "allocator": "measured"}),
+        "best": MappingProxyType({"signal": BEST, "allocator": MEASURED}),
     }
 )
 """What each named recipe chooses; everything else is at its default. `mopeq` is the paper's method. `best` meets a
@@ -71,7 +71,7 @@ def with_default(choices: Mapping[str, Any]) -> dict[str, Any]:
     bits = choices.get("bits") or Recipe.bits
     said = _DECIDING & set(choices) or len(bits) < 2 or choices.get("rest_bits") == "auto"
     chosen = dict(choices) if said else {**NAMED["best"], **choices}
-    if chosen.get("signal") == "best" and not chosen.get("budget") and all(type(width) is int for width in bits):
+    if chosen.get("signal") == BEST and not chosen.get("budget") and all(type(width) is int for width in bits):
         chosen["budget"] = _middle(bits, chosen.get("group_size") or Recipe.group_size)
     return chosen
 

@@ -19,9 +19,8 @@ from mopeq_hub.pipeline import Publication, publish
 from mopeq_hub.planning import settled_for, with_given
 from mopeq_hub.progress import Progress
 from mopeq_hub.questions import read_questions
-from mopeq_hub.recipe import FORMAT_VERSION, Recipe
+from mopeq_hub.recipe import BEST, FORMAT_VERSION, MEASURED, Recipe
 from mopeq_hub.redact import redact
-from mopeq_hub.selection import BEST, MEASURED
 from mopeq_hub.source import open_source
 from mopeq_hub.untrusted import read_object
 

@@ -16,19 +16,19 @@ from typing import Any
 
 from mopeq_hub import profiles
 from mopeq_hub.allocation import Room, allocate
-from mopeq_hub.bitmap import BitMap, packed_bytes, width_of
+from mopeq_hub.bitmap import BitMap, bytes_of
 from mopeq_hub.budget import room_for
 from mopeq_hub.engines import Engine
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.fidelity.trials import fits, memory_needed, try_maps, widths_of
+from mopeq_hub.fidelity.trials import fits, try_maps, widths_of
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
 from mopeq_hub.questions import Questions, read_questions
-from mopeq_hub.recipe import Recipe
+from mopeq_hub.recipe import BEST, MEASURED, Recipe
 from mopeq_hub.sensitivity import Profile
+from mopeq_hub.sensitivity.by_running import memory_needed
 from mopeq_hub.sensitivity.given import Given
 
-MEASURED, BEST = "measured", "best"
 _DATA_FREE = "distortion"
 PAPER = "MoPEQ's map"
 
@@ -85,10 +85,11 @@ def select(
     def profile_by(signal: str) -> Profile:
         return profiles.profile_of(model, replace(recipe, signal=signal), progress, engine, given)
 
-    found = candidates(model, recipe, profile, profile_by)
-    figures = try_maps(model, [widths_of(model, each.bitmap, recipe) for each in found], recipe, questions, progress)
     room = room_for(model, recipe)
-    allowed = [place for place, each in enumerate(found) if room is None or each.nbytes <= room.capacity]
+    assert room is not None, "a recipe that measures has a budget"
+    found = candidates(model, recipe, room, profile, profile_by)
+    figures = try_maps(model, [widths_of(model, each.bitmap, recipe) for each in found], recipe, questions, progress)
+    allowed = [place for place, each in enumerate(found) if each.nbytes <= room.capacity]
     best = min(allowed, key=lambda place: figures[place]["kl_mean"])
     progress.say(f"of {len(found)} maps tried, {found[best].name} has the least KL: {figures[best]['kl_mean']:.3g}")
     return Selection(found[best].bitmap, _document(model, found, figures, best, questions))
@@ -97,15 +98,17 @@ def select(
 def check_memory(model: Model, recipe: Recipe) -> None:
     """Raises MopeqError where the recipe tries maps and this machine's memory does not hold the model for it."""
     if recipe.allocator == MEASURED and not fits(model, recipe):
+        needed = memory_needed(model, recipe.bits) / 1e9
         raise MopeqError(
-            f"--allocator {MEASURED} runs the model, which takes {memory_needed(model, recipe) / 1e9:.0f} GB of memory",
+            f"--allocator {MEASURED} runs the model, which takes {needed:.0f} GB of memory",
             "use a machine that has as much free, or --allocator knapsack",
         )
 
 
-def candidates(model: Model, recipe: Recipe, profile: Profile, profile_by: Callable[[str], Profile]) -> list[Candidate]:
-    """What is tried: maps within the budget, and last the paper's, which knows none. `profile_by` measures a signal."""
-    room = room_for(model, recipe)
+def candidates(
+    model: Model, recipe: Recipe, room: Room, profile: Profile, profile_by: Callable[[str], Profile]
+) -> list[Candidate]:
+    """What is tried: maps within the room, and last the paper's, which knows none. `profile_by` measures a signal."""
     knapsack = replace(recipe, allocator="knapsack")
     maps = {f"{recipe.signal}, by {recipe.granularity}": allocate(profile, knapsack, room)}
     if recipe.granularity == "expert" and recipe.scope == "model":
@@ -115,35 +118,18 @@ def candidates(model: Model, recipe: Recipe, profile: Profile, profile_by: Calla
     if recipe.signal != _DATA_FREE:
         other = replace(knapsack, signal=_DATA_FREE)
         maps[f"{_DATA_FREE}, by {recipe.granularity}"] = allocate(profile_by(_DATA_FREE), other, room)
-    if bits := _widest(model, recipe, room):
-        maps[f"uniform {bits} bits"] = BitMap.uniform(model.layout, bits)
+    uniform = {bits: BitMap.uniform(model.layout, bits) for bits in recipe.bits}
+    fitting = [bits for bits in recipe.bits if bytes_of(model.layout.routed, uniform[bits], recipe) <= room.capacity]
+    if fitting:
+        maps[f"uniform {fitting[-1]} bits"] = uniform[fitting[-1]]
     maps[PAPER] = allocate(profile_by("hessian"), recipe.paper())
-    return [Candidate(name, bitmap, _bytes(model, bitmap, recipe)) for name, bitmap in maps.items()]
-
-
-def _widest(model: Model, recipe: Recipe, room: Room | None) -> int | None:
-    """The widest of the recipe's widths that every expert can have."""
-    fitting = [
-        bits
-        for bits in recipe.bits
-        if room is None or _bytes(model, BitMap.uniform(model.layout, bits), recipe) <= room.capacity
-    ]
-    return fitting[-1] if fitting else None
-
-
-def _bytes(model: Model, bitmap: BitMap, recipe: Recipe) -> int:
-    """What the routed experts take."""
-    return sum(
-        packed_bytes(matrix.shape, width_of(matrix, bitmap, recipe), recipe.group_size)
-        for matrices in model.layout.experts.values()
-        for matrix in matrices
-    )
+    return [Candidate(name, bitmap, bytes_of(model.layout.routed, bitmap, recipe)) for name, bitmap in maps.items()]
 
 
 def _document(
     model: Model, found: list[Candidate], figures: list[dict[str, Any]], best: int, questions: Questions
 ) -> dict[str, Any]:
-    weights = sum(x.shape[0] * x.shape[1] for matrices in model.layout.experts.values() for x in matrices)
+    weights = sum(matrix.size for matrix in model.layout.routed)
     return {
         "questions": {"name": questions.name, "sha256": questions.digest, "limit": questions.limit},
         "tried": [

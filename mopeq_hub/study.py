@@ -19,23 +19,24 @@ import numpy as np
 
 from mopeq_hub import workplace
 from mopeq_hub.allocation import ALLOCATORS, Room, allocate
-from mopeq_hub.bitmap import BitMap, packed_bytes
+from mopeq_hub.bitmap import BitMap, bytes_of
 from mopeq_hub.budget import room_for
 from mopeq_hub.errors import MopeqError, UsageError
 from mopeq_hub.experts import Expert
-from mopeq_hub.fidelity.trials import alone, fits, memory_needed, try_maps, untried, widths_of
+from mopeq_hub.fidelity.trials import alone, fits, try_maps, untried, widths_of
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.profiles import profile_of
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.quantization.calibrated import calibrated
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
-from mopeq_hub.recipe import CALIBRATED, RUNNING, Recipe
+from mopeq_hub.recipe import CALIBRATED, MEASURED, RUNNING, Recipe
 from mopeq_hub.report import study as report
-from mopeq_hub.selection import MEASURED
 from mopeq_hub.sensitivity import SETTINGS, Profile
 from mopeq_hub.sensitivity.agreement import by_layer, costs_at, overall, rank_correlation
+from mopeq_hub.sensitivity.by_running import memory_needed
 from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.sensitivity.initial import pinned
+from mopeq_hub.sensitivity.profile import shared_out
 from mopeq_hub.version import __version__
 
 BUDGETS = ("2.5bpw", "3.0bpw", "3.5bpw")
@@ -172,7 +173,7 @@ def _room(model: Model, base: Recipe, budget: str) -> Room:
 
 def _check_memory(model: Model, base: Recipe) -> None:
     if not fits(model, base):
-        needed, free = memory_needed(model, base), workplace.free_memory()
+        needed, free = memory_needed(model, base.bits), workplace.free_memory()
         raise MopeqError(
             f"a study tries bit maps in memory: {free / 1e9:.1f} GB of it are free, {model.source.name} takes "
             f"{math.ceil(needed / 1e9)} GB",
@@ -216,7 +217,7 @@ def _uniform(model: Model, base: Recipe, rooms: Rooms) -> Iterator[Entry]:
     for bits, bitmap in maps.items():
         yield Entry(f"uniform {bits} bits", (bitmap,), allocator="uniform")
     for budget, room in rooms.items():
-        bits = max(bits for bits in base.bits if _bytes(model, maps[bits], base) <= room.capacity)
+        bits = max(bits for bits in base.bits if bytes_of(model.layout.routed, maps[bits], base) <= room.capacity)
         yield Entry(f"uniform {bits} bits", (maps[bits],), budget, allocator="uniform")
 
 
@@ -291,8 +292,9 @@ class _Bench:
 
     def _row(self, entry: Entry, figures: Sequence[dict[str, Any]], accuracy: bool) -> dict[str, Any]:
         mean = {name: statistics.fmean(each[name] for each in figures) for name in figures[0] if name != "key"}
-        taken = round(statistics.fmean(_bytes(self.model, bitmap, self.base) for bitmap in entry.bitmaps))
-        weights = sum(math.prod(matrix.shape) for group in self.model.layout.experts.values() for matrix in group)
+        routed = self.model.layout.routed
+        taken = round(statistics.fmean(bytes_of(routed, bitmap, self.base) for bitmap in entry.bitmaps))
+        weights = sum(matrix.size for matrix in routed)
         several = len(figures) > 1
         return {
             "method": entry.method,
@@ -353,11 +355,8 @@ def _profile(name: str, model: Model, numbers: Mapping[Expert, tuple[float, ...]
     """A profile of numbers by expert, shared out to its projections by their weights."""
     experts = {}
     for expert, matrices in model.layout.experts.items():
-        whole = sum(math.prod(matrix.shape) for matrix in matrices)
-        experts[expert] = {
-            str(matrix.projection): tuple(value * math.prod(matrix.shape) / whole for value in numbers[expert])
-            for matrix in matrices
-        }
+        shares = shared_out(numbers[expert], matrices)
+        experts[expert] = {str(matrix.projection): values for matrix, values in shares.items()}
     return Profile({"name": name}, experts, model.source.commit, bits)
 
 
@@ -379,15 +378,6 @@ def _described(truth: Profile, bits: Sequence[int]) -> dict[str, Any]:
     """The ground truth for study.json: the KL divergence (nats) of each expert alone, by width and layer."""
     kl = {str(width): by_layer(truth, costs_at(truth, width)) for width in bits}
     return {"kl": kl, "layers": by_layer(truth, overall(truth, bits))}
-
-
-def _bytes(model: Model, bitmap: BitMap, base: Recipe) -> int:
-    """Bytes of the packed routed experts."""
-    return sum(
-        packed_bytes(matrix.shape, bitmap.bits[expert, str(matrix.projection)], base.group_size)
-        for expert, matrices in model.layout.experts.items()
-        for matrix in matrices
-    )
 
 
 def _settings(base: Recipe) -> dict[str, Any]:

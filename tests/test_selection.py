@@ -37,7 +37,7 @@ def test_what_is_tried_meets_the_budget_but_for_the_papers(model: Model) -> None
     room = room_for(model, MEASURED)
     assert room is not None
     found = candidates(
-        model, MEASURED, profile_of(model, MEASURED, Quiet()), lambda signal: profile_of(model, Recipe(), Quiet())
+        model, MEASURED, room, profile_of(model, MEASURED, Quiet()), lambda signal: profile_of(model, Recipe(), Quiet())
     )
     names = ["distortion, by expert", "distortion, by projection", "distortion, by layer", "uniform 3 bits", PAPER]
     assert [each.name for each in found] == names

@@ -165,7 +165,7 @@ def test_a_signal_that_cannot_be_measured_is_named_with_its_reason(
     without_truth: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(without_truth, tmp_path / "study")
-    monkeypatch.setattr(by_running, "_PROCESS_BYTES", 10**15)
+    monkeypatch.setattr(by_running, "memory_needed", lambda model, widths: 10**15)
     choices = {**CHOICES, "signals": ["hessian", "fisher"], "truth": False}
     found = study(str(SHAPES), questions=questions, out=tmp_path / "study", **choices)
     assert [each["name"] for each in found["left_out"]] == ["fisher:own", "fisher:calibration"]

@@ -7,7 +7,7 @@ from mopeq_hub.allocation.items import Items, items_of
 from mopeq_hub.allocation.room import Room
 from mopeq_hub.bitmap import BitMap
 from mopeq_hub.experts import Expert
-from mopeq_hub.recipe import Recipe
+from mopeq_hub.recipe import MEASURED, Recipe
 from mopeq_hub.sensitivity import Profile
 
 Allocator = Callable[[Items, Recipe], Sequence[int]]
@@ -18,7 +18,7 @@ ALLOCATORS: dict[str, Allocator] = {
     "rank": rank.widths,
     "knapsack": knapsack.widths,
     # What it is before anything was tried (mopeq_hub.selection).
-    "measured": knapsack.widths,
+    MEASURED: knapsack.widths,
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mopeq_hub.questions import Question
-from mopeq_hub.questions.inputs import Encoder, Row, batches, cast
+from mopeq_hub.questions.inputs import Encoder, Row, batches, placed
 
 _SPARE_TOKENS = 8
 """That an answer may have more than the longest reference."""
@@ -29,7 +29,7 @@ class Exam:
     def _answers(self, model: Any, told: Callable[[int], None]) -> Iterator[tuple[int, str]]:
         """Answers by question number."""
         for part, inputs in batches(self._asked):
-            given = {name: value.to(model.device) for name, value in cast(inputs, model.dtype).items()}
+            given = placed(inputs, model.dtype, model.device)
             with torch.inference_mode():
                 ids = model.generate(**given, max_new_tokens=self._longest, do_sample=False)
             for position, row in enumerate(part):

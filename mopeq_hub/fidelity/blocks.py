@@ -17,7 +17,7 @@ from mopeq_hub.fidelity.staged import Given, StagedModel
 from mopeq_hub.fidelity.stages import Gathering, Item, as_loaded, key_of, stages_of
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Advance
-from mopeq_hub.questions.inputs import Row, answer_logits, batches, cast
+from mopeq_hub.questions.inputs import Row, answer_logits, batches, placed
 
 
 @dataclass
@@ -141,7 +141,7 @@ class BlockPass:
         """Everything up to the first decoder layer is published as it is: one run is both models'."""
         with self._staged.weights(gathering.original):
             for batch in self._batches:
-                batch.given = self._staged.begin(cast(batch.inputs, self._staged.dtype))
+                batch.given = self._staged.begin(placed(batch.inputs, self._staged.dtype))
                 batch.inputs = {"input_ids": batch.inputs["input_ids"]}
 
     def _go_through(self, layer: int, gathering: Gathering) -> None:

@@ -16,7 +16,6 @@ from mopeq_hub.fidelity.runner import Job, run
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.questions import Questions
-from mopeq_hub.source import companions
 from mopeq_hub.version import __version__
 
 _LOADING_TROUBLES = {
@@ -161,9 +160,7 @@ def _original(model: Model, questions: Questions, way: Way, progress: Progress) 
     folder = workplace.cache("original") / f"{key}-{'scored' if questions.scored else 'unscored'}-{__version__}"
     logits, result = folder / "logits.npy", folder / "result.json"
     if not result.is_file():
-        for name in [*model.checkpoint.shards, *companions(model.source)]:
-            model.source.path(name)
-        home = model.source.path("config.json").parent
+        home = model.local_folder()
         with workplace.scratch() as scratch:
             kept = scratch / logits.name
             job = Job("original", home, model.layout.auto_class, questions.path, kept, way.dtype, questions.limit)

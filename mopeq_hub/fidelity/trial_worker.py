@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 
-from mopeq_hub.calibration import load, read_job
+from mopeq_hub.calibration import Rounded, load, read_job
 from mopeq_hub.experts import Matrix
 from mopeq_hub.fidelity.answers import Exam
 from mopeq_hub.fidelity.metrics import Comparison
 from mopeq_hub.fidelity.stages import place_of
 from mopeq_hub.model import Model, open_model
-from mopeq_hub.packing import Packed, dequantize, quantize
 from mopeq_hub.questions import read_questions
-from mopeq_hub.questions.inputs import Encoder, Row, answer_logits, answer_options, batches, cast
+from mopeq_hub.questions.inputs import Encoder, Row, answer_logits, answer_options, batches, placed
 from mopeq_hub.records import append
 
 
@@ -49,9 +48,9 @@ class Bench:
     """The `live` original, whose weights are exchanged from map to map."""
 
     def __init__(self, model: Model, live: Any, rows: list[Row], job: dict[str, Any]) -> None:
-        self._model, self.live, self._rows, self._job = model, live, rows, job
+        self._model, self.live, self._rows = model, live, rows
         self._matrices = {matrix.name: matrix for matrix in model.layout.matrices}
-        self._packed: dict[tuple[str, int], Packed] = {}
+        self._rounded = Rounded(model, job["group_size"], job["symmetric"], job["search"])
         self._now: dict[str, int] = {}
         self._batches = list(batches(rows))
         self._original = self._logits()
@@ -72,7 +71,7 @@ class Bench:
         """The answer logits [answer tokens, vocabulary], float32, of each row."""
         found: dict[int, torch.Tensor] = {}
         for part, inputs in self._batches:
-            given = {name: value.to(self.live.device) for name, value in cast(inputs, self.live.dtype).items()}
+            given = placed(inputs, self.live.dtype, self.live.device)
             with torch.inference_mode():
                 options = answer_options(self.live, part[0])
                 logits = self.live(**given, use_cache=False, **options).logits
@@ -85,13 +84,7 @@ class Bench:
         place = place_of(matrix, self._model.layout)
         whole = self.live.get_parameter(place.parameter).data
         part = whole if place.expert is None else whole[place.expert, slice(*place.rows)]
-        weight = matrix.read(self._model.checkpoint)
-        part.copy_(torch.from_numpy(weight.float32() if bits == 16 else self._quantized(matrix, bits)))
-
-    def _quantized(self, matrix: Matrix, bits: int) -> Any:
-        """What the matrix [out, in] is at so many bits, float32; its packed form is kept."""
-        key, symmetric = (matrix.name, bits), self._job["symmetric"]
-        if key not in self._packed:
-            weight, search = matrix.read(self._model.checkpoint), self._job["search"]
-            self._packed[key] = quantize(weight, bits, self._job["group_size"], symmetric, search)
-        return dequantize(self._packed[key], bits, symmetric)
+        if bits == 16:
+            part.copy_(torch.from_numpy(matrix.read(self._model.checkpoint).float32()))
+        else:
+            part.copy_(self._rounded.weight(matrix, bits))

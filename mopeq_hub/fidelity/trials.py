@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,24 +17,15 @@ from mopeq_hub.progress import Progress
 from mopeq_hub.questions import Questions
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.records import entries
-from mopeq_hub.source import companions
+from mopeq_hub.sensitivity.by_running import memory_needed
 
-_PROCESS_BYTES = 2_000_000_000
-"""What torch, transformers and the activations of a batch take beside the weights."""
 Widths = dict[str, int]
 """Bits by the name of a matrix; one that is not named stays at 16."""
 
 
 def fits(model: Model, recipe: Recipe) -> bool:
     """Whether this machine's memory holds the original in float32 and every width of its experts packed."""
-    return memory_needed(model, recipe) <= workplace.free_memory()
-
-
-def memory_needed(model: Model, recipe: Recipe) -> int:
-    """Bytes that `try_maps` takes at most."""
-    weights = sum(math.prod(info.shape) for info in model.checkpoint.tensors.values())
-    experts = sum(math.prod(matrix.shape) for matrices in model.layout.experts.values() for matrix in matrices)
-    return _PROCESS_BYTES + 4 * weights + sum(recipe.bits) * experts // 7
+    return memory_needed(model, recipe.bits) <= workplace.free_memory()
 
 
 def widths_of(model: Model, bitmap: BitMap, recipe: Recipe) -> Widths:
@@ -95,13 +85,11 @@ def _try(
     notes: Path,
 ) -> None:
     """Let the process try these maps and note what each gave, under its key."""
-    for name in [*model.checkpoint.shards, *companions(model.source)]:
-        model.source.path(name)
     with tempfile.TemporaryDirectory() as scratch, progress.stage("try", len(maps), "maps") as advance:
         written = Path(scratch) / "maps.json"
         written.write_text(json.dumps(maps), "utf-8")
         job = {
-            "folder": model.source.path("config.json").parent,
+            "folder": model.local_folder(),
             "auto_class": model.layout.auto_class,
             "maps": written,
             "notes": notes,

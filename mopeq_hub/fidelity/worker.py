@@ -18,7 +18,7 @@ from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.fidelity.answers import Exam
 from mopeq_hub.fidelity.metrics import Comparison, starts
 from mopeq_hub.questions import read_questions
-from mopeq_hub.questions.inputs import Encoder, Row, answer_logits, answer_options, batches, cast
+from mopeq_hub.questions.inputs import Encoder, Row, answer_logits, answer_options, batches, placed
 from mopeq_hub.source import FolderSource
 
 
@@ -109,7 +109,7 @@ def forward(model: Any, rows: list[Row]) -> Iterator[tuple[Row, torch.Tensor]]:
     for part, inputs in batches(rows):
         with torch.inference_mode():
             options = answer_options(model, part[0])
-            logits = model(**cast(inputs, model.dtype), use_cache=False, **options).logits
+            logits = model(**placed(inputs, model.dtype), use_cache=False, **options).logits
         for position, row in enumerate(part):
             yield row, answer_logits(logits[position], row)
         _tell(len(part))

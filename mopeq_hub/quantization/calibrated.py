@@ -22,9 +22,8 @@ from mopeq_hub.packing import Packed
 from mopeq_hub.processes import KILLED, run_module
 from mopeq_hub.progress import Progress
 from mopeq_hub.questions import Questions, read_questions
-from mopeq_hub.recipe import CALIBRATED, RUNNING, Recipe
+from mopeq_hub.recipe import BEST, CALIBRATED, RUNNING, Recipe
 from mopeq_hub.sensitivity import by_running
-from mopeq_hub.source import companions
 
 _MODULES = {"signround": "mopeq_hub.quantization.signround", "gptq": "mopeq_hub.quantization.gptq"}
 _PROCESS_BYTES = 2_000_000_000
@@ -51,7 +50,7 @@ def calibrated(recipe: Recipe, calibration: Path | None) -> Recipe:
 
     Raises UsageError where a file is named that nothing uses, MopeqError where it holds no questions.
     """
-    tunes, runs = recipe.quantizer in CALIBRATED, recipe.signal in (*RUNNING, "best")
+    tunes, runs = recipe.quantizer in CALIBRATED, recipe.signal in (*RUNNING, BEST)
     if calibration and not tunes and not runs:
         raise UsageError(
             f"neither --signal {recipe.signal} nor --quantizer {recipe.quantizer} uses calibration data",
@@ -83,7 +82,7 @@ def memory_needed(model: Model, recipe: Recipe, on_gpu: bool) -> int:
     whole = _PROCESS_BYTES + (model.checkpoint.nbytes if on_gpu else 4 * weights)
     if recipe.quantizer == "gptq":
         return whole + max(hessian_bytes(matrices) for matrices in layers.values())
-    tuned = max(sum(math.prod(matrix.shape) for matrix in matrices) for matrices in layers.values())
+    tuned = max(sum(matrix.size for matrix in matrices) for matrices in layers.values())
     return whole if on_gpu else whole + _TUNING_BYTES * tuned
 
 
@@ -119,11 +118,9 @@ def _tune(
     model: Model, bitmap: BitMap, recipe: Recipe, calibration: Path | None, target: Path, progress: Progress
 ) -> dict[str, Any]:
     """Let the quantizer's process leave packed weights in `target`; what it says of them."""
-    for name in [*model.checkpoint.shards, *companions(model.source)]:
-        model.source.path(name)
     layers = by_layer(model.layout)
     job = {
-        "folder": model.source.path("config.json").parent,
+        "folder": model.local_folder(),
         "target": target,
         "calibration": calibration,
         "auto_class": model.layout.auto_class,

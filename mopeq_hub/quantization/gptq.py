@@ -21,7 +21,7 @@ from mopeq_hub.packing import Packed
 from mopeq_hub.quantization.calibrated import by_layer, hessian_bytes, input_of
 from mopeq_hub.quantization.compensation import Inverse, compensate
 from mopeq_hub.quantization.handover import finish, save
-from mopeq_hub.questions.inputs import Encoder
+from mopeq_hub.questions.inputs import Encoder, placed
 
 Hessians = dict[str, torch.Tensor]
 """X X^T [in, in], float32, by `input_of` the matrices that X goes into."""
@@ -75,7 +75,7 @@ def collect(
     with torch.inference_mode():
         for batch in inputs:
             with suppress(_EnoughError):
-                live(**{name: _placed(value, live) for name, value in batch.items()})
+                live(**placed(batch, live.dtype, live.device))
     for hook in hooks:
         hook.remove()
     return sums
@@ -87,13 +87,6 @@ class _EnoughError(Exception):
 
 def _stop(*_: Any) -> None:
     raise _EnoughError
-
-
-def _placed(value: Any, live: Any) -> Any:
-    """A tensor where the model is, and in its dtype if it has a fraction."""
-    if not torch.is_tensor(value):
-        return value
-    return value.to(live.device, live.dtype if value.is_floating_point() else None)
 
 
 def _into_linear(sums: Hessians, name: str) -> Callable[..., None]:

@@ -4,7 +4,6 @@ A unit is one file of the source and the output files that come of it. Units kno
 can be done in any order, by any machine, and again.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -182,7 +181,7 @@ def written_bytes(checkpoint: Checkpoint, matrix: Matrix, bits: int, group_size:
     """Bytes that a matrix takes at a width; at 16 bits it is written as it is stored."""
     if bits != 16:
         return packed_bytes(matrix.shape, bits, group_size)
-    return math.prod(matrix.shape) * ITEM_BYTES[kept_dtype(checkpoint, matrix.source)]
+    return matrix.size * ITEM_BYTES[kept_dtype(checkpoint, matrix.source)]
 
 
 def check_divides(matrix: Matrix, group_size: int) -> None:
@@ -198,7 +197,7 @@ def check_divides(matrix: Matrix, group_size: int) -> None:
 
 
 def _planned(checkpoint: Checkpoint, matrix: Matrix, bits: int, group_size: int) -> Piece:
-    nbytes = math.prod(matrix.shape) * ITEM_BYTES[checkpoint.tensors[matrix.source].dtype]
+    nbytes = matrix.size * ITEM_BYTES[checkpoint.tensors[matrix.source].dtype]
     if bits == 16:
         whole = TensorPlan(f"{matrix.name}.weight", kept_dtype(checkpoint, matrix.source), matrix.shape)
         return Piece(matrix.source, matrix.name, matrix, bits, (whole,), nbytes)

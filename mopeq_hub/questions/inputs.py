@@ -4,7 +4,7 @@ Used with the processor of the folder that is measured. Batches hold rows of one
 nothing is padded and every family's forward sees what it would see for a single row.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -135,9 +135,13 @@ def batches(rows: list[Row], most_rows: int = MAX_ROWS) -> Iterator[tuple[list[R
             yield part, {name: torch.cat([row.inputs[name] for row in part]) for name in part[0].inputs}
 
 
-def cast(inputs: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Inputs with their floating-point ones in the model's dtype."""
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+def placed(inputs: Mapping[str, Any], dtype: torch.dtype, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Inputs where a model is, with their floating-point tensors in its dtype; what is no tensor stays as it is."""
+    return {name: _placed(value, dtype, device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+
+
+def _placed(value: torch.Tensor, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    return value.to(device, dtype if value.is_floating_point() else None)
 
 
 def answer_options(model: Any, row: Row) -> dict[str, int]:

@@ -17,7 +17,7 @@ import torch
 from mopeq_hub.calibration import load, read_job
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.questions import Question, read_questions
-from mopeq_hub.questions.inputs import Encoder, Row, batches, cast
+from mopeq_hub.questions.inputs import Encoder, Row, batches, placed
 from mopeq_hub.questions.made import invented, recombined
 from mopeq_hub.sensitivity import fisher, frequency
 
@@ -105,7 +105,7 @@ def _answers(live: Any, asked: list[Row]) -> Iterable[Row]:
     ends = live.generation_config.eos_token_id
     stops = set(ends if isinstance(ends, list) else [ends])
     for part, inputs in batches(asked):
-        given = {name: value.to(live.device) for name, value in cast(inputs, live.dtype).items()}
+        given = placed(inputs, live.dtype, live.device)
         with torch.inference_mode():
             made = live.generate(**given, max_new_tokens=ANSWER_TOKENS, do_sample=False).cpu()
         for row, ids in zip(part, made, strict=True):

@@ -5,7 +5,7 @@ needed, or calibration questions and as many recombined from them.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from mopeq_hub.model import Model
 from mopeq_hub.processes import KILLED, run_module
 from mopeq_hub.progress import Progress
 from mopeq_hub.recipe import RUNNING, Recipe
-from mopeq_hub.sensitivity.profile import Values
-from mopeq_hub.source import companions
+from mopeq_hub.sensitivity.profile import Values, shared_out
 
 VERSION = 1
 """Raised whenever the same settings give other numbers, so that no profile is kept beyond that."""
@@ -27,15 +26,20 @@ _PROCESS_BYTES = 2_000_000_000
 _OTHER = "use a machine with more memory, or a signal that needs weights only, such as --signal distortion"
 
 
+def memory_needed(model: Model, widths: Iterable[int]) -> int:
+    """Bytes of the process that runs a model in float32, with each of these widths of its experts packed beside."""
+    weights = sum(math.prod(info.shape) for info in model.checkpoint.tensors.values())
+    # A seventh, not an eighth: scales and zero points come to it.
+    packed = sum(widths) * sum(matrix.size for matrix in model.layout.routed) // 7
+    return _PROCESS_BYTES + 4 * weights + packed
+
+
 def check_memory(model: Model, recipe: Recipe) -> None:
     """Raises MopeqError where the signal runs the model and this machine's memory does not hold it."""
     if recipe.signal not in RUNNING:
         return
-    weights = sum(math.prod(info.shape) for info in model.checkpoint.tensors.values())
-    # In float32, with every width of every expert packed beside.
-    experts = sum(math.prod(matrix.shape) for group in model.layout.experts.values() for matrix in group)
-    packed = sum(recipe.bits) * experts // 7 if recipe.signal == "fisher" else 0
-    needed, free = _PROCESS_BYTES + 4 * weights + packed, workplace.free_memory()
+    needed = memory_needed(model, recipe.bits if recipe.signal == "fisher" else ())
+    free = workplace.free_memory()
     if needed > free:
         raise MopeqError(
             f"--signal {recipe.signal} runs the model: {free / 1e9:.1f} GB of free memory do not hold "
@@ -52,10 +56,8 @@ def measured_by_running(
     Raises MopeqError with the last words of what failed.
     """
     check_memory(model, recipe)
-    for name in [*model.checkpoint.shards, *companions(model.source)]:
-        model.source.path(name)
     job = {
-        "folder": model.source.path("config.json").parent,
+        "folder": model.local_folder(),
         "auto_class": model.layout.auto_class,
         "signal": recipe.signal,
         "inputs": recipe.inputs,
@@ -77,9 +79,8 @@ def _of_projections(model: Model, layers: Mapping[str, list[float]]) -> dict[str
     """One number an expert, shared out to its projections by their weights."""
     found: dict[str, Values] = {}
     for expert, matrices in model.layout.experts.items():
-        whole = sum(math.prod(matrix.shape) for matrix in matrices)
-        number = layers[str(expert.layer)][expert.index]
-        found |= {matrix.name: (number * math.prod(matrix.shape) / whole,) for matrix in matrices}
+        shares = shared_out((layers[str(expert.layer)][expert.index],), matrices)
+        found |= {matrix.name: values for matrix, values in shares.items()}
     return found
 
 

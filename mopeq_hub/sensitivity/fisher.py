@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from mopeq_hub.calibration import Rounded
 from mopeq_hub.experts import Expert, Matrix
 from mopeq_hub.model import Model
-from mopeq_hub.packing import Packed, dequantize, quantize
-from mopeq_hub.questions.inputs import Row, answer_options, cast
+from mopeq_hub.questions.inputs import Row, answer_options, placed
 from mopeq_hub.sensitivity.watching import Pass, Watch
 
 DRAWS = 4
@@ -36,23 +36,23 @@ class Collector:
     """Sums up each row's squared g . dy by projection and width."""
 
     def __init__(self, model: Model, live: Any, job: dict[str, Any]) -> None:
-        self._live, self._job, self._checkpoint = live, job, model.checkpoint
+        self._live, self._widths = live, job["widths"]
         self._experts = model.layout.experts
         self._modules = {layer: live.get_submodule(name) for layer, name in model.layout.experts_modules.items()}
         self._watch = Watch(live, model.layout, gradients=True)
         self._place = {matrix.name: place for place, matrix in enumerate(self._matrices())}
         self._generator = torch.Generator().manual_seed(job["seed"])
-        self._packed: dict[tuple[str, int], Packed] = {}
+        self._rounded = Rounded(model, job["group_size"], job["symmetric"], search=True)
         self._groups: list[_Sums] = []
 
     def _matrices(self) -> Iterator[Matrix]:
         return (matrix for matrices in self._experts.values() for matrix in matrices)
 
     def begin(self) -> None:
-        self._groups.append(_Sums(len(self._place), len(self._job["widths"])))
+        self._groups.append(_Sums(len(self._place), len(self._widths)))
 
     def run(self, part: list[Row], inputs: dict[str, torch.Tensor]) -> None:
-        given = {name: value.to(self._live.device) for name, value in cast(inputs, self._live.dtype).items()}
+        given = placed(inputs, self._live.dtype, self._live.device)
         logits = self._live(**given, use_cache=False, **answer_options(self._live, part[0])).logits
         first = part[0].prompt - part[0].length - 1
         logits = logits[:, first:-1].float()
@@ -61,7 +61,7 @@ class Collector:
         drawn = [
             torch.autograd.grad(self._drawn(logits), outputs, retain_graph=draw + 1 < DRAWS) for draw in range(DRAWS)
         ]
-        squares = np.zeros((DRAWS, len(part), len(self._place), len(self._job["widths"])), np.float32)
+        squares = np.zeros((DRAWS, len(part), len(self._place), len(self._widths)), np.float32)
         with torch.no_grad():
             for number, (layer, each) in enumerate(passes.items()):
                 gradients = torch.stack([of[number].flatten(0, -2) for of in drawn])
@@ -89,8 +89,8 @@ class Collector:
         # What a change of the hidden states is worth is the same for each width.
         inner = slope @ down
         for matrix in self._experts[expert]:
-            for place, bits in enumerate(self._job["widths"]):
-                weight = self._quantized(matrix, bits).to(states)
+            for place, bits in enumerate(self._widths):
+                weight = self._rounded.weight(matrix, bits).to(states)
                 if matrix.projection == "down":
                     change = (slope * (torch.nn.functional.linear(hidden, weight) - answer)).sum(-1)
                 else:
@@ -99,15 +99,6 @@ class Collector:
                     change = (inner * (module._apply_gate(torch.cat(both, -1)) - hidden)).sum(-1)
                 sums = torch.zeros(DRAWS, squares.shape[1]).index_add_(1, rows, change.float().cpu())
                 squares[:, :, self._place[matrix.name], place] = sums.square().numpy()
-
-    def _quantized(self, matrix: Matrix, bits: int) -> torch.Tensor:
-        """The matrix [out, in] as `bits` leave it, float32; its packed form is kept."""
-        key = matrix.name, bits
-        symmetric = self._job["symmetric"]
-        if key not in self._packed:
-            weight = matrix.read(self._checkpoint)
-            self._packed[key] = quantize(weight, bits, self._job["group_size"], symmetric, search=True)
-        return torch.from_numpy(dequantize(self._packed[key], bits, symmetric))
 
     def result(self) -> dict[str, Any]:
         """By matrix, the cost of each width in nats a token: the mean of the groups, all on the scale of the first."""

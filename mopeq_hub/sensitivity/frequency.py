@@ -10,7 +10,7 @@ import torch
 
 from mopeq_hub.experts import Expert
 from mopeq_hub.model import Model
-from mopeq_hub.questions.inputs import Row, cast
+from mopeq_hub.questions.inputs import Row, placed
 from mopeq_hub.sensitivity.watching import Watch
 
 
@@ -26,7 +26,7 @@ class Collector:
         self._counts.append(dict.fromkeys(self._experts, 0))
 
     def run(self, part: list[Row], inputs: dict[str, torch.Tensor]) -> None:
-        given = {name: value.to(self._live.device) for name, value in cast(inputs, self._live.dtype).items()}
+        given = placed(inputs, self._live.dtype, self._live.device)
         with torch.inference_mode():
             self._live(**given, use_cache=False)
         for layer, seen in self._watch.passes.items():

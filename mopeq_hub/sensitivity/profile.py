@@ -3,19 +3,25 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Expert
+from mopeq_hub.experts import Expert, Matrix
 
 Values = tuple[float, ...]
 """Of one matrix: its sensitivity, or what each of the profile's widths costs."""
 LOST = {2: 0.127, 3: 0.0313, 4: 0.0081, 8: 2.9e-5, 16: 0.0}
 """Share of the sum of squares of normally distributed weights that the search quantizer loses at each width: what a
 sensitivity is multiplied by where a cost is wanted."""
+
+
+def shared_out(values: Values, matrices: Sequence[Matrix]) -> dict[Matrix, Values]:
+    """What is known of an expert as a whole, shared out to its projections by how many weights they have."""
+    whole = sum(matrix.size for matrix in matrices)
+    return {matrix: tuple(value * matrix.size / whole for value in values) for matrix in matrices}
 
 
 @dataclass(frozen=True)
