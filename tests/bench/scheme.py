@@ -27,9 +27,11 @@ from mopeq_hub.quantization.calibrated import calibrated
 from mopeq_hub.questions import read_questions
 from mopeq_hub.report import number, percent
 from mopeq_hub.sensitivity import Profile
+from tests.bench.questions import write_questions
 from tests.bench.tables import SHAPES, Settings, table
 from tests.bench.watch import Watched, watch
 
+QUESTIONS = 1000
 BUDGETS = (2.54, 3.05, 3.56)
 """Bits a weight of the experts. What whole layers come to, of which it has four, just fits these."""
 INPUTS = {"own inputs": False, "calibration": True}
@@ -48,7 +50,8 @@ class Tried:
 
 def scheme(settings: Settings) -> Iterator[RenderableType]:
     with settings.scratch() as scratch, patch.dict(os.environ, OMP_NUM_THREADS=str(settings.threads)):
-        calibration, held_out = _without_pictures(scratch)
+        calibration = _without_pictures(scratch)
+        held_out = write_questions(scratch / "held-out", 100 if settings.small else QUESTIONS, pictures=False)
         model = open_model(str(SHAPES))
         budgets = BUDGETS[:1] if settings.small else BUDGETS
         theirs = _auto_schemes(model, scratch, calibration, budgets, settings)
@@ -58,7 +61,7 @@ def scheme(settings: Settings) -> Iterator[RenderableType]:
         tried = [[their, *ours] for their, ours in zip(theirs, _ours(model, theirs, calibration), strict=True)]
         yield table(
             f"Bit maps of the experts of the bundled model's language model, {len(held_out.read_text().splitlines())} "
-            "questions without a picture",
+            "questions without a picture that no method saw",
             _COLUMNS,
             _rows(model, tried, held_out),
             "Ours at the bytes of AutoScheme's map, which gives all experts of a layer one width; attention stays at "
@@ -72,7 +75,7 @@ def _rows(model: Model, tried: list[list[Tried]], held_out: Path) -> Iterator[tu
     """All maps in one process, budget by budget."""
     maps = [each.widths for group in tried for each in group]
     figures = iter(try_maps(model, maps, _recipe(), read_questions(held_out, limit=0), Quiet()))
-    weights = 8 / sum(matrix.shape[0] * matrix.shape[1] for group in model.layout.experts.values() for matrix in group)
+    weights = 8 / sum(matrix.size for matrix in model.layout.routed)
     for group in tried:
         first = 0.0
         for each in group:
@@ -112,7 +115,7 @@ def _auto_schemes(
             name.replace("model.", "model.language_model.", 1): bits
             for name, bits in json.loads(found.read_text("utf-8")).items()
         }
-        if set(widths) != {matrix.name for group in model.layout.experts.values() for matrix in group}:
+        if set(widths) != {matrix.name for matrix in model.layout.routed}:
             return "AutoScheme names other linear layers than the experts', so its map cannot be tried"
         maps.append(Tried(f"{bpw} bpw: AutoScheme", widths, None if maps else ran.seconds))
     return maps
@@ -154,24 +157,12 @@ def _recipe() -> Recipe:
 
 def _bytes(model: Model, widths: Widths) -> int:
     """What the routed experts take, packed."""
-    experts = [matrix for group in model.layout.experts.values() for matrix in group]
-    return sum(packed_bytes(matrix.shape, widths[matrix.name], _recipe().group_size) for matrix in experts)
+    return sum(packed_bytes(each.shape, widths[each.name], _recipe().group_size) for each in model.layout.routed)
 
 
-def _without_pictures(scratch: Path) -> tuple[Path, Path]:
-    """Files of the calibration questions without a picture, and of those of eval.jsonl that are not among them."""
-    entries = {
-        name: [entry for entry in _entries(SHAPES / f"{name}.jsonl") if entry["image"] is None]
-        for name in ("calibration", "eval")
-    }
-    known = {entry["question"] for entry in entries["calibration"]}
-    entries["eval"] = [entry for entry in entries["eval"] if entry["question"] not in known]
-    written = []
-    for name, those in entries.items():
-        written.append(scratch / f"{name}.jsonl")
-        written[-1].write_text("\n".join(map(json.dumps, those)), "utf-8")
-    return written[0], written[1]
-
-
-def _entries(path: Path) -> list[dict[str, str | None]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+def _without_pictures(scratch: Path) -> Path:
+    """The calibration questions without a picture, in a file."""
+    entries = map(json.loads, (SHAPES / "calibration.jsonl").read_text("utf-8").splitlines())
+    written = scratch / "calibration.jsonl"
+    written.write_text("\n".join(json.dumps(entry) for entry in entries if entry["image"] is None), "utf-8")
+    return written
