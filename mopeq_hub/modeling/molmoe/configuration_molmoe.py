@@ -7,7 +7,7 @@ original repo's. The names of the flat values are those of the original config (
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.olmoe.configuration_olmoe import OlmoeConfig
 
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -39,6 +39,9 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "image_padding_embed": ("pad_and_partial_pad", "pad_embed", "regress", None),
 }
 """What is built of the choices that the original config knows; a config.json with another value is refused."""
+
+_ORIGINAL_CODE = "config_molmoe.MolmoConfig"
+"""What the original repo's auto_map names, which does not run in transformers 5; not to be written again."""
 
 _VISION_NAMES = {
     "image_emb_dim": "hidden_size",
@@ -107,7 +110,10 @@ class MolmoeConfig(PreTrainedConfig):
 
     model_type = "molmo"
     keys_to_ignore_at_inference = ("past_key_values",)
-    sub_configs_defaults = {"text_config": OlmoeConfig, "vision_config": MolmoeVisionConfig}  # noqa: RUF012
+    sub_configs_defaults = {  # noqa: RUF012
+        "text_config": SubConfigSpec(OlmoeConfig),
+        "vision_config": SubConfigSpec(MolmoeVisionConfig),
+    }
 
     d_model: int = 2048
     n_layers: int = 16
@@ -141,11 +147,13 @@ class MolmoeConfig(PreTrainedConfig):
     image_padding_embed: str | None = "pad_and_partial_pad"
     image_feature_dropout: float | int = 0.0
 
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: Any = None
+    vision_config: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("block_type", "moe")
+        if str((kwargs.get("auto_map") or {}).get("AutoConfig", "")).endswith(_ORIGINAL_CODE):
+            del kwargs["auto_map"]
         for name, known in _ONLY.items():
             value = kwargs.get(name, getattr(self, name, known[0]))
             if value not in known:
@@ -176,7 +184,7 @@ class MolmoeConfig(PreTrainedConfig):
     @property
     def feature_size(self) -> int:
         """Length of a patch's features: the chosen layers' outputs side by side."""
-        return self.vision_config.hidden_size * len(self.vit_layers)
+        return int(self.vision_config.hidden_size) * len(self.vit_layers)
 
     @property
     def projector_size(self) -> int:
