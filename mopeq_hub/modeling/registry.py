@@ -2,8 +2,7 @@
 torch nor transformers."""
 
 import sys
-from collections import UserDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -24,7 +23,15 @@ class Added:
     def load(self, part: str) -> Any:
         """The class that is this part: `configuration`, `modeling` or `processing`."""
         names = {"configuration": self.config, "modeling": self.model, "processing": self.processor}
-        return getattr(import_module(f"mopeq_hub.modeling.{self.package}.{part}_{self.package}"), names[part])
+        return getattr(import_module(self._module(part)), names[part])
+
+    def config_unless_halfway(self) -> Any:
+        """The config's class, or None while its module is being imported: what that imports may look here meanwhile."""
+        module = sys.modules.get(self._module("configuration"))
+        return self.load("configuration") if module is None else getattr(module, self.config, None)
+
+    def _module(self, part: str) -> str:
+        return f"mopeq_hub.modeling.{self.package}.{part}_{self.package}"
 
 
 ADDED = (
@@ -35,17 +42,8 @@ ADDED = (
         "DeepseekVLV2ForConditionalGeneration",
         "DeepseekVLV2Processor",
     ),
+    Added("molmoe", "molmo", "MolmoeConfig", "MolmoeForConditionalGeneration", "MolmoProcessor"),
 )
-
-
-class _OnDemand(UserDict):
-    """A mapping whose values may be functions that give the value: called when somebody looks it up."""
-
-    def __getitem__(self, key: Any) -> Any:
-        value = self.data[key]
-        if isinstance(value, _Later):
-            value = self.data[key] = value.load()
-        return value
 
 
 @dataclass(frozen=True)
@@ -53,20 +51,55 @@ class _Later:
     load: Callable[[], Any]
 
 
+class _OnDemand(MutableMapping[Any, Any]):
+    """What a mapping holds, and models of ours beside it: key and class of each are imported when somebody looks."""
+
+    def __init__(self, known: Mapping[Any, Any], part: str) -> None:
+        self._known = dict(known)
+        self._part = part
+        self._waiting = list(ADDED)
+
+    def _settled(self) -> dict[Any, Any]:
+        for added in list(self._waiting):
+            key = added.model_type if self._part == "configuration" else added.config_unless_halfway()
+            if key is not None and added in self._waiting:
+                self._waiting.remove(added)
+                self._known.setdefault(key, _Later(lambda added=added: added.load(self._part)))  # type: ignore[misc]
+        return self._known
+
+    def __getitem__(self, key: Any) -> Any:
+        value = self._settled()[key]
+        if isinstance(value, _Later):
+            value = self._known[key] = value.load()
+        return value
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._settled()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._settled()[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        del self._settled()[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(self._settled()))
+
+    def __len__(self) -> int:
+        return len(self._settled())
+
+
 def _put_off(mapping: Any, part: str) -> None:
     """Have one of transformers' auto mappings find our classes, without importing them before they are looked up.
 
     A mapping without the place where transformers keeps registered classes gets them by `register`, at once.
     """
-    lazy = isinstance(getattr(mapping, "_extra_content", None), dict)
-    if lazy:
-        mapping._extra_content = _OnDemand(mapping._extra_content)
+    if isinstance(getattr(mapping, "_extra_content", None), dict):
+        mapping._extra_content = _OnDemand(mapping._extra_content, part)
+        return
     for added in ADDED:
         key = added.model_type if part == "configuration" else added.load("configuration")
-        if lazy:
-            mapping._extra_content.setdefault(key, _Later(lambda added=added: added.load(part)))  # type: ignore[misc]
-        else:
-            mapping.register(key, added.load(part), exist_ok=True)
+        mapping.register(key, added.load(part), exist_ok=True)
 
 
 def _configs(module: ModuleType) -> None:

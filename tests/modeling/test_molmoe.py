@@ -25,7 +25,11 @@ def reference() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return MolmoeForConditionalGeneration.from_pretrained(REFERENCE, dtype=torch.float32).eval()
+    from transformers import AutoModelForImageTextToText
+
+    found = AutoModelForImageTextToText.from_pretrained(REFERENCE, dtype=torch.float32)
+    assert type(found) is MolmoeForConditionalGeneration
+    return found.eval()
 
 
 def seen(reference: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -189,10 +193,13 @@ def test_it_learns(model: Any, reference: dict[str, torch.Tensor]) -> None:
     assert outputs.aux_loss > 0
 
 
-def test_a_dense_molmo_is_refused_in_one_line() -> None:
+def test_a_dense_molmo_is_refused_in_one_line(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
     dense = {"model_type": "molmo", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(dense))
     with pytest.raises(ValueError, match=r"^this Molmo is dense .*only MolmoE is supported.*$"):
-        MolmoeConfig.from_dict(dense)
+        AutoConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "value"), [("rope_impl", "cockatoo"), ("weight_tying", True), ("clip_qkv", 8.0)])

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from mopeq_hub.modeling.molmoe.image_processing_molmoe import MolmoeImageProcessor
-from mopeq_hub.modeling.molmoe.processing_molmoe import MolmoeProcessor
+from mopeq_hub.modeling.molmoe.image_processing_molmoe import MolmoImageProcessor
+from mopeq_hub.modeling.molmoe.processing_molmoe import MolmoProcessor
 from tests.modeling.molmoe import SPECIAL, small, tokenizer, with_processor
 
 CASES = Path(__file__).parents[1] / "assets" / "molmoe-processor"
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def processor(folder: Path) -> Any:
-    return MolmoeProcessor.from_pretrained(folder)
+    return MolmoProcessor.from_pretrained(folder)
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -37,7 +37,7 @@ def picture(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("case", json.loads((CASES / "cases.json").read_text()), ids=lambda case: case["name"])
 def test_a_picture_becomes_what_the_original_made_of_it(case: dict[str, Any]) -> None:
     expected = load_file(CASES / f"{case['name']}.safetensors")
-    processor = MolmoeProcessor(MolmoeImageProcessor(**case["settings"]), tokenizer())
+    processor = MolmoProcessor(MolmoImageProcessor(**case["settings"]), tokenizer())
     made = processor(images=Image.open(CASES / f"{case['name']}.png"), text="?", return_tensors="np")
     count = len(expected["tokens"])
     ours = {ORIGINAL_IDS[SPECIAL[number]]: number for number in range(START, COLUMN + 1)}
@@ -116,7 +116,7 @@ def test_rows_of_different_lengths_are_padded_at_the_left(processor: Any) -> Non
 
 def test_it_is_saved_and_loaded(processor: Any, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
-    again = MolmoeProcessor.from_pretrained(tmp_path)
+    again = MolmoProcessor.from_pretrained(tmp_path)
     before, after = (each(images=picture(90, 70), text="?", return_tensors="pt") for each in (processor, again))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert again.image_processor.max_crops == 2
@@ -145,11 +145,11 @@ def test_another_models_tokenizer_is_refused(processor: Any) -> None:
         eos_token="</s>",
     )
     with pytest.raises(ValueError, match="lacks <im_patch>"):
-        MolmoeProcessor(processor.image_processor, other)(images=picture(60, 60), text="?")
+        MolmoProcessor(processor.image_processor, other)(images=picture(60, 60), text="?")
 
 
 def test_settings_that_do_not_fit_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="overlap_margins"):
-        MolmoeImageProcessor(overlap_margins=[3, 3]).crops(picture(60, 60))
+        MolmoImageProcessor(overlap_margins=[3, 3]).crops(picture(60, 60))
     with pytest.raises(ValueError, match="leave nothing"):
-        MolmoeImageProcessor(overlap_margins=[12, 12]).crops(picture(60, 60))
+        MolmoImageProcessor(overlap_margins=[12, 12]).crops(picture(60, 60))

@@ -79,3 +79,12 @@ def test_what_only_shares_the_model_type_is_refused_in_one_line(tmp_path, change
         AutoConfig.from_pretrained(tmp_path)
     assert "not" in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_configuration_may_be_imported_by_itself():
+    code = (
+        "from mopeq_hub.modeling.molmoe.configuration_molmoe import MolmoeConfig\n"
+        "from transformers import AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING\n"
+        "print(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[MolmoeConfig].__name__)"
+    )
+    assert run(code).strip() == "MolmoeForConditionalGeneration"

@@ -33,7 +33,7 @@ class Crops:
     grid: Size
 
 
-class MolmoeImageProcessor(BaseImageProcessor):
+class MolmoImageProcessor(BaseImageProcessor):
     """Made from the Hub repo's preprocessor_config.json.
 
     max_crops: of one picture, besides the whole. overlap_margins: patches at the left (top) and right (bottom) of a
@@ -200,4 +200,4 @@ def _patches(image: np.ndarray, patch: int) -> np.ndarray:
     return image.reshape(rows, patch, columns, patch, -1).transpose(0, 2, 1, 3, 4).reshape(rows * columns, -1)
 
 
-__all__ = ["MolmoeImageProcessor"]
+__all__ = ["MolmoImageProcessor"]

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .image_processing_molmoe import Crops, MolmoeImageProcessor
+from .image_processing_molmoe import Crops, MolmoImageProcessor
 
 IMAGE = "<|image|>"
 """Where in a prompt a picture comes."""
@@ -31,8 +31,11 @@ _TEMPLATE = (
 _NESTED = ("text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs", "common_kwargs")
 
 
-class MolmoeProcessor(ProcessorMixin):
-    """Image processor and tokenizer; `image_token` marks where in a prompt a picture comes."""
+class MolmoProcessor(ProcessorMixin):
+    """Image processor and tokenizer; `image_token` marks where in a prompt a picture comes.
+
+    Its name is the one that the Hub repo's processor_config.json has, by which AutoProcessor finds it.
+    """
 
     image_token = IMAGE
 
@@ -52,9 +55,9 @@ class MolmoeProcessor(ProcessorMixin):
         # By name, not by registry: the Hub repo's preprocessor_config.json names classes of code that travels with it.
         kwargs.pop("trust_remote_code", None)
         try:
-            pictures = MolmoeImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            pictures = MolmoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         except OSError:
-            pictures = MolmoeImageProcessor()
+            pictures = MolmoImageProcessor()
         return [pictures, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
 
     def __call__(
@@ -194,4 +197,4 @@ def _by_row(images: Any, rows: int) -> list[list[Any]]:
     return given
 
 
-__all__ = ["MolmoeProcessor"]
+__all__ = ["MolmoProcessor"]
