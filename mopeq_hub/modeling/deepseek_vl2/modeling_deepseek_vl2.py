@@ -171,7 +171,7 @@ def _pictures(crops: list[list[int]]) -> list[tuple[int, int]]:
 class DeepseekVLV2ForConditionalGeneration(DeepseekVLV2PreTrainedModel, GenerationMixin):
     """DeepSeek-VL2 with its head: answers about pictures."""
 
-    # transformers looks for the word @use_experts_implementation in this file too.
+    # transformers looks for the word @use_experts_implementation in this file too; see vision_deepseek_vl2.py.
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 

@@ -68,6 +68,9 @@ class DeepseekVLV2VisionAttention(nn.Module):
 class DeepseekVLV2VisionModel(SiglipVisionModel):
     """SigLIP as DeepSeek-VL2 has it: every patch of the last layer after its norm, no pooling."""
 
+    # Where experts' implementation is chosen, transformers tells every part of the model, and looks for the word
+    # @use_experts_implementation in the file of each.
+
     config: DeepseekVLV2VisionConfig
     _can_record_outputs = {
         **SiglipVisionModel._can_record_outputs,
