@@ -87,12 +87,29 @@ class LiveModel:
                 return live, pattern, list(converter.source_patterns)
         return live, None, []
 
+    def parts_of(self, live_name: str, pattern: str) -> list[str]:
+        """Live names, in order of their rows, of the parameters into which transformers cuts a file's tensor; none where
+        the converter with this pattern does anything else."""
+        from transformers.core_model_loading import Chunk, Split
+
+        converter = next(each for each in self.converters if pattern in each.source_patterns)
+        cut = converter.operations[0]
+        if len(converter.operations) > 1 or not isinstance(cut, Chunk | Split) or cut.dim != 0:
+            return []
+        first, *_ = converter.target_patterns
+        return [live_name.replace(first, target, 1) for target in converter.target_patterns]
+
 
 def _task(config: Any) -> tuple[str, Any]:
-    """The task of the architecture the config names, by optimum's task registry, and the auto class for it."""
+    """The task of the architecture the config names, by optimum's task registry, and the auto class for it.
+
+    A model of ours takes pictures and text, whatever class its original repo named.
+    """
     import transformers
     from optimum.exporters.tasks import TasksManager
 
+    if type(config).__module__.startswith("mopeq_hub."):
+        return "image-text-to-text", transformers.AutoModelForImageTextToText
     architecture = next(iter(config.architectures or []), None)
     model_class = getattr(transformers, architecture or "", None)
     if model_class is None:
