@@ -42,7 +42,7 @@ class Model:
 
     @property
     def text_config(self) -> dict[str, Any]:
-        return self.config.get("text_config") or self.config
+        return self.config.get("text_config") or self.config.get("language_config") or self.config
 
 
 def _float8_block(config: dict[str, Any], where: str) -> tuple[int, int]:

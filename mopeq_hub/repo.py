@@ -14,6 +14,7 @@ from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
+from mopeq_hub.modeling.registry import Added, added
 from mopeq_hub.progress import Progress
 from mopeq_hub.quantization.calibrated import tuned_weights
 from mopeq_hub.quantization.run import Send, Watch, quantize_units
@@ -93,6 +94,9 @@ def build(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         _take_over(model.source.path(name), folder / name)
     config = {**_without_code(model.config), "quantization_config": quantization_config(model.layout, bitmap, recipe)}
+    if own := added(model.config["model_type"]):
+        config["auto_map"] = own.auto_map
+        _bring_code(own, folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     described = {file.file: {"sha256": file.sha256, "bytes": file.nbytes} for file in weights}
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - set(described)
@@ -121,8 +125,17 @@ def _take_over(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
+def _bring_code(own: Added, folder: Path) -> None:
+    """Put the files of a model of ours into the folder, and where they are found into the processor's file."""
+    for path in own.files:
+        shutil.copyfile(path, folder / path.name)
+    path = next(folder / name for name in sorted(_PICTURES, reverse=True) if (folder / name).is_file())
+    content = {**read_object(path.read_text("utf-8")), "auto_map": {"AutoProcessor": own.auto_map["AutoProcessor"]}}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
 def _without_code(content: dict[str, Any]) -> dict[str, Any]:
-    """The classes are transformers' own; code that a source brings is not taken over."""
+    """The classes are transformers' own, or ours; code that a source brings is not taken over."""
     return {key: value for key, value in content.items() if key != "auto_map"}
 
 

@@ -80,14 +80,39 @@ def qwen3_vl_moe(folder: Path, transpose: bool = True) -> Path:
     return folder
 
 
+def deepseek_vl2(folder: Path, kind: str = "tiny") -> Path:
+    """DeepSeek-VL2 as `kind` is built (tests/assets/README.md), in the layout of its repos: no architecture named, the
+    processor's and tokenizer's files with their tokens in the vocabulary."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    assets = SHAPES.parent
+    config = json.loads((assets / f"deepseek-vl2-{kind}-like" / "config.json").read_text("utf-8"))
+    del config["architectures"]
+    config["language_config"]["vocab_size"] = 352
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16)
+    _make_louder(model)
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    for path in (assets / "deepseek-vl2-processor").glob("*.json"):
+        if path.name != "cases.json":
+            shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def _make_louder(model: torch.nn.Module) -> None:
+    """Weights larger than the initialisation's, so that quantizing an expert shows in the logits."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if ".experts." in name or "_proj" in name:
+                value.normal_(0, 0.15)
+
+
 def _save(model_class: type, config: object, folder: Path) -> None:
     torch.manual_seed(0)
     model = model_class(config).to(torch.bfloat16)  # type: ignore[call-arg]
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            # Larger than the initialisation's, so that quantizing an expert shows in the logits.
-            if ".experts." in name or "_proj" in name:
-                value.normal_(0, 0.15)
+    _make_louder(model)
     model.save_pretrained(folder)
     for name in _TOKENIZER:
         shutil.copyfile(SHAPES / name, folder / name)

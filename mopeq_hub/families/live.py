@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import Family
+from mopeq_hub.modeling.registry import added
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,12 +104,12 @@ class LiveModel:
 def _task(config: Any) -> tuple[str, Any]:
     """The task of the architecture the config names, by optimum's task registry, and the auto class for it.
 
-    A model of ours takes pictures and text, whatever class its original repo named.
+    Our own models are no part of transformers, and some repos of theirs name no architecture: they are asked pictures.
     """
     import transformers
     from optimum.exporters.tasks import TasksManager
 
-    if type(config).__module__.startswith("mopeq_hub."):
+    if added(config.model_type):
         return "image-text-to-text", transformers.AutoModelForImageTextToText
     architecture = next(iter(config.architectures or []), None)
     model_class = getattr(transformers, architecture or "", None)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +31,21 @@ class Added:
         module = sys.modules.get(self._module("configuration"))
         return self.load("configuration") if module is None else getattr(module, self.config, None)
 
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """By which transformers' auto classes find the classes in the files of a repo, where remote code is trusted."""
+        auto_classes = {
+            "AutoConfig": ("configuration", self.config),
+            "AutoModelForImageTextToText": ("modeling", self.model),
+            "AutoProcessor": ("processing", self.processor),
+        }
+        return {auto: f"{part}_{self.package}.{name}" for auto, (part, name) in auto_classes.items()}
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that make a repo of this model load by itself."""
+        return sorted(path for path in (Path(__file__).parent / self.package).glob("*.py") if path.stem != "__init__")
+
     def _module(self, part: str) -> str:
         return f"mopeq_hub.modeling.{self.package}.{part}_{self.package}"
 
@@ -46,6 +62,11 @@ ADDED = (
 )
 
 
+def added(model_type: str) -> Added | None:
+    """The model of ours with this model type, if there is one."""
+    return next((each for each in ADDED if each.model_type == model_type), None)
+
+
 @dataclass(frozen=True)
 class _Later:
     load: Callable[[], Any]
@@ -60,11 +81,11 @@ class _OnDemand(MutableMapping[Any, Any]):
         self._waiting = list(ADDED)
 
     def _settled(self) -> dict[Any, Any]:
-        for added in list(self._waiting):
-            key = added.model_type if self._part == "configuration" else added.config_unless_halfway()
-            if key is not None and added in self._waiting:
-                self._waiting.remove(added)
-                self._known.setdefault(key, _Later(lambda added=added: added.load(self._part)))  # type: ignore[misc]
+        for each in list(self._waiting):
+            key = each.model_type if self._part == "configuration" else each.config_unless_halfway()
+            if key is not None and each in self._waiting:
+                self._waiting.remove(each)
+                self._known.setdefault(key, _Later(lambda each=each: each.load(self._part)))  # type: ignore[misc]
         return self._known
 
     def __getitem__(self, key: Any) -> Any:
@@ -97,9 +118,9 @@ def _put_off(mapping: Any, part: str) -> None:
     if isinstance(getattr(mapping, "_extra_content", None), dict):
         mapping._extra_content = _OnDemand(mapping._extra_content, part)
         return
-    for added in ADDED:
-        key = added.model_type if part == "configuration" else added.load("configuration")
-        mapping.register(key, added.load(part), exist_ok=True)
+    for each in ADDED:
+        key = each.model_type if part == "configuration" else each.load("configuration")
+        mapping.register(key, each.load(part), exist_ok=True)
 
 
 def _configs(module: ModuleType) -> None:

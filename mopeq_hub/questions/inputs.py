@@ -123,11 +123,12 @@ class Encoder:
 
 
 def batches(rows: list[Row], most_rows: int = MAX_ROWS) -> Iterator[tuple[list[Row], dict[str, torch.Tensor]]]:
-    """Rows of equal length, prompt and kinds of input together, a bounded number of them, with their collated
+    """Rows of equal length, prompt and shapes of input together, a bounded number of them, with their collated
     inputs."""
     alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        alike.setdefault((row.length, row.prompt, tuple(sorted(row.inputs))), []).append(row)
+        kinds = tuple(sorted((name, value.shape[1:]) for name, value in row.inputs.items()))
+        alike.setdefault((row.length, row.prompt, kinds), []).append(row)
     for same in alike.values():
         count = max(1, min(most_rows, MAX_TOKENS // same[0].length))
         for start in range(0, len(same), count):
