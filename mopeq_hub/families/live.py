@@ -89,8 +89,10 @@ class LiveModel:
         return live, None, []
 
     def parts_of(self, live_name: str, pattern: str) -> list[str]:
-        """Live names, in order of their rows, of the parameters into which transformers cuts a file's tensor; none where
-        the converter with this pattern does anything else."""
+        """Live names, in order of their rows, of the parameters into which transformers cuts a file's tensor.
+
+        None where the converter with this pattern does anything else.
+        """
         from transformers.core_model_loading import Chunk, Split
 
         converter = next(each for each in self.converters if pattern in each.source_patterns)
