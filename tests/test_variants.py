@@ -4,23 +4,30 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import HfApi, snapshot_download
 
-from mopeq_hub import MopeqError, Recipe, cli, pipeline, publish_variants
+from mopeq_hub import MopeqError, Recipe, cli, pipeline, publish_variants, variants
 from mopeq_hub.check import check
+from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import UsageError
 from mopeq_hub.fidelity.variants import recommended
 from mopeq_hub.manifest import publication_name, read_fidelity, read_manifest
 from mopeq_hub.model import open_model
+from mopeq_hub.profiles import profile_of
+from mopeq_hub.progress import Quiet
+from mopeq_hub.questions import read_questions
+from mopeq_hub.selection import select, settled
+from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.variants import Variants
 from tests.conftest import edit_json
 from tests.families.test_published_form import PLAIN_LOAD
 from tests.hub import HubServer, client_environment
-from tests.shelf import BUDGETS, RECIPE, REPO, Shelf, shelf_of, warm
+from tests.shelf import BUDGETS, RECIPE, REPO, Shelf, Stages, shelf_of, warm
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +43,13 @@ def alice(hub: HubServer, filled: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
     with warm(filled):
         yield hub
+
+
+@pytest.fixture
+def copied(tmp_path: Path, filled: Path) -> Iterator[Shelf]:
+    """The same for a test that changes it."""
+    with shelf_of(filled, tmp_path) as shelf:
+        yield shelf
 
 
 @pytest.fixture
@@ -138,29 +152,56 @@ def test_the_same_again_changes_nothing_and_says_so(
     assert (shelf.hub.branches(REPO), shelf.hub.tags(REPO), shelf.hub.head(REPO, repo_type="space")) == before
 
 
-def test_a_run_that_was_stopped_goes_on_and_main_comes_last(
-    alice: HubServer, shapes: Path, few_questions: Path
-) -> None:
+def test_a_run_that_was_stopped_goes_on_and_main_comes_last(copied: Shelf, shapes: Path) -> None:
     def run() -> Variants:
-        return publish_variants(str(shapes), REPO, None, BUDGETS, questions=few_questions, compare=False, space=False)
+        return publish_variants(str(shapes), REPO, RECIPE, BUDGETS, questions=copied.questions, compare=True)
 
-    alice.fail_next(rf"/commit/{BUDGETS[1]}", status=403, times=5)
+    hub, first = copied.hub, copied.hub.head(REPO, BUDGETS[0])
+    HfApi().delete_branch(REPO, branch=BUDGETS[1])
+    hub.commit(REPO, dict.fromkeys(set(hub.files(REPO)) - {".gitattributes"}))
+    hub.fail_next(rf"/commit/{BUDGETS[1]}", status=403, times=5)
     with pytest.raises(MopeqError, match="refused"):
         run()
-    assert set(alice.branches(REPO)) == {"main", BUDGETS[0]}, "no branch without a publication"
-    assert set(alice.files(REPO)) == {".gitattributes"}
-    first = alice.head(REPO, BUDGETS[0])
-    alice.clear_faults()
-    alice.fail_next("/commit/main", status=403, times=5)
+    assert set(hub.branches(REPO)) == {"main", BUDGETS[0]}, "no branch without a publication"
+    assert set(hub.files(REPO)) == {".gitattributes"}
+    hub.clear_faults()
+    hub.fail_next("/commit/main", status=403, times=5)
     with pytest.raises(MopeqError, match="refused"):
         run()
-    assert set(alice.files(REPO)) == {".gitattributes"}
-    alice.clear_faults()
+    assert set(hub.files(REPO)) == {".gitattributes"}
+    hub.clear_faults()
     made = run()
     assert [each.changed for each in made.publications.values()] == [False, False]
     assert made.main.changed
-    assert made.main.commit == alice.head(REPO)
-    assert alice.head(REPO, BUDGETS[0]) == first
+    assert made.main.commit == hub.head(REPO)
+    assert hub.head(REPO, BUDGETS[0]) == first
+
+
+def test_maps_of_all_budgets_are_tried_at_one_go_and_once(
+    shapes: Path, few_questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOPEQ_HOME", str(tmp_path / "mopeq-home"))
+    stages, recipe = Stages(), replace(RECIPE, signal="distortion", allocator="measured", budget=BUDGETS[0])
+
+    def publish(*args: object, **options: object) -> None:
+        raise MopeqError("it is being published")
+
+    monkeypatch.setattr(variants, "publish", publish)
+    with pytest.raises(MopeqError, match="it is being published"):
+        publish_variants(str(shapes), str(tmp_path / "out"), recipe, BUDGETS, questions=few_questions, progress=stages)
+    assert stages.names.count("try") == 1
+
+    def run(*args: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("mopeq_hub.fidelity.trials.run_module", run)
+    model, asked = open_model(str(shapes)), read_questions(few_questions)
+    for budget in BUDGETS:
+        one = settled(replace(recipe, budget=budget), model, asked)
+        taken = select(model, one, profile_of(model, one, Quiet()), Given(questions=asked), Quiet(), LOCAL)
+        assert taken.document is not None
+        tried = {each["name"]: each["kl"] for each in taken.document["tried"]}
+        assert {"distortion, by expert", "uniform 2 bits", "MoPEQ's map"} < set(tried)
 
 
 def test_a_branch_is_a_destination_like_any_other(alice: HubServer, publication: Path) -> None:
@@ -239,8 +280,8 @@ def test_folders_lie_beside_each_other_and_share_what_main_takes_over(
         "shapes-space",
         *(f"shapes@{budget}" for budget in BUDGETS),
     }
-    variants = (read_fidelity(target) or {})["variants"]
-    chosen = target.with_name(f"shapes@{recommended(variants)['name']}")
+    compared = (read_fidelity(target) or {})["variants"]
+    chosen = target.with_name(f"shapes@{recommended(compared)['name']}")
     weights = "model-00001-of-00003.safetensors"
     assert (target / weights).samefile(chosen / weights), "on the disk once"
     assert not (target / "config.json").samefile(chosen / "config.json"), "whoever edits one does not edit the other"
