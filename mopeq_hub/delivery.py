@@ -52,12 +52,15 @@ def is_there(destination: Destination, name: str, signer: Signer | None) -> bool
 
 
 def compared_at(destination: Destination) -> dict[str, str]:
-    """The publications that main compares, by their branches, where several budgets were published there; else none."""
+    """The publications that main compares, by their branches, where several budgets were published there; else none.
+
+    What is there may be damaged, or a stranger's.
+    """
     if destination.branch:
         return {}
     try:
         return named_in(read_object(destination.read_text(manifests.FIDELITY_NAME)))
-    except MopeqError:
+    except (MopeqError, UnicodeDecodeError):
         return {}
 
 

@@ -9,6 +9,8 @@ import pytest
 from huggingface_hub import HfApi
 
 from mopeq_hub import MopeqError, cli, pipeline
+from mopeq_hub.delivery import compared_at
+from mopeq_hub.hub import FolderDestination
 from mopeq_hub.manifest import FIDELITY_NAME, weights_digest, write_json
 from mopeq_hub.repo import QuantizedRepo
 from tests.report.documents import fidelity
@@ -83,3 +85,12 @@ def test_what_takes_the_place_of_a_comparison_says_so_and_leaves_the_branches(
     told = Stages()
     assert pipeline.push(publication, REPO, progress=told).note is None
     assert told.said == []
+
+
+@pytest.mark.parametrize(
+    "written", [b"\xff", b"[]", b"{}", b'{"variants": 3}', b'{"variants": [3, {"name": [], "publication": "x"}]}']
+)
+def test_a_fidelity_that_is_in_no_order_compares_nothing(written: bytes, tmp_path: Path) -> None:
+    (tmp_path / FIDELITY_NAME).write_bytes(written)
+    assert compared_at(FolderDestination(str(tmp_path))) == {}
+    assert compared_at(FolderDestination(str(tmp_path / "missing"))) == {}

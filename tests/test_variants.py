@@ -38,11 +38,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, filled: Path) -> Iterator[Sh
 
 
 @pytest.fixture
-def alice(hub: HubServer, filled: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """An empty Hub; the original's logits are known."""
+def alice(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
-    with warm(filled):
-        yield hub
+    return hub
 
 
 @pytest.fixture
@@ -53,8 +51,10 @@ def copied(tmp_path: Path, filled: Path) -> Iterator[Shelf]:
 
 
 @pytest.fixture
-def few_questions(filled: Path) -> Path:
-    return filled / "questions.jsonl"
+def few_questions(filled: Path) -> Iterator[Path]:
+    """Those of the shelf, on which the original's logits are known."""
+    with warm(filled):
+        yield filled / "questions.jsonl"
 
 
 def name_of(shapes: Path, recipe: Recipe) -> str:

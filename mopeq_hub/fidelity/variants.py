@@ -43,8 +43,8 @@ def named_in(fidelity: dict[str, Any]) -> dict[str, str]:
     """
     written = fidelity.get("variants")
     entries = [each for each in written if isinstance(each, dict)] if isinstance(written, list) else []
-    named = {each.get("name"): each.get("publication") for each in entries}
-    return {name: of for name, of in named.items() if isinstance(name, str) and isinstance(of, str)}
+    named = [(each.get("name"), each.get("publication")) for each in entries]
+    return {name: of for name, of in named if isinstance(name, str) and isinstance(of, str)}
 
 
 def inputs_of(fidelity: dict[str, Any]) -> tuple[str, int]:
