@@ -140,12 +140,12 @@ def test_just_what_is_stale_of_a_list_is_made_again(
     assert shelf.hub.files(REPO)["README.md"] == card
     assert {**shelf.hub.branches(REPO), "main": ""} == {**before, "main": ""}
 
-    before = shelf.hub.branches(REPO)
+    before, files = shelf.hub.branches(REPO), shelf.hub.files(REPO, SECOND)
     HfApi().delete_branch(REPO, branch=SECOND)
     status, out, error = run(capsys, write(entry))
     assert (status, out) == (0, f"republished {REPO}: {SECOND}: {NOTHING}\n"), error
     assert shelf.hub.branches(REPO)[FIRST] == before[FIRST]
-    assert "measure published" in error, "it was proven"
+    assert shelf.hub.files(REPO, SECOND) == files, "made and proven as it was"
     assert run(capsys, write(entry)) == (0, f"fresh {REPO}\n", "")
 
 
