@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mopeq_hub import Recipe, quantize
+from mopeq_hub.calibration import load
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Expert
 from mopeq_hub.families import identify
 from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import open_model
@@ -21,9 +21,8 @@ from mopeq_hub.modeling.registry import added
 from mopeq_hub.profiles import profile_of
 from mopeq_hub.progress import Quiet
 from mopeq_hub.questions import Question
-from mopeq_hub.questions.inputs import Encoder
-from mopeq_hub.sensitivity import by_running
-from mopeq_hub.sensitivity.given import NOTHING
+from mopeq_hub.questions.inputs import Encoder, batches
+from mopeq_hub.sensitivity.activity import COLLECTORS
 from tests import tiny
 from tests.conftest import ASSETS
 from tests.families.test_published_form import IMAGE, ROUNDING, dequantized
@@ -190,15 +189,25 @@ def test_the_real_models_are_planned_from_their_headers(kind, count, tmp_path):
     assert not [matrix.name for matrix in model.layout.rest if "vision" in matrix.name]
 
 
-@pytest.mark.parametrize("signal", ["distortion", "frequency", "fisher"])
 @pytest.mark.parametrize("kind", ["tiny", "base"])
-def test_every_kind_of_signal_is_measured(kind, signal, tmp_path, monkeypatch):
-    monkeypatch.setattr(by_running, "TOKENS", 300)
-    model = open_model(str(tiny.deepseek_vl2(tmp_path / "source", kind)), named=False)
-    recipe = Recipe(signal=signal, group_size=32, allocator="knapsack", budget="3.0bpw")
-    profile = profile_of(model, recipe, Quiet(), given=NOTHING)
-    assert profile.sensitivities.keys() == {Expert(layer, index) for layer in (1, 2) for index in range(8)}
+def test_signals_are_measured_from_weights_and_while_it_answers(kind, tmp_path):
+    folder = tiny.deepseek_vl2(tmp_path / "source", kind)
+    model = open_model(str(folder), named=False)
+    recipe = Recipe(signal="distortion", group_size=32, allocator="knapsack", budget="3.0bpw")
+    profile = profile_of(model, recipe, Quiet())
+    assert profile.sensitivities.keys() == model.layout.experts.keys()
     assert len(set(profile.sensitivities.values())) > 4
+
+    live = load({"folder": str(folder), "auto_class": model.layout.auto_class}).requires_grad_(False)
+    asked = [Question(IMAGE, "how many ?", "one"), Question(None, "how many ?", "two"), Question(IMAGE, "?", "red")]
+    job = {"group_size": 32, "symmetric": True, "search": True, "seed": 0, "widths": [2, 3, 4]}
+    for signal, found in (("fisher", "costs"), ("frequency", "experts")):
+        collector = COLLECTORS[signal](model, live, {**job, "signal": signal})
+        collector.begin()
+        for part, inputs in batches(Encoder(folder).rows(asked, with_answer=True)):
+            collector.run(part, inputs)
+        result = collector.result()[found]
+        assert len(result) == (3 * 16 if found == "costs" else 2)
 
 
 def test_what_only_shares_the_model_type_is_not_supported():
