@@ -13,7 +13,7 @@ from typing import Any
 
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.report import Markdown, code, hub_address, link, one_line
+from mopeq_hub.report import Markdown, brings_code, code, hub_address, link, one_line
 from mopeq_hub.report.templating import render
 from mopeq_hub.resources import spaces
 
@@ -96,6 +96,7 @@ def _publication(folder: Path, manifest: dict[str, Any], model: str, original: s
         "original": original,
         "original_revision": source["commit"] if is_source else None,
         "auto_class": manifest["model"]["auto_class"],
+        "brings_code": brings_code(manifest),
         "title": f"{name}, original and quantized" if original else f"{name}, quantized",
         "publication": manifest["publication"],
         "run": _run(manifest),

@@ -137,6 +137,11 @@ def widths_in(manifest: dict[str, Any], layer: dict[str, Any]) -> list[int]:
     return [width for each in layer["bits"] for width in split(each)] if by_projection(manifest) else layer["bits"]
 
 
+def brings_code(manifest: dict[str, Any]) -> bool:
+    """Whether the publication holds the code of its model, one that transformers does not have."""
+    return any(name.endswith(".py") for name in manifest["files"])
+
+
 def counts(manifest: dict[str, Any]) -> dict[int, int]:
     """How many experts, or projections of experts, have each width, narrowest first."""
     return dict(sorted(Counter(width for layer in manifest["experts"] for width in widths_in(manifest, layer)).items()))

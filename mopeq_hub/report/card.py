@@ -20,6 +20,7 @@ from mopeq_hub.recipe import Recipe
 from mopeq_hub.report import (
     Markdown,
     account_address,
+    brings_code,
     by_projection,
     choices,
     code,
@@ -251,6 +252,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "mixed_layers": any(len({*widths_in(manifest, layer)}) > 1 for layer in manifest["experts"]),
         "spread": Markdown(in_words(manifest["spread"])) if "spread" in manifest else None,
         "auto_class": _auto_class(manifest),
+        "brings_code": brings_code(manifest),
         "command": Markdown(_command(manifest)),
     }
 

@@ -47,10 +47,11 @@ class Comparison:
     """The two sides of a publication. keep: whether models stay loaded between questions."""
 
     def __init__(self, publication: Publication, keep: bool = not ON_ZERO_GPU) -> None:
-        self.quantized = ModelProcess("quantized", publication.model, publication.auto_class)
+        code = publication.model if publication.brings_code else None
+        self.quantized = ModelProcess("quantized", publication.model, publication.auto_class, code)
         self.original: ModelProcess | None = None
         if publication.original:
-            self.original = ModelProcess("original", publication.original, publication.auto_class)
+            self.original = ModelProcess("original", publication.original, publication.auto_class, code)
         self._keep = keep
         self._turns = Lock()
         self._footprints: dict[str, int] = {}

@@ -23,16 +23,17 @@ class Ended(Exception):
 class ModelProcess:
     """One side of the comparison.
 
-    threads: with how many a process that is started from now on computes; several processes that have more threads
-    than there are cores are many times slower.
+    code: the repo whose code makes the model, None where transformers has it. threads: with how many a process that is
+    started from now on computes; several processes that have more threads than there are cores are many times slower.
     """
 
-    def __init__(self, name: str, place: Place, auto_class: str) -> None:
+    def __init__(self, name: str, place: Place, auto_class: str, code: Place | None = None) -> None:
         self.name = name
         self.place = place
         self.loaded = False
         self.threads = cores()
         self._auto_class = auto_class
+        self._code = code
         self._process: subprocess.Popen[str] | None = None
         self._one_at_a_time = threading.Lock()
         atexit.register(self.stop)
@@ -70,6 +71,9 @@ class ModelProcess:
         command = [sys.executable, str(HERE / "worker.py"), self.place.location, "--auto-class", self._auto_class]
         if self.place.revision:
             command += ["--revision", self.place.revision]
+        if self._code:
+            command += ["--code", self._code.location]
+            command += ["--code-revision", self._code.revision] if self._code.revision else []
         # A session of its own keeps Ctrl-C for the app; the process ends with the app, when its standard input closes.
         self._process = subprocess.Popen(
             command,

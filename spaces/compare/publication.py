@@ -79,7 +79,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Publication:
-    """publication.json, as mopeq-hub writes it. run: the address of the workflow run that made the publication."""
+    """publication.json, as mopeq-hub writes it. run: the address of the workflow run that made the publication.
+
+    brings_code: whether the model's repo holds the code that both models are made by.
+    """
 
     name: str
     model: Place
@@ -87,13 +90,15 @@ class Publication:
     auto_class: str
     title: str
     run: str | None
+    brings_code: bool = False
 
     @classmethod
     def read(cls, path: Path = HERE / "publication.json") -> "Publication":
         said = json.loads(path.read_text(encoding="utf-8"))
         original = Place(said["original"], said["original_revision"]) if said["original"] else None
         model = Place(said["model"], said["revision"])
-        return cls(said["publication"], model, original, said["auto_class"], said["title"], said["run"])
+        known = said["publication"], model, original, said["auto_class"], said["title"], said["run"]
+        return cls(*known, said.get("brings_code", False))
 
     def card(self) -> str | None:
         """The model card without its metadata. Its plots are in it; other links to files of the repo lead to the Hub,

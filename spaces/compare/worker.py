@@ -18,7 +18,17 @@ from typing import Any, TextIO
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, TextStreamer
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    TextStreamer,
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.utils import cached_file
 
 Say = Callable[..., None]
 
@@ -118,6 +128,20 @@ class Answerer:
         return {name: value for name, value in inputs.items() if name != "mm_token_type_ids" or name in self.accepted}
 
 
+def learn(where: str, revision: str | None) -> None:
+    """Have transformers' auto classes know a model by the code in a publication's repo, which the original, whose repo
+    may hold none or another's, is made by too."""
+    with open(cached_file(where, "config.json", revision=revision), encoding="utf-8") as file:
+        said = json.load(file)
+    config, *others = (
+        get_class_from_dynamic_module(said["auto_map"][name], where, revision=revision)
+        for name in ("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor")
+    )
+    AutoConfig.register(said["model_type"], config)
+    for auto_class, made in zip((AutoModelForImageTextToText, AutoProcessor), others, strict=True):
+        auto_class.register(config, made)
+
+
 def load_processor(where: str, revision: str | None, config: Any) -> Any:
     """The model's own processor, or its parts where building it needs torchvision, which no Space here installs."""
     try:
@@ -158,8 +182,12 @@ def main() -> int:
     parser.add_argument("where", help="owner/name on the Hub, or a folder")
     parser.add_argument("--revision")
     parser.add_argument("--auto-class", required=True)
+    parser.add_argument("--code", help="owner/name on the Hub, or a folder, with the code of the model")
+    parser.add_argument("--code-revision")
     options = parser.parse_args()
     try:
+        if options.code:
+            learn(options.code, options.code_revision)
         answerer = Answerer(options.where, options.revision, options.auto_class)
     except Exception as error:
         fail(error)
