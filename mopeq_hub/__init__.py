@@ -1,12 +1,14 @@
 """Publish mixture-of-experts vision-language models with a bit width of its own for every expert.
 
 The three verbs and the one `Recipe` that steers them are the public interface. They are imported on first use, so that
-`import mopeq_hub` itself costs nothing: no torch, no transformers.
+`import mopeq_hub` itself costs nothing: no torch, no transformers. It lets transformers' auto classes find the models
+in `modeling/`, whether transformers was imported before or comes after.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mopeq_hub.modeling.registry import arrange as _arrange
 from mopeq_hub.version import __version__
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ _HOMES = {
 }
 
 __all__ = ["MopeqError", "Recipe", "__version__", "plan", "publish", "publish_variants", "quantize"]
+
+_arrange()
 
 
 def __getattr__(name: str) -> Any:
