@@ -19,6 +19,7 @@ from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import BEST, CALIBRATED, MEASURED, RUNNING, Recipe
+from mopeq_hub.recipes import best
 from mopeq_hub.selection import settled
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.given import Given
@@ -100,12 +101,12 @@ def _looked_at(model: Model, recipe: Recipe) -> bool:
 
 
 def with_given(recipe: Recipe | None, calibration: str | Path | None) -> tuple[Recipe, Given]:
-    """The recipe (None: the defaults) with digest and commit of all that is given beside the model, and where that is.
+    """The recipe (None: `best`) with digest and commit of all that is given beside the model, and where that is.
 
     Raises UsageError where something is given that the recipe has no use for, MopeqError where it cannot be had.
     """
     path = Path(calibration) if calibration else None
-    chosen, initial = pinned(calibrated(recipe or Recipe(), path))
+    chosen, initial = pinned(calibrated(recipe or best(), path))
     return chosen, Given(path, initial)
 
 

@@ -23,6 +23,7 @@ from mopeq_hub.pipeline import Plan, Publication, check_apart, plan, publish
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.recipes import best
 from mopeq_hub.sensitivity import Profile
 
 
@@ -53,13 +54,13 @@ def publish_variants(
     """Publish a model at several budgets: each on the branch of its name, and on main the one that is recommended, with
     a card that compares all of them.
 
-    Recommended is what `fidelity.variants.recommended` says. recipe: all choices but the budget; without one of its own
-    its allocator is the one that meets budgets. Everything else as in `publish`, `options` too.
+    Recommended is what `fidelity.variants.recommended` says. recipe: all choices but the budget, None for `best`;
+    without one of its own its allocator is the one that meets budgets. Everything else as in `publish`, `options` too.
     Raises MopeqError where a budget cannot be met, before anything is done, and as `publish` does; what was published
     until then stays, and main is as it was.
     """
     progress = progress or Quiet()
-    recipes = _recipes(recipe or Recipe(), budgets)
+    recipes = _recipes(recipe or best(), budgets)
     destination, signer = destination_for(to, model, private=private), signer_named(sign)
     if destination.branch:
         raise UsageError(f"{to} is a branch, and each of several budgets gets one", "name the repo alone")
@@ -115,7 +116,7 @@ def plan_variants(
     fidelity_tokens: int = DEFAULT_TOKENS,
 ) -> dict[str, Plan]:
     """What `plan` says of each budget. Raises MopeqError where one cannot be met."""
-    recipes, opened = _recipes(recipe or Recipe(), budgets), open_model(model)
+    recipes, opened = _recipes(recipe or best(), budgets), open_model(model)
     _check_budgets(opened, recipes)
     asked: dict[str, Any] = {"questions": questions, "fidelity_tokens": fidelity_tokens, "calibration": calibration}
     return {name: plan(opened, each, profile, progress, **asked) for name, each in recipes.items()}

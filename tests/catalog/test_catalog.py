@@ -214,14 +214,14 @@ def test_publishing_again_does_not_stop_where_the_destination_seems_whole(
     hub: HubServer, put: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(TO)
-    assert not pipeline.publish(MODEL, TO, space=False).changed
+    assert not pipeline.publish(MODEL, TO, Recipe(), space=False).changed
 
     def build(*args: Any, **options: Any) -> None:
         raise MopeqError("it is being built")
 
     monkeypatch.setattr(pipeline, "build", build)
     with pytest.raises(MopeqError, match="it is being built"):
-        pipeline.publish(MODEL, TO, space=False, again=True)
+        pipeline.publish(MODEL, TO, Recipe(), space=False, again=True)
 
 
 def test_what_is_published_again_is_signed_where_that_is_asked_for(
