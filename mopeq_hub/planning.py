@@ -89,7 +89,8 @@ def settled_for(
     place, to_hub, stream: as in `needs_for`. Raises MopeqError where its budget cannot be met.
     """
     whole = True
-    if recipe.signal == BEST:
+    # Where the rest competes, only a model that is run, and so is here as a whole, can tell.
+    if recipe.signal == BEST and recipe.rest_bits != "auto":
         streamed = settled(recipe, model, questions, whole=False)
         whole = not needs_for(model, streamed, questions, place, to_hub=to_hub, stream=stream).passing
     return settled(recipe, model, questions, whole=whole)

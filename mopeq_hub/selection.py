@@ -61,7 +61,7 @@ def settled(recipe: Recipe, model: Model, questions: Questions, *, whole: bool =
         if not runs and recipe.rest_bits == "auto":
             needed = memory_needed(model, recipe.bits) / 1e9
             raise MopeqError(
-                f"--rest-bits auto runs the model, which takes {needed:.0f} GB of memory",
+                f"--rest-bits auto runs the whole model, which takes {needed:.0f} GB of memory",
                 "use a machine that has as much free, one width for the rest, or --signal hessian",
             )
         allocator = MEASURED if runs else "knapsack"

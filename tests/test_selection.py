@@ -64,7 +64,7 @@ def test_the_rest_does_not_compete_where_the_model_cannot_be_run(
     model: Model, asked: Questions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workplace, "free_memory", lambda: 10**6)
-    with pytest.raises(MopeqError, match="--rest-bits auto runs the model, which takes 2 GB"):
+    with pytest.raises(MopeqError, match="--rest-bits auto runs the whole model, which takes 2 GB"):
         settled(replace(BEST, budget="0.3x", rest_bits="auto"), model, asked)
 
 
