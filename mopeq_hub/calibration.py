@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mopeq_hub.checkpoint import use_safetensors
 from mopeq_hub.experts import Matrix
 from mopeq_hub.model import Model
 from mopeq_hub.packing import Packed, dequantize, quantize
@@ -32,7 +33,8 @@ def load(job: dict[str, Any]) -> Any:
     transformers.utils.logging.disable_progress_bar()
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     auto_class = getattr(transformers, job["auto_class"])
-    return auto_class.from_pretrained(job["folder"], dtype=dtype, use_safetensors=True).eval()
+    safe = use_safetensors(Path(job["folder"]))
+    return auto_class.from_pretrained(job["folder"], dtype=dtype, use_safetensors=safe).eval()
 
 
 class Rounded:

@@ -6,67 +6,34 @@ Files come from strangers, so a header is believed only after everything it clai
 import json
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.tensors import (
+    ARRAY_DTYPES,
+    ITEM_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_LENGTH,
+    MAX_RANK,
+    Files,
+    TensorInfo,
+    damaged,
+)
+from mopeq_hub.torch_files import LOCAL_HEADER_BYTES, data_start, read_listing
 from mopeq_hub.untrusted import check_name
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-MAX_HEADER_BYTES = 100_000_000
+TORCH_INDEX_NAME = "pytorch_model.bin.index.json"
+TORCH_SINGLE_NAME = "pytorch_model.bin"
+_WEIGHTS = {INDEX_NAME: SINGLE_NAME, TORCH_INDEX_NAME: TORCH_SINGLE_NAME}
+"""The index of a model in several files and the name of one in a single file, best first."""
 _MAPPED_SHARDS = 2
 """Shards kept mapped: the one being read and the one before it."""
-_MAX_RANK, _MAX_LENGTH = 8, 1 << 48
-
-ITEM_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8,
-    "F32": 4, "I32": 4, "U32": 4,
-    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
-ARRAY_DTYPES: dict[str, Any] = {
-    "F64": np.float64, "I64": np.int64, "U64": np.uint64,
-    "F32": np.float32, "I32": np.int32, "U32": np.uint32,
-    "F16": np.float16, "BF16": np.uint16, "I16": np.int16, "U16": np.uint16,
-    "F8_E4M3": np.uint8, "F8_E5M2": np.uint8, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a header says of one tensor; `start` and `end` are byte offsets within the data part of `file`."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-    start: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.end - self.start
-
-
-class Files(Protocol):
-    """Where a checkpoint's files come from: `mopeq_hub.source` implements it for folders and for the Hub."""
-
-    @property
-    def name(self) -> str: ...
-
-    def files(self) -> Mapping[str, int]:
-        """Every file's size in bytes by its name."""
-
-    def path(self, name: str) -> Path:
-        """A local path of the file, fetched if need be."""
-
-    def part(self, name: str, start: int, count: int) -> bytes:
-        """`count` bytes from `start` on, or as many as there are, without fetching the rest."""
 
 
 class Checkpoint:
@@ -78,13 +45,15 @@ class Checkpoint:
         Raises MopeqError on anything that does not add up.
         """
         self._files, self.block = files, block
-        self._maps: dict[str, tuple[mmap.mmap, int]] = {}
+        self._maps: dict[str, mmap.mmap] = {}
+        self._data_starts: dict[tuple[str, int], int] = {}
         # The factors last read from another file than their matrix's, which a stack of matrices asks for one by one.
         self._far: tuple[str, np.ndarray] | None = None
         self.shards = _shards(files)
         self.tensors: dict[str, TensorInfo] = {}
         for shard in self.shards:
-            for info in read_header(files, shard):
+            read = read_header if shard.endswith(".safetensors") else read_listing
+            for info in read(files, shard):
                 if info.name in self.tensors:
                     raise MopeqError(
                         f"tensor {info.name} of {files.name} is in both {self.tensors[info.name].file} and {shard}",
@@ -94,14 +63,15 @@ class Checkpoint:
         self._check_index()
 
     def _check_index(self) -> None:
-        if INDEX_NAME not in self._files.files():
+        index = _index(self._files)
+        if index is None:
             return
-        listed = _weight_map(self._files)
+        listed = _weight_map(self._files, index)
         found = {name: info.file for name, info in self.tensors.items()}
         for name in sorted(set(listed) | set(found)):
             if listed.get(name) != found.get(name):
                 raise MopeqError(
-                    f"{INDEX_NAME} of {self._files.name} says {name} is in {listed.get(name, 'no file')}, "
+                    f"{index} of {self._files.name} says {name} is in {listed.get(name, 'no file')}, "
                     f"but it is in {found.get(name, 'no file')}",
                     "the index and the shards are from different saves; download or save the source again",
                 )
@@ -119,10 +89,13 @@ class Checkpoint:
         info = self.tensors[name]
         if info.nbytes == 0:
             return np.empty(info.shape, ARRAY_DTYPES[info.dtype])
-        mapped, data_start = self._mapped(info.file)
+        mapped, position = self._mapped(info.file), self._position(info)
+        if position + info.nbytes > len(mapped):
+            raise damaged(f"{info.file} of {self._files.name}", f"it ends within {name}")
         count = info.nbytes // ITEM_BYTES[info.dtype]
-        flat = np.frombuffer(mapped, ARRAY_DTYPES[info.dtype], count, data_start + info.start)
-        return flat.reshape(info.shape)
+        flat = np.frombuffer(mapped, ARRAY_DTYPES[info.dtype], count, position)
+        # A zip archive that torch did not write may begin its records anywhere.
+        return (flat if flat.flags.aligned else flat.copy()).reshape(info.shape)
 
     def scale_of(self, name: str) -> str | None:
         """The tensor that holds the factors of a float8 tensor's blocks, None where it has none."""
@@ -154,39 +127,47 @@ class Checkpoint:
     def apart(self, name: str) -> np.ndarray:
         """The tensor as `array` gives it, in memory, read without having the rest of its file here."""
         info = self.tensors[name]
-        raw = self._files.part(info.file, self._data_start(info.file) + info.start, info.nbytes)
+        raw = self._files.part(info.file, self._position(info), info.nbytes)
         return np.frombuffer(raw, ARRAY_DTYPES[info.dtype]).reshape(info.shape)
 
     def in_file_order(self) -> Iterator[TensorInfo]:
         """Tensors shard by shard, each shard from its beginning: the order in which reading costs least."""
         order = {shard: position for position, shard in enumerate(self.shards)}
-        return iter(sorted(self.tensors.values(), key=lambda info: (order[info.file], info.start)))
+        return iter(sorted(self.tensors.values(), key=lambda info: (order[info.file], info.record, info.start)))
 
     def let_go(self, name: str) -> None:
         """Give the memory that holds the tensor's pages back; they are read again where they are asked for again."""
         info = self.tensors[name]
         if info.file in self._maps and info.nbytes:
-            mapped, data_start = self._maps[info.file]
-            start = (data_start + info.start) // mmap.PAGESIZE * mmap.PAGESIZE
-            mapped.madvise(mmap.MADV_DONTNEED, start, data_start + info.end - start)
+            position = self._position(info)
+            start = position // mmap.PAGESIZE * mmap.PAGESIZE
+            self._maps[info.file].madvise(mmap.MADV_DONTNEED, start, position + info.nbytes - start)
 
     def close(self, shard: str) -> None:
         """Unmap a file. Arrays of it that are still in use keep it until they are gone."""
         self._maps.pop(shard, None)
 
-    def _data_start(self, shard: str) -> int:
-        """Where in the file the data of its tensors begins."""
-        (header_bytes,) = struct.unpack("<Q", self._files.part(shard, 0, 8))
-        return 8 + int(header_bytes)
+    def _position(self, info: TensorInfo) -> int:
+        """Where in its file the tensor's data begins."""
+        key = info.file, info.record
+        if key not in self._data_starts:
+            self._data_starts[key] = self._data_start(info)
+        return self._data_starts[key] + info.start
 
-    def _mapped(self, shard: str) -> tuple[mmap.mmap, int]:
+    def _data_start(self, info: TensorInfo) -> int:
+        if info.file.endswith(".safetensors"):
+            (header_bytes,) = struct.unpack("<Q", self._files.part(info.file, 0, 8))
+            return 8 + int(header_bytes)
+        header = self._files.part(info.file, info.record, LOCAL_HEADER_BYTES)
+        return info.record + data_start(header, f"{info.file} of {self._files.name}")
+
+    def _mapped(self, shard: str) -> mmap.mmap:
         if shard not in self._maps:
             while len(self._maps) >= _MAPPED_SHARDS:
                 # Tensors of it that are still in use keep it mapped until they are gone.
                 self._maps.pop(next(iter(self._maps)))
             with open(self._files.path(shard), "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps[shard] = (mapped, self._data_start(shard))
+                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[shard]
 
 
@@ -197,26 +178,26 @@ def read_header(files: Files, shard: str) -> list[TensorInfo]:
     where = f"{shard} of {files.name}"
     prefix = files.part(shard, 0, 8)
     if len(prefix) < 8:
-        raise _damaged(where, f"it has {size} bytes, too few for a safetensors file")
+        raise damaged(where, f"it has {size} bytes, too few for a safetensors file")
     (header_bytes,) = struct.unpack("<Q", prefix)
     if header_bytes > MAX_HEADER_BYTES or header_bytes + 8 > size:
-        raise _damaged(where, f"its header claims {header_bytes:,} bytes of a file of {size:,}")
+        raise damaged(where, f"its header claims {header_bytes:,} bytes of a file of {size:,}")
     try:
         entries = json.loads(files.part(shard, 0, 8 + header_bytes)[8:])
     except (ValueError, RecursionError):
-        raise _damaged(where, "its header is not JSON") from None
+        raise damaged(where, "its header is not JSON") from None
     if not isinstance(entries, dict):
-        raise _damaged(where, "its header is not a JSON object")
+        raise damaged(where, "its header is not a JSON object")
     infos = [_tensor_info(name, entry, shard, where) for name, entry in entries.items() if name != "__metadata__"]
     infos.sort(key=lambda info: (info.start, info.end))
     position = 0
     for info in infos:
         if info.start != position:
-            raise _damaged(where, f"the data of {info.name} begins at byte {info.start}, not at {position}")
+            raise damaged(where, f"the data of {info.name} begins at byte {info.start}, not at {position}")
         position = info.end
     if 8 + header_bytes + position != size:
         expected = 8 + header_bytes + position
-        raise _damaged(where, f"it has {size:,} bytes where its header promises {expected:,}")
+        raise damaged(where, f"it has {size:,} bytes where its header promises {expected:,}")
     return infos
 
 
@@ -225,9 +206,9 @@ def _tensor_info(name: str, entry: Any, shard: str, where: str) -> TensorInfo:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         numbers = (*shape, start, end)
     except (TypeError, KeyError, ValueError):
-        raise _damaged(where, f"its entry for {name} is not a tensor") from None
-    if len(shape) > _MAX_RANK or any(type(number) is not int or not 0 <= number < _MAX_LENGTH for number in numbers):
-        raise _damaged(where, f"its entry for {name} holds something other than whole numbers")
+        raise damaged(where, f"its entry for {name} is not a tensor") from None
+    if len(shape) > MAX_RANK or any(type(number) is not int or not 0 <= number < MAX_LENGTH for number in numbers):
+        raise damaged(where, f"its entry for {name} holds something other than whole numbers")
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise MopeqError(
             f"{name} in {where} has the dtype {dtype!r}, which is not supported", "use a 16- or 32-bit source"
@@ -236,24 +217,42 @@ def _tensor_info(name: str, entry: Any, shard: str, where: str) -> TensorInfo:
     for length in shape:
         expected *= length
     if end - start != expected:
-        raise _damaged(
-            where, f"{name} of shape {list(shape)} and {dtype} needs {expected:,} bytes, not {end - start:,}"
-        )
+        raise damaged(where, f"{name} of shape {list(shape)} and {dtype} needs {expected:,} bytes, not {end - start:,}")
     return TensorInfo(name, dtype, shape, shard, start, end)
 
 
-def _damaged(where: str, why: str) -> MopeqError:
-    return MopeqError(f"{where} is damaged: {why}", "download or save it again")
+def use_safetensors(folder: Path) -> bool | None:
+    """What `from_pretrained` is told of a folder's weights: True, or None where there are only torch's files, of which
+    it reads tensors alone."""
+    safe = any((folder / name).exists() for name in (INDEX_NAME, SINGLE_NAME))
+    return True if safe else None
+
+
+def _index(files: Files) -> str | None:
+    """The index of the model's weights, None where they are in one file. Raises MopeqError where there are none."""
+    names = files.files()
+    for index, single in _WEIGHTS.items():
+        if index in names:
+            return index
+        if single in names:
+            return None
+    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if pickles:
+        raise MopeqError(
+            f"{files.name} holds its weights as pickle files under names that say nothing ({pickles[0]})",
+            f"use a source in safetensors, or one with {TORCH_INDEX_NAME}",
+        )
+    raise MopeqError(
+        f"{files.name} has no {INDEX_NAME} and no {SINGLE_NAME}", "name a folder or repo with a model's weights"
+    )
 
 
 def _shards(files: Files) -> list[str]:
     names = files.files()
-    if INDEX_NAME in names:
-        shards = sorted(set(_weight_map(files).values()))
-    elif SINGLE_NAME in names:
-        shards = [SINGLE_NAME]
-    else:
-        raise _no_weights(files)
+    index = _index(files)
+    if index is None:
+        return [next(single for single in _WEIGHTS.values() if single in names)]
+    shards = sorted(set(_weight_map(files, index).values()))
     for shard in shards:
         if shard not in names:
             raise MopeqError(
@@ -262,29 +261,18 @@ def _shards(files: Files) -> list[str]:
     return shards
 
 
-def _weight_map(files: Files) -> dict[str, str]:
-    where = f"{INDEX_NAME} of {files.name}"
-    if files.files()[INDEX_NAME] > MAX_HEADER_BYTES:
+def _weight_map(files: Files, index: str) -> dict[str, str]:
+    where = f"{index} of {files.name}"
+    kind = ".safetensors" if index == INDEX_NAME else ".bin"
+    if files.files()[index] > MAX_HEADER_BYTES:
         raise MopeqError(f"{where} is too large to be an index", "download or save it again")
     try:
-        weight_map = json.loads(files.path(INDEX_NAME).read_text("utf-8"))["weight_map"]
+        weight_map = json.loads(files.path(index).read_text("utf-8"))["weight_map"]
         entries = {str(tensor): str(shard) for tensor, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise MopeqError(f"{where} is not a safetensors index", "download or save it again") from None
+        raise MopeqError(f"{where} is not an index of weights", "download or save it again") from None
     for shard in set(entries.values()):
         check_name(shard, where)
-        if not shard.endswith(".safetensors"):
-            raise MopeqError(f"{where} lists {shard}, which is not a safetensors file", "save the model as safetensors")
+        if not shard.endswith(kind):
+            raise MopeqError(f"{where} lists {shard}, which is not a {kind} file", "save the model as safetensors")
     return entries
-
-
-def _no_weights(files: Files) -> MopeqError:
-    pickles = sorted(name for name in files.files() if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
-    if pickles:
-        return MopeqError(
-            f"{files.name} holds its weights as pickle files only ({pickles[0]}), which can run code when read",
-            "convert it with transformers' save_pretrained, or ask its author for safetensors",
-        )
-    return MopeqError(
-        f"{files.name} has no {INDEX_NAME} and no {SINGLE_NAME}", "name a folder or repo with a model's weights"
-    )

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 from tqdm.auto import tqdm
 
 from mopeq_hub import hub_client
-from mopeq_hub.checkpoint import Files
 from mopeq_hub.errors import MopeqError, UsageError
 from mopeq_hub.progress import Advance
 from mopeq_hub.records import sha256_of
+from mopeq_hub.tensors import Files
 from mopeq_hub.untrusted import check_name
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(@[^@\s]+)?$")
@@ -33,6 +33,7 @@ _COMPANIONS = (
     r"(?i:(license|licence|notice|copying|use_policy|usage_policy)([-_][\w-]+)?(\.(md|txt|rst|pdf))?)",
 )  # fmt: skip
 _OF_THE_MODEL = re.compile(rf"config\.json|README\.md|.*\.safetensors(\.index\.json)?|{'|'.join(_COMPANIONS)}")
+_TORCH_FILE = re.compile(r".*\.bin(\.index\.json)?")
 _FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _COMPANION = re.compile("|".join(_COMPANIONS))
 
@@ -92,12 +93,16 @@ class FolderSource:
     def commit(self) -> str:
         """SHA-256 over the names and contents of the model's own files: the same model anywhere is the same commit.
 
-        Weights, index, config, companions and card; whatever else lies in the folder changes nothing.
+        Weights, index, config, companions and card; whatever else lies in the folder changes nothing, such as the same
+        weights in torch's files beside those in safetensors.
         """
         with self._hashing:
             if self._commit is None:
                 whole = hashlib.sha256()
-                for name in filter(_OF_THE_MODEL.fullmatch, self._files):
+                safe = any(name.endswith(".safetensors") for name in self._files)
+                for name in self._files:
+                    if not _OF_THE_MODEL.fullmatch(name) and (safe or not _TORCH_FILE.fullmatch(name)):
+                        continue
                     whole.update(f"{name}\0{sha256_of(self._folder / name)}\n".encode())
                 self._commit = whole.hexdigest()
             return self._commit
@@ -189,7 +194,7 @@ class HubSource:
         advance(max(0, self._files[name] - told))
 
     def _download(self, name: str, bar: type[tqdm] | None = None) -> Path:
-        passing = name.endswith(".safetensors") and not self.cached(name)
+        passing = name.endswith((".safetensors", ".bin")) and not self.cached(name)
         with hub_client.hub_errors(f"{name} of {self.location}"):
             return Path(
                 hub_client.api().hf_hub_download(

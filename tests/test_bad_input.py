@@ -41,7 +41,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str], status: int 
 def pickle_only(folder: Path) -> None:
     for shard in folder.glob("*.safetensors*"):
         shard.unlink()
-    torch.save({"weight": torch.zeros(2)}, folder / "pytorch_model.bin")
+    torch.save({"weight": torch.zeros(2)}, folder / "weights.pt")
 
 
 def missing_shard(folder: Path) -> None:
@@ -155,7 +155,7 @@ def unknown_architecture(folder: Path) -> None:
 
 
 DAMAGES = {
-    pickle_only: ("pytorch_model.bin", "pickle", "safetensors"),
+    pickle_only: ("weights.pt", "pickle", "safetensors"),
     missing_shard: (FIRST, "lacks", "download"),
     index_disagrees: (INDEX, EXPERT, "model-00003"),
     index_lacks_tensor: (INDEX, EXPERT, "no file"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mopeq_hub.checkpoint import Checkpoint
+from mopeq_hub.checkpoint import Checkpoint, use_safetensors
 from mopeq_hub.fidelity.answers import Exam
 from mopeq_hub.fidelity.logits import compare, write_logits
 from mopeq_hub.questions import read_questions
@@ -51,7 +51,8 @@ def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     auto_class = getattr(transformers, job["auto_class"])
     published = job["role"] == "published"
     options: dict[str, Any] = {"dtype": job["dtype"]} if job["dtype"] and not published else {}
-    model, info = auto_class.from_pretrained(folder, output_loading_info=True, use_safetensors=True, **options)
+    safe = use_safetensors(folder)
+    model, info = auto_class.from_pretrained(folder, output_loading_info=True, use_safetensors=safe, **options)
     if published and job["dtype"] == "float32":
         # transformers refuses to change the dtype of a quantized model, though these modules compute in any.
         torch.nn.Module.float(model)

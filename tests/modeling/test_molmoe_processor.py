@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from transformers import AutoProcessor
 
 from mopeq_hub.modeling.molmoe.image_processing_molmoe import MolmoImageProcessor
 from mopeq_hub.modeling.molmoe.processing_molmoe import MolmoProcessor
@@ -26,7 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def processor(folder: Path) -> Any:
-    return MolmoProcessor.from_pretrained(folder)
+    found = AutoProcessor.from_pretrained(folder)
+    assert type(found) is MolmoProcessor
+    return found
 
 
 def picture(width: int, height: int) -> Image.Image:

@@ -3,7 +3,7 @@
 This file needs nothing but transformers, so that it can lie in a model's repo and be loaded from there.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -29,7 +29,7 @@ class DeepseekVLV2VisionConfig(PreTrainedConfig):
 
     model_type = "deepseek_vl_v2_vision"
     base_config_key = "vision_config"
-    attribute_map: ClassVar[dict[str, str]] = {
+    attribute_map = {
         "hidden_size": "width",
         "num_hidden_layers": "layers",
         "num_attention_heads": "heads",
@@ -43,7 +43,7 @@ class DeepseekVLV2VisionConfig(PreTrainedConfig):
     layers: int = 24
     heads: int = 16
     mlp_ratio: float | int = 4.0
-    hidden_act: str = "gelu"
+    hidden_act: str = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
     attention_dropout: float | int = 0.0
     vision_use_head: bool = False
@@ -78,13 +78,14 @@ class DeepseekVLV2TextConfig(PreTrainedConfig):
     """The text model: multi-head attention, or with `use_mla` DeepSeek-V2's latent attention, over DeepSeekMoE layers.
 
     Defaults are those of the original code: a repo's config.json leaves them out. `topk_method` is `greedy`,
-    `group_limited_greedy` or `noaux_tc`, `scoring_func` is `softmax` or `sigmoid`.
+    `group_limited_greedy` or `noaux_tc`, `scoring_func` is `softmax` or `sigmoid`. `rope_dtype` is what rotary
+    frequencies are rounded to, whatever the model computes in.
     """
 
     model_type = "deepseek_vl_v2_text"
     base_config_key = "language_config"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
-    attribute_map: ClassVar[dict[str, str]] = {
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
         "num_experts": "n_routed_experts",
         "num_local_experts": "n_routed_experts",
     }
@@ -125,6 +126,7 @@ class DeepseekVLV2TextConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     rope_parameters: dict | None = None
     rope_interleave: bool = True
+    rope_dtype: str = "bfloat16"
     attention_bias: bool = False
     attention_dropout: float | int = 0.0
     mlp_bias: bool = False
@@ -155,10 +157,9 @@ class DeepseekVLV2Config(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    attribute_map: ClassVar[dict[str, str]] = {"text_config": "language_config"}
-    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+    attribute_map = {"text_config": "language_config"}
+    sub_configs_defaults = {
         "vision_config": DeepseekVLV2VisionConfig,
-        "projector_config": DeepseekVLV2ProjectorConfig,
         "language_config": DeepseekVLV2TextConfig,
     }
 
@@ -182,6 +183,9 @@ class DeepseekVLV2Config(PreTrainedConfig):
             raise ValueError(trouble)
         if self.tile_tag != "2D" or self.global_view_pos not in ("head", "tail"):
             raise ValueError(f"DeepSeek-VL2 with {self.tile_tag} tiles, global view {self.global_view_pos}: not known")
+        if not isinstance(self.projector_config, PreTrainedConfig):
+            # No sub-config in transformers' sense: there is no model behind it.
+            self.projector_config = DeepseekVLV2ProjectorConfig(**(self.projector_config or {}))
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.language_config.tie_word_embeddings
 

@@ -110,7 +110,7 @@ class MolmoeConfig(PreTrainedConfig):
 
     model_type = "molmo"
     keys_to_ignore_at_inference = ("past_key_values",)
-    sub_configs_defaults = {  # noqa: RUF012
+    sub_configs_defaults = {
         "text_config": SubConfigSpec(OlmoeConfig),
         "vision_config": SubConfigSpec(MolmoeVisionConfig),
     }

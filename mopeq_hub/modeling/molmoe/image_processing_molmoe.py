@@ -42,7 +42,7 @@ class MolmoImageProcessor(BaseImageProcessor):
     `image_masks`.
     """
 
-    model_input_names = ["pixel_values", "image_masks", "image_input_idx"]  # noqa: RUF012
+    model_input_names = ["pixel_values", "image_masks", "image_input_idx"]
 
     def __init__(
         self,

@@ -90,8 +90,8 @@ class MolmoePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities: Any = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = {"OlmoeDecoderLayer", "MolmoeVisionBlock"}  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _no_split_modules = {"OlmoeDecoderLayer", "MolmoeVisionBlock"}
+    _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
