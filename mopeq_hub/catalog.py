@@ -1,7 +1,8 @@
 """The catalog: which publications are to be kept up to date, as catalog.yaml says it.
 
 A list of mappings: `model` and `to`, and where wanted `recipe`, `questions`, `space` and `private`, each as on the
-command line of `publish`. An entry that is not in order does not keep the others from being done.
+command line of `publish`; of several budgets that a recipe lists each gets a branch. An entry that is not in order does
+not keep the others from being done.
 """
 
 from collections.abc import Iterable
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mopeq_hub.errors import MopeqError, UsageError
-from mopeq_hub.hub import destination_for
+from mopeq_hub.hub import MAIN, destination_for
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.recipes import budgets_of, choices_of
+from mopeq_hub.recipes import budgets_of, choices_of, for_budgets, with_default
 from mopeq_hub.untrusted import read_yaml, read_yaml_file
 
 VARIABLE = "MOPEQ_CATALOG"
@@ -33,7 +34,8 @@ _FORM = "write `- model: owner/name`, and under it `to: owner/name`, or a folder
 
 @dataclass(frozen=True)
 class Entry:
-    """One publication to keep. number: its place in the catalog, from 1."""
+    """One publication to keep, or one of each of several budgets. number: its place in the catalog, from 1. budgets:
+    as they are written, where there are several; `recipe` then has the first."""
 
     number: int
     model: str
@@ -42,12 +44,18 @@ class Entry:
     questions: str | None = None
     space: bool = True
     private: bool = False
+    budgets: tuple[str, ...] = ()
+
+    def recipes(self) -> dict[str, Recipe]:
+        """The recipe of each of its publications, by the name of its branch."""
+        return for_budgets(self.recipe, self.budgets) if self.budgets else {MAIN: self.recipe}
 
     def written(self) -> dict[str, Any]:
         """The entry as a catalog has it, in JSON types."""
         recipe = {
             name: value for name, value in self.recipe.to_dict().items() if name not in ("calibration", "questions")
         }
+        recipe |= {"budget": list(self.budgets)} if self.budgets else {}
         questions = {"questions": self.questions} if self.questions else {}
         return {
             "model": self.model, "to": self.to, "recipe": recipe, "space": self.space, "private": self.private,
@@ -105,9 +113,13 @@ def _read(number: int, item: Any, taken: dict[str, int]) -> Entry | BrokenEntry:
     """One entry; `taken` remembers which destination belongs to which."""
     try:
         entry = _entry(number, item)
-        first = taken.setdefault(_place(entry.to), number)
-        if first != number:
-            raise UsageError(f"entry {first} publishes there already", "give each entry a destination of its own")
+        places = _places(entry)
+        for place in places:
+            if place in taken:
+                raise UsageError(
+                    f"entry {taken[place]} publishes there already", "give each entry a destination of its own"
+                )
+        taken |= dict.fromkeys(places, number)
         return entry
     except MopeqError as error:
         trouble = str(error)
@@ -133,9 +145,21 @@ def _entry(number: int, item: Any) -> Entry:
         if isinstance(value, str) and not value.isprintable():
             raise UsageError(f"its {key} holds control characters", "write it on one line")
     choices = choices_of(values.get("recipe"))
-    if len(budgets_of(choices.get("budget"))) > 1:
-        raise UsageError("its recipe has several budgets, but an entry is one publication", "name one budget")
-    return Entry(number, **{**values, "recipe": Recipe.from_dict(choices)})
+    budgets = budgets_of(choices.get("budget"))
+    if "budget" in choices:
+        choices["budget"] = budgets[0] if budgets else ""
+    recipe, several = Recipe.from_dict(with_default(choices)), len(budgets) > 1
+    if several:
+        for_budgets(recipe, budgets)
+        if destination_for(values["to"], values["model"]).branch:
+            raise UsageError(f"{values['to']} is a branch, and each of several budgets gets one", "name the repo alone")
+    return Entry(number, **{**values, "recipe": recipe, "budgets": tuple(map(str, budgets)) if several else ()})
+
+
+def _places(entry: Entry) -> list[str]:
+    """Every place that the entry publishes to, the same for all spellings of one."""
+    destination = destination_for(entry.to, entry.model)
+    return [_place(entry.to), *(_place(destination.variant(budget).name) for budget in entry.budgets)]
 
 
 def _place(to: str) -> str:

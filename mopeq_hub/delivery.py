@@ -2,18 +2,22 @@
 signature, and the Space beside it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import provenance, workplace
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.fidelity.variants import named_in
 from mopeq_hub.hub import Destination
 from mopeq_hub.progress import Progress
 from mopeq_hub.report import card as cards
 from mopeq_hub.report import plots
 from mopeq_hub.signing import Signer, signer_for
 from mopeq_hub.space import render_space
+from mopeq_hub.untrusted import read_object
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,26 @@ def is_there(destination: Destination, name: str, signer: Signer | None) -> bool
     if destination.publication() != name:
         return False
     return signer is None or manifests.SIGNATURE_NAME in destination.look().names
+
+
+def compared_at(destination: Destination) -> dict[str, str]:
+    """The publications that main compares, by their branches, where several budgets were published there; else none.
+
+    What is there may be damaged, or a stranger's.
+    """
+    if destination.branch:
+        return {}
+    try:
+        return named_in(read_object(destination.read_text(manifests.FIDELITY_NAME)))
+    except (MopeqError, UnicodeDecodeError):
+        return {}
+
+
+def place_of(destination: Destination, compared: Mapping[str, str], budget: str, name: str) -> Destination:
+    """Where a publication of this budget belongs: on its branch, where it is one of those that main compares and main
+    holds another of them; else at the destination itself."""
+    listed = compared.get(budget) == name and destination.publication() not in (None, name)
+    return destination.variant(budget) if listed else destination
 
 
 def card(folder: str | Path, destination: Destination | None = None, *, space: bool = True) -> Path:

@@ -2,18 +2,21 @@
 left."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
-from mopeq_hub import selection, workplace
+from mopeq_hub import workplace
 from mopeq_hub.delivery import (
     Publication,
     card,
+    compared_at,
     completed,
     deliver,
     is_there,
+    place_of,
     publish_space_of,
     published_manifest,
     signer_named,
@@ -26,12 +29,10 @@ from mopeq_hub.errors import MopeqError, UsageError
 from mopeq_hub.hub import Destination, HubDestination, destination_for
 from mopeq_hub.hub.contents import staged
 from mopeq_hub.model import Model, open_model
-from mopeq_hub.needs import check_fits
-from mopeq_hub.planning import Plan, needs_for, plan, settled_for, with_given
+from mopeq_hub.planning import Plan, checked_needs, plan, settled_for, with_given
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.proof import prove, prove_on_the_way
-from mopeq_hub.quantization.calibrated import check_memory
-from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
+from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.repo import QuantizedRepo, build, location_of, quantized_before
 from mopeq_hub.report.spread import in_words
@@ -75,13 +76,14 @@ def publish(
 
     model: a folder, owner/name[@revision] on the Hub, or an opened Model. to: a Hub repo owner/name[@branch] or a
     folder; None chooses {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. A branch has no
-    Space. recipe: None is `best`; `Recipe()` is the paper's. questions: a file that fidelity is measured on; None takes
-    the bundled set. fidelity_tokens: how many of its tokens, from the first question; 0 for all. calibration: questions
-    for what the recipe tunes on, where it does. compare: measure uniform widths too; None does so for small models.
-    dry_run: do everything but push. stream: let go of every shard of a Hub model once it is quantized and sent; None
-    does so where the disk cannot hold it. again: even where the destination says that it holds this already. sign:
-    `oidc` for the identity of the run that this is, or the file of a private key; None leaves it unsigned. engine: who
-    measures and quantizes shards; one that works elsewhere always streams to the Hub.
+    Space; what a repo compares with other budgets is kept on its branch. recipe: None is `best`; `Recipe()` is the
+    paper's. questions: a file that fidelity is measured on; None takes the bundled set. fidelity_tokens: how many of
+    its tokens, from the first question; 0 for all. calibration: questions for what the recipe tunes on, where it does.
+    compare: measure uniform widths too; None does so for small models. dry_run: do everything but push. stream: let go
+    of every shard of a Hub model once it is quantized and sent; None does so where the disk cannot hold it. again: even
+    where the destination says that it holds this already. sign: `oidc` for the identity of the run that this is, or the
+    file of a private key; None leaves it unsigned. engine: who measures and quantizes shards; one that works elsewhere
+    always streams to the Hub.
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
@@ -97,25 +99,28 @@ def publish(
     opened = open_model(model) if isinstance(model, str) else model
     check_apart(destination.folder, opened)
     to_hub, place = isinstance(destination, HubDestination), destination.folder or workplace.home()
-    sending = destination if isinstance(destination, HubDestination) and not dry_run else None
-    if engine.elsewhere and sending:
+    if engine.elsewhere and to_hub and not dry_run:
         stream = True
     recipe = settled_for(opened, recipe, asked, place, to_hub=to_hub, stream=stream)
     given = replace(given, questions=asked)
     name = manifests.publication_name(recipe, opened.source.commit)
+    main, compared = destination, compared_at(destination)
+    destination = place_of(main, compared, recipe.budget, name)
+    if destination is not main:
+        space = False
+        if not dry_run:
+            destination.check_writable(space=space)
     if is_there(destination, name, signer) and not again:
         same = unchanged(destination, name, opened.source.location, space=space, dry_run=dry_run)
-        measured = (same.fidelity or {}).get("inputs", {})
-        if asked.path and measured.get("sha256") != asked.digest:
-            note = f"its fidelity was measured on {measured.get('name')}; to measure on others, use evaluate and push"
-            return replace(same, note=note)
-        return same
-    check_memory(opened, recipe)
-    selection.check_memory(opened, recipe)
-    needs = needs_for(opened, recipe, asked, place, to_hub=to_hub, stream=stream)
-    check_fits(needs, place)
+        return replace(same, note=_note_on(same, asked, main, compared))
+    note = None
+    if compared and destination is main:
+        note = _note_on_replacing(main, compared)
+        progress.say(note)
+    needs = checked_needs(opened, recipe, asked, place, to_hub=to_hub, stream=stream)
     with destination.workplace(name) as work:
         if needs.passing:
+            sending = destination if isinstance(destination, HubDestination) and not dry_run else None
             send = sending.send if sending else None
             if sending and engine.elsewhere:
                 sending.prepare()
@@ -126,8 +131,30 @@ def publish(
         _say_spread(repo, progress)
         card(repo.folder, destination, space=space)
         if dry_run:
-            return Publication(name, destination.name, None, None, True, repo.manifest, fidelity)
-        return deliver(repo.folder, destination, signer, opened.source.location, work, space=space, progress=progress)
+            return Publication(name, destination.name, None, None, True, repo.manifest, fidelity, note)
+        location = opened.source.location
+        made = deliver(repo.folder, destination, signer, location, work, space=space, progress=progress)
+    return replace(made, note=note)
+
+
+def _note_on(there: Publication, asked: Questions, main: Destination, compared: Mapping[str, str]) -> str | None:
+    """What whoever asks for a publication that is there already should know of it."""
+    notes = []
+    measured = (there.fidelity or {}).get("inputs", {})
+    if asked.path and measured.get("sha256") != asked.digest:
+        notes.append(
+            f"its fidelity was measured on {measured.get('name')}; to measure on others, use evaluate and push"
+        )
+    if compared:
+        notes.append(f"{main.name} compares it with others: {', '.join(compared)}")
+    return "\n".join(notes) or None
+
+
+def _note_on_replacing(main: Destination, compared: Mapping[str, str]) -> str:
+    """What becomes of a main that compares several budgets, where a publication takes its place."""
+    return (
+        f"{main.name} compares {', '.join(compared)}; it will hold this publication alone, and they stay where they are"
+    )
 
 
 def quantize(
@@ -154,9 +181,7 @@ def quantize(
     check_apart(folder, opened)
     recipe = settled_for(opened, recipe, read_questions(None), folder, to_hub=False, stream=False)
     name = manifests.publication_name(recipe, opened.source.commit)
-    check_memory(opened, recipe)
-    selection.check_memory(opened, recipe)
-    check_fits(needs_for(opened, recipe, None, folder, to_hub=False, stream=False), folder)
+    checked_needs(opened, recipe, None, folder, to_hub=False, stream=False)
     with workplace.kept(f"{folder.resolve()} {name} {__version__}", beside=folder.resolve()) as work:
         if folder.exists() and any(folder.iterdir()):
             return quantized_before(folder, name)
@@ -233,8 +258,12 @@ def push(
         destination.check_writable(space=space)
     if is_there(destination, name, signer):
         return unchanged(destination, name, location_of(folder, manifest), space=space, dry_run=dry_run)
+    note, compared = None, compared_at(destination)
+    if compared:
+        note = _note_on_replacing(destination, compared)
+        progress.say(note)
     if dry_run:
-        return Publication(name, destination.name, None, None, True, manifest, fidelity)
+        return Publication(name, destination.name, None, None, True, manifest, fidelity, note)
     with workplace.scratch() as work:
         again = write_card(staged(folder, manifest, work / "again"), None, space)
         unedited = again.read_bytes() == (folder / "README.md").read_bytes()
@@ -244,7 +273,7 @@ def push(
         manifest = completed(ready, destination, signer, space=space, card_too=unedited)
         commit = destination.commit(ready, name, progress, consume=False)
         space_commit = publish_space_of(destination, manifest, location_of(folder, manifest), work) if space else None
-    return Publication(name, destination.name, commit, space_commit, True, manifest, fidelity)
+    return Publication(name, destination.name, commit, space_commit, True, manifest, fidelity, note)
 
 
 def publish_space(to: str, *, private: bool = False) -> str | None:

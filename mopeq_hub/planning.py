@@ -5,22 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
-from mopeq_hub import profiles, workplace
+from mopeq_hub import profiles, selection, workplace
 from mopeq_hub.allocation import allocate
 from mopeq_hub.bitmap import BitMap
 from mopeq_hub.budget import room_for
 from mopeq_hub.fidelity.cost import Cost, estimate
 from mopeq_hub.fidelity.measure import way_of
 from mopeq_hub.model import Model, open_model
-from mopeq_hub.needs import PROGRAM_BYTES, Needs, needs_of
+from mopeq_hub.needs import PROGRAM_BYTES, Needs, check_fits, needs_of
 from mopeq_hub.progress import Progress, Quiet
-from mopeq_hub.quantization.calibrated import calibrated
+from mopeq_hub.quantization.calibrated import calibrated, check_memory
 from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import BEST, CALIBRATED, MEASURED, RUNNING, Recipe
 from mopeq_hub.recipes import best
-from mopeq_hub.selection import settled
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.sensitivity.initial import pinned
@@ -91,9 +90,9 @@ def settled_for(
     whole = True
     # Where the rest competes, only a model that is run, and so is here as a whole, can tell.
     if recipe.signal == BEST and recipe.rest_bits != "auto":
-        streamed = settled(recipe, model, questions, whole=False)
+        streamed = selection.settled(recipe, model, questions, whole=False)
         whole = not needs_for(model, streamed, questions, place, to_hub=to_hub, stream=stream).passing
-    return settled(recipe, model, questions, whole=whole)
+    return selection.settled(recipe, model, questions, whole=whole)
 
 
 def _looked_at(model: Model, recipe: Recipe) -> bool:
@@ -132,6 +131,17 @@ def needs_for(
     # The proof rides along, or comes afterwards, when nothing else is in memory.
     memory = needs.memory + proof.memory if needs.passing else max(needs.memory, PROGRAM_BYTES + proof.memory)
     return replace(needs, memory=memory, disk=needs.disk + (proof.hidden_bytes if needs.passing else 0))
+
+
+def checked_needs(
+    model: Model, recipe: Recipe, questions: Questions | None, place: Path, *, to_hub: bool, stream: bool | None
+) -> Needs:
+    """The same, once it is known that this machine has it. Raises MopeqError where it has not."""
+    check_memory(model, recipe)
+    selection.check_memory(model, recipe)
+    needs = needs_for(model, recipe, questions, place, to_hub=to_hub, stream=stream)
+    check_fits(needs, place)
+    return needs
 
 
 def _shards(model: Model, bitmap: BitMap, recipe: Recipe) -> list[ShardPlan]:

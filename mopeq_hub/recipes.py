@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -64,6 +64,16 @@ def budgets_of(written: Any) -> list[Any]:
     if len(budgets) > 1 and not all(budgets):
         raise UsageError(f"the budgets {written} are not all sizes", "write them as 2.5bpw,3.0bpw")
     return [each for each in budgets if each]
+
+
+def for_budgets(recipe: Recipe, budgets: Sequence[Any]) -> dict[str, Recipe]:
+    """The recipe of each budget, by its name; without a budget of its own a recipe's allocator becomes one that meets
+    them. Raises UsageError on a budget that is none, or is named twice."""
+    allocator = recipe.allocator if recipe.budget else "knapsack"
+    recipes = {budget: replace(recipe, budget=budget, allocator=allocator) for budget in map(str, budgets)}
+    if len({each.budget_parts for each in recipes.values()}) < len(budgets):
+        raise UsageError(f"--budget {','.join(map(str, budgets))} names one budget twice", "name each once")
+    return recipes
 
 
 def with_default(choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,37 +1,30 @@
-"""What of a catalog is stale, and why; and publishing just that again."""
+"""Publishing again what is stale of a catalog, and just that."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mopeq_hub import github, jobs, workplace
+from mopeq_hub import github, jobs
 from mopeq_hub.catalog import BrokenEntry, Entry, chosen, name_of, read_catalog
-from mopeq_hub.check import check
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.choice import check_options, engine_named
 from mopeq_hub.errors import MopeqError, UsageError, described
-from mopeq_hub.hub import Destination, destination_for
-from mopeq_hub.manifest import MANIFEST_NAME, publication_name
-from mopeq_hub.model import open_model
+from mopeq_hub.hub import MAIN, destination_for
 from mopeq_hub.pipeline import Publication, publish
-from mopeq_hub.planning import settled_for, with_given
 from mopeq_hub.progress import Progress
-from mopeq_hub.questions import read_questions
-from mopeq_hub.recipe import BEST, FORMAT_VERSION, MEASURED, Recipe
 from mopeq_hub.redact import redact
-from mopeq_hub.source import open_source
-from mopeq_hub.untrusted import read_object
+from mopeq_hub.staleness import failing, stale_for
+from mopeq_hub.variants import publish_variants
 
-FOREIGN = "it brings no code and no pickles"
-"""The check that fails over files that are not the publication's, which publishing it again would leave there."""
 MATRIX_LIMIT = 256
 """How many jobs GitHub takes in one matrix; what is left is found by the next run."""
 
 State = Literal["fresh", "stale", "republished", "failed"]
-Publisher = Callable[[Entry, bool], Publication | None]
-"""Publishes an entry; True where its destination seems to hold it already. Gives None where that is not known here."""
+Publisher = Callable[[Entry, Set[str]], Publication | None]
+"""Publishes an entry; given the branches that seem to hold already what they should, and do not. Gives what is in main,
+or None where that is not known here."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +133,7 @@ def publisher_named(
         if sign:
             raise UsageError("a job on the Hub has neither an OIDC identity nor your key", "sign with --engine local")
 
-        def as_job(entry: Entry, again: bool) -> None:
+        def as_job(entry: Entry, again: Set[str]) -> None:
             jobs.republish([entry], progress.say, flavor=flavor, timeout=timeout)
 
         yield as_job
@@ -150,11 +143,14 @@ def publisher_named(
 
 
 def _publisher(engine: Engine, sign: str | None, progress: Progress) -> Publisher:
-    def here(entry: Entry, again: bool) -> Publication:
-        return publish(
-            entry.model, entry.to, entry.recipe, questions=entry.questions, space=entry.space, private=entry.private,
-            again=again, sign=sign, engine=engine, progress=progress,
-        )  # fmt: skip
+    def here(entry: Entry, again: Set[str]) -> Publication:
+        options: dict[str, Any] = {
+            "questions": entry.questions, "space": entry.space, "private": entry.private,
+            "sign": sign, "engine": engine, "progress": progress,
+        }  # fmt: skip
+        if entry.budgets:
+            return publish_variants(entry.model, entry.to, entry.recipe, entry.budgets, again=again, **options).main
+        return publish(entry.model, entry.to, entry.recipe, again=bool(again), **options)
 
     return here
 
@@ -170,7 +166,7 @@ def _outcome(entry: Entry | BrokenEntry, publisher: Publisher | None) -> Outcome
             return outcome
         publication = publisher(entry, damaged)
         if damaged:
-            _check_mended(entry)
+            _check_mended(entry, damaged)
         commit = publication.commit if publication else None
         return replace(outcome, state="republished", commit=commit, publication=publication)
     except jobs.NotFollowedError:
@@ -182,80 +178,10 @@ def _outcome(entry: Entry | BrokenEntry, publisher: Publisher | None) -> Outcome
         return replace(outcome, state="failed", error=redact(described(error)))
 
 
-def stale_for(entry: Entry) -> tuple[list[str], bool]:
-    """Why an entry has to be published again, in words, nothing where it is as it should be; and whether its
-    destination says that it holds this very publication, and does not.
-
-    Raises MopeqError where it cannot be known, or publishing again would not help.
-    """
-    commit, recipe = open_source(entry.model).commit, with_given(entry.recipe, None)[0]
-    if recipe.signal == BEST or recipe.allocator == MEASURED:
-        asked = read_questions(entry.questions)
-        recipe = settled_for(open_model(entry.model), recipe, asked, workplace.home(), to_hub=True, stream=None)
-    destination, name = destination_for(entry.to, entry.model), publication_name(recipe, commit)
-    published = destination.publication()
-    if published == name:
-        reasons = _failing(entry)
-        return reasons, bool(reasons)
-    manifest = _manifest(destination)
-    if manifest is None:
-        return ["nothing is published there"], False
-    reasons = list(_changes(manifest, commit, recipe))
-    if published is None:
-        reasons.append("files of the publication are missing or damaged")
-    return reasons or [f"it holds {published}, not {name}"], False
-
-
-def _manifest(destination: Destination) -> dict[str, Any] | None:
-    try:
-        return read_object(destination.read_text(MANIFEST_NAME))
-    except MopeqError:
-        return None
-
-
-def _failing(entry: Entry) -> list[str]:
-    """What the check finds wrong with the publication. Raises MopeqError where publishing again would leave it so."""
-    troubles = [finding for finding in check(entry.to, load=False) if finding.trouble]
-    for finding in troubles:
-        if finding.subject == FOREIGN:
-            raise MopeqError(f"{entry.to} fails its check: {finding.trouble}", "take that file away")
-    return [f"its check fails: {finding.trouble}" for finding in troubles]
-
-
-def _check_mended(entry: Entry) -> None:
+def _check_mended(entry: Entry, damaged: Set[str]) -> None:
     """Raises MopeqError where the check fails still: it would be published again and again."""
-    left = _failing(entry)
-    if left:
-        raise MopeqError(f"it was published again, and still {left[0]}", "see `mopeq-hub check`")
-
-
-def _changes(manifest: dict[str, Any], commit: str, recipe: Recipe) -> Iterator[str]:
-    """What is not as it was when this was published. The manifest is a stranger's: any part may be missing."""
-    source, tool, before = (_part(manifest, name) for name in ("source", "tool", "recipe"))
-    if source.get("commit") != commit:
-        yield f"the source's commit moved from {_short(source.get('commit'))} to {_short(commit)}"
-    now = recipe.to_dict()
-    changed = [
-        f"{name} from {_value(before.get(name))} to {_value(now.get(name))}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-    if changed:
-        yield f"the recipe changed: {', '.join(changed)}"
-    if tool.get("format_version") != FORMAT_VERSION:
-        yield f"mopeq-hub's format went from version {_value(tool.get('format_version'))} to {FORMAT_VERSION}"
-
-
-def _part(manifest: dict[str, Any], name: str) -> dict[str, Any]:
-    part = manifest.get(name)
-    return part if isinstance(part, dict) else {}
-
-
-def _short(commit: object) -> str:
-    return commit[:12] if isinstance(commit, str) else "an unknown one"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return "nothing" if value is None else str(value)[:100]
+    destination = destination_for(entry.to, entry.model)
+    for name in damaged:
+        left = failing(destination if name == MAIN else destination.variant(name))
+        if left:
+            raise MopeqError(f"it was published again, and still {left[0]}", "see `mopeq-hub check`")

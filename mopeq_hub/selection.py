@@ -10,11 +10,12 @@ the model, else `distortion`, and then nothing is tried either.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from mopeq_hub import profiles
+from mopeq_hub import profiles, workplace
 from mopeq_hub.allocation import Room, allocate
 from mopeq_hub.bitmap import BitMap, bytes_of, competing
 from mopeq_hub.budget import room_for
@@ -28,6 +29,7 @@ from mopeq_hub.recipe import BEST, MEASURED, Recipe
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.by_running import memory_needed
 from mopeq_hub.sensitivity.given import Given
+from mopeq_hub.version import __version__
 
 _DATA_FREE = "distortion"
 PAPER = "MoPEQ's map"
@@ -82,24 +84,50 @@ def select(
 ) -> Selection:
     """The map of the recipe: the allocator's, or of the candidates the best by its KL on the questions.
 
+    What a map gave is kept for the next run.
     Raises MopeqError where the candidates are to be measured and this machine's memory does not hold the model.
     """
     if recipe.allocator != MEASURED:
         return Selection(allocate(profile, recipe, room_for(model, recipe)), None)
     check_memory(model, recipe)
     questions = given.questions or read_questions(None)
+    room, found = _found(model, recipe, profile, given, progress, engine)
+    maps = [widths_of(model, each.bitmap, recipe) for each in found]
+    figures = try_maps(model, maps, recipe, questions, progress, notes=_notes(model))
+    allowed = [place for place, each in enumerate(found) if each.nbytes <= room.capacity]
+    best = min(allowed, key=lambda place: figures[place]["kl_mean"])
+    progress.say(f"of {len(found)} maps tried, {found[best].name} has the least KL: {figures[best]['kl_mean']:.3g}")
+    return Selection(found[best].bitmap, _document(model, recipe, found, figures, best, questions))
+
+
+def try_together(model: Model, recipes: Sequence[Recipe], given: Given, progress: Progress, engine: Engine) -> None:
+    """Try the maps of recipes that differ in their budgets alone, so that the original is loaded once for all of them;
+    `select` then finds what each map gave."""
+    maps = []
+    for recipe in recipes:
+        profile = profiles.profile_of(model, recipe, progress, engine, given)
+        _, found = _found(model, recipe, profile, given, progress, engine)
+        maps += [widths_of(model, each.bitmap, recipe) for each in found]
+    questions = given.questions or read_questions(None)
+    try_maps(model, maps, recipes[0], questions, progress, notes=_notes(model))
+
+
+def _found(
+    model: Model, recipe: Recipe, profile: Profile, given: Given, progress: Progress, engine: Engine
+) -> tuple[Room, list[Candidate]]:
+    """The room of a recipe that measures, and the candidates for it."""
 
     def profile_by(signal: str) -> Profile:
         return profiles.profile_of(model, replace(recipe, signal=signal), progress, engine, given)
 
     room = room_for(model, recipe)
     assert room is not None, "a recipe that measures has a budget"
-    found = candidates(model, recipe, room, profile, profile_by)
-    figures = try_maps(model, [widths_of(model, each.bitmap, recipe) for each in found], recipe, questions, progress)
-    allowed = [place for place, each in enumerate(found) if each.nbytes <= room.capacity]
-    best = min(allowed, key=lambda place: figures[place]["kl_mean"])
-    progress.say(f"of {len(found)} maps tried, {found[best].name} has the least KL: {figures[best]['kl_mean']:.3g}")
-    return Selection(found[best].bitmap, _document(model, recipe, found, figures, best, questions))
+    return room, candidates(model, recipe, room, profile, profile_by)
+
+
+def _notes(model: Model) -> Path:
+    """What maps of this model gave, whatever they were tried for."""
+    return workplace.cache("trials") / f"{model.source.commit[:16]}-{__version__}.jsonl"
 
 
 def check_memory(model: Model, recipe: Recipe) -> None:

@@ -7,24 +7,30 @@ that was stopped does not make again; main is written last, when all of them are
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
+from mopeq_hub import workplace
 from mopeq_hub.budget import room_for
 from mopeq_hub.delivery import card, deliver, is_there, signer_named, unchanged
+from mopeq_hub.engines import Engine
+from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError, UsageError
-from mopeq_hub.fidelity.variants import in_order, recommended, variant
-from mopeq_hub.hub import Destination, destination_for
+from mopeq_hub.fidelity.variants import inputs_of, of_main
+from mopeq_hub.hub import MAIN, Destination, HubDestination, destination_for
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.pipeline import Plan, Publication, check_apart, plan, publish
+from mopeq_hub.planning import checked_needs, settled_for, with_given
 from mopeq_hub.progress import Progress, Quiet
-from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
-from mopeq_hub.recipe import Recipe
-from mopeq_hub.recipes import best
+from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
+from mopeq_hub.recipe import BEST, MEASURED, Recipe
+from mopeq_hub.recipes import best, for_budgets
+from mopeq_hub.selection import try_together
 from mopeq_hub.sensitivity import Profile
+from mopeq_hub.signing import Signer
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ def publish_variants(
     space: bool = True,
     private: bool = False,
     dry_run: bool = False,
+    again: Collection[str] = (),
     sign: str | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -55,12 +62,13 @@ def publish_variants(
     a card that compares all of them.
 
     Recommended is what `fidelity.variants.recommended` says. recipe: all choices but the budget, None for `best`;
-    without one of its own its allocator is the one that meets budgets. Everything else as in `publish`, `options` too.
+    without one of its own its allocator is the one that meets budgets. again: names of variants, and `main`, that are
+    made anew even where the destination says that it holds them. Everything else as in `publish`, `options` too.
     Raises MopeqError where a budget cannot be met, before anything is done, and as `publish` does; what was published
     until then stays, and main is as it was.
     """
     progress = progress or Quiet()
-    recipes = _recipes(recipe or best(), budgets)
+    recipes = for_budgets(recipe or best(), budgets)
     destination, signer = destination_for(to, model, private=private), signer_named(sign)
     if destination.branch:
         raise UsageError(f"{to} is a branch, and each of several budgets gets one", "name the repo alone")
@@ -74,23 +82,22 @@ def publish_variants(
     # Raises where something is there that must not be lost.
     destination.publication()
 
-    def publish_one(name: str, again: bool = False) -> Publication:
+    def publish_one(name: str, again: bool) -> Publication:
         return publish(
             opened, destination.variant(name), recipes[name], questions=questions, calibration=calibration,
             fidelity_tokens=fidelity_tokens, space=False, private=private, dry_run=dry_run, again=again, sign=sign,
             progress=progress, **options,
         )  # fmt: skip
 
-    made = {name: publish_one(name) for name in recipes}
+    _try_together(opened, recipes, destination, asked, signer, calibration, dry_run, progress, **options)
+    made = {name: publish_one(name, name in again) for name in recipes}
     if len({_inputs(each) for each in made.values()}) > 1:
         # What was there already was measured on other questions, and says nothing beside what is new.
         others = [name for name, each in made.items() if _inputs(each) != (asked.digest, asked.limit)]
         made |= {name: publish_one(name, again=True) for name in others}
-    entries = in_order(variant(name, each.manifest, each.fidelity or {}) for name, each in made.items())
-    chosen = str(recommended(entries)["name"])
-    fidelity = json.loads(json.dumps({**(made[chosen].fidelity or {}), "variants": entries}))
+    chosen, fidelity = of_main({name: (each.manifest, each.fidelity or {}) for name, each in made.items()})
     main = replace(made[chosen], destination=destination.name, fidelity=fidelity, commit=None, note=None)
-    there = is_there(destination, main.name, signer) and _fidelity_of(destination) == fidelity
+    there = MAIN not in again and is_there(destination, main.name, signer) and _fidelity_of(destination) == fidelity
     if there:
         main = unchanged(destination, main.name, opened.source.location, space=space, dry_run=dry_run)
     elif dry_run:
@@ -116,19 +123,10 @@ def plan_variants(
     fidelity_tokens: int = DEFAULT_TOKENS,
 ) -> dict[str, Plan]:
     """What `plan` says of each budget. Raises MopeqError where one cannot be met."""
-    recipes, opened = _recipes(recipe or best(), budgets), open_model(model)
+    recipes, opened = for_budgets(recipe or best(), budgets), open_model(model)
     _check_budgets(opened, recipes)
     asked: dict[str, Any] = {"questions": questions, "fidelity_tokens": fidelity_tokens, "calibration": calibration}
     return {name: plan(opened, each, profile, progress, **asked) for name, each in recipes.items()}
-
-
-def _recipes(recipe: Recipe, budgets: Sequence[str]) -> dict[str, Recipe]:
-    """The recipe of each budget. Raises UsageError on a budget that is none, or is named twice."""
-    allocator = recipe.allocator if recipe.budget else "knapsack"
-    recipes = {budget: replace(recipe, budget=budget, allocator=allocator) for budget in budgets}
-    if len({each.budget_parts for each in recipes.values()}) < len(budgets):
-        raise UsageError(f"--budget {','.join(budgets)} names one budget twice", "name each once")
-    return recipes
 
 
 def _check_budgets(model: Model, recipes: dict[str, Recipe]) -> None:
@@ -144,10 +142,44 @@ def _check_budgets(model: Model, recipes: dict[str, Recipe]) -> None:
         raise MopeqError("; ".join([*map(str, first), last.what]), last.hint)
 
 
+def _try_together(
+    model: Model,
+    recipes: dict[str, Recipe],
+    destination: Destination,
+    questions: Questions,
+    signer: Signer | None,
+    calibration: str | Path | None,
+    dry_run: bool,
+    progress: Progress,
+    *,
+    engine: Engine = LOCAL,
+    stream: bool | None = None,
+    **options: Any,
+) -> None:
+    """Where maps are tried: those of all budgets that are not there yet at one go, so that the original is loaded once.
+
+    Raises MopeqError where the machine cannot publish them, as `publish` does.
+    """
+    to_hub, place = isinstance(destination, HubDestination), destination.folder or workplace.home()
+    sent_elsewhere = engine.elsewhere and to_hub and not dry_run
+    asked: dict[str, Any] = {"to_hub": to_hub, "stream": True if sent_elsewhere else stream}
+    left = []
+    for name, each in recipes.items():
+        if each.signal != BEST and each.allocator != MEASURED:
+            return
+        recipe, given = with_given(each, calibration)
+        recipe = settled_for(model, recipe, questions, place, **asked)
+        published = manifests.publication_name(recipe, model.source.commit)
+        if recipe.allocator == MEASURED and not is_there(destination.variant(name), published, signer):
+            checked_needs(model, recipe, questions, place, **asked)
+            left.append(recipe)
+    if len(left) > 1:
+        try_together(model, left, replace(given, questions=questions), progress, engine)
+
+
 def _inputs(publication: Publication) -> tuple[str, int]:
     """Which questions it was measured on, and how many of their tokens."""
-    inputs = (publication.fidelity or {})["inputs"]
-    return inputs["sha256"], inputs["token_limit"]
+    return inputs_of(publication.fidelity or {})
 
 
 def _fidelity_of(destination: Destination) -> Any:

@@ -21,6 +21,16 @@ ASSETS = Path(__file__).parent / "assets"
 SHAPES = ASSETS / "shapes-moe-vl"
 
 
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills, by the first worker that asks for it."""
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            make(partial)
+            partial.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all workers of this run."""
@@ -72,6 +82,14 @@ def published(shared: Path, some_questions: Path) -> Path:
 
             publish(str(SHAPES), str(target), Recipe(), questions=some_questions, compare=False)
     return target
+
+
+@pytest.fixture(scope="session")
+def filled(shared: Path) -> Path:
+    """What `tests.shelf` makes: the bundled model, published at two budgets."""
+    from tests.shelf import fill
+
+    return made_once(shared / "shelf", fill)
 
 
 @pytest.fixture

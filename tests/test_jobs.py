@@ -40,6 +40,7 @@ def test_the_same_command_is_submitted_without_what_is_about_the_engine(
 ) -> None:
     hub.plan_job(["quantizing", "published"])
     options = ["--bits", "2,4", "--asymmetric", "--no-space", "--private", "--compare", "--seed", "7"]
+    options += ["--budget", "2.5bpw,3.0bpw"]
     status, out, _ = run(capsys, MODEL, "--to", "alice/out", "--flavor", "cpu-xl", "--timeout", "90m", *options)
     (job,) = hub.jobs
     assert status == 0

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from mopeq_hub import MopeqError, Recipe, cli, workplace
 from mopeq_hub import study as studying
 from mopeq_hub.records import entries
 from mopeq_hub.sensitivity import by_running
 from mopeq_hub.study import NOTES, SHUFFLES, known_signals, study
-from tests.conftest import SHAPES
+from tests.conftest import SHAPES, made_once
 
 CHOICES: dict[str, Any] = {
     "signals": ["hessian"],
@@ -22,16 +21,6 @@ CHOICES: dict[str, Any] = {
     "recipe": Recipe(bits=(2, 4), rest_bits=16),
     "accuracy": True,
 }
-
-
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """A folder that `make` fills, by the first worker that asks for it."""
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            partial = folder.with_suffix(".partial")
-            make(partial)
-            partial.rename(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,69 +4,57 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import HfApi, snapshot_download
 
-from mopeq_hub import MopeqError, Recipe, cli, pipeline, publish_variants
+from mopeq_hub import MopeqError, Recipe, cli, pipeline, publish_variants, variants
 from mopeq_hub.check import check
+from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import UsageError
 from mopeq_hub.fidelity.variants import recommended
 from mopeq_hub.manifest import publication_name, read_fidelity, read_manifest
 from mopeq_hub.model import open_model
-from mopeq_hub.progress import Advance, Quiet
+from mopeq_hub.profiles import profile_of
+from mopeq_hub.progress import Quiet
+from mopeq_hub.questions import read_questions
+from mopeq_hub.selection import select, settled
+from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.variants import Variants
 from tests.conftest import edit_json
 from tests.families.test_published_form import PLAIN_LOAD
-from tests.hub import HubServer, client_environment, client_pointed_at
-
-BUDGETS = ("2.5bpw", "3.5bpw")
-REPO = "alice/shapes-MoPEQ"
-
-
-class Stages(Quiet):
-    """Remembers which stages were begun."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    @contextmanager
-    def stage(self, name: str, total: int, unit: str = "bytes") -> Iterator[Advance]:
-        self.names.append(name)
-        yield lambda amount: None
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """A Hub on which the bundled model was published at two budgets, with uniform widths beside them."""
-
-    hub: HubServer
-    made: Variants
-    stages: list[str]
+from tests.hub import HubServer, client_environment
+from tests.shelf import BUDGETS, RECIPE, REPO, Shelf, Stages, shelf_of, warm
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory, shapes: Path, some_questions: Path) -> Iterator[Shelf]:
-    folder, stages = tmp_path_factory.mktemp("shelf"), Stages()
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MOPEQ_HOME", str(folder / "mopeq-home"))
-    with HubServer(folder / "server") as hub, client_pointed_at(hub, folder / "home"):
-        patch.setenv("HF_TOKEN", hub.token("alice"))
-        made = publish_variants(
-            str(shapes), REPO, Recipe(bits=(2, 4)), BUDGETS, questions=some_questions, compare=True, progress=stages
-        )
-        yield Shelf(hub, made, stages.names)
-    patch.undo()
+def shelf(tmp_path_factory: pytest.TempPathFactory, filled: Path) -> Iterator[Shelf]:
+    """Nothing is changed on it."""
+    with shelf_of(filled, tmp_path_factory.mktemp("shelf")) as shelf:
+        yield shelf
 
 
 @pytest.fixture
 def alice(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     monkeypatch.setenv("HF_TOKEN", hub.token("alice"))
     return hub
+
+
+@pytest.fixture
+def copied(tmp_path: Path, filled: Path) -> Iterator[Shelf]:
+    """The same for a test that changes it."""
+    with shelf_of(filled, tmp_path) as shelf:
+        yield shelf
+
+
+@pytest.fixture
+def few_questions(filled: Path) -> Iterator[Path]:
+    """Those of the shelf, on which the original's logits are known."""
+    with warm(filled):
+        yield filled / "questions.jsonl"
 
 
 def name_of(shapes: Path, recipe: Recipe) -> str:
@@ -151,10 +139,10 @@ def test_a_variant_is_downloaded_and_loaded_by_the_name_of_its_branch(shelf: She
 
 
 def test_the_same_again_changes_nothing_and_says_so(
-    shelf: Shelf, shapes: Path, some_questions: Path, capsys: pytest.CaptureFixture[str]
+    shelf: Shelf, shapes: Path, few_questions: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = shelf.hub.branches(REPO), shelf.hub.tags(REPO), shelf.hub.head(REPO, repo_type="space")
-    command = ["publish", str(shapes), "--to", REPO, "--questions", str(some_questions), "--bits", "2,4"]
+    command = ["publish", str(shapes), "--to", REPO, "--questions", str(few_questions), "--bits", "2,4"]
     command += ["--signal", "hessian"]
     with pytest.raises(SystemExit) as ended:
         cli.main([*command, "--budget", ",".join(BUDGETS)])
@@ -164,29 +152,56 @@ def test_the_same_again_changes_nothing_and_says_so(
     assert (shelf.hub.branches(REPO), shelf.hub.tags(REPO), shelf.hub.head(REPO, repo_type="space")) == before
 
 
-def test_a_run_that_was_stopped_goes_on_and_main_comes_last(
-    alice: HubServer, shapes: Path, some_questions: Path
-) -> None:
+def test_a_run_that_was_stopped_goes_on_and_main_comes_last(copied: Shelf, shapes: Path) -> None:
     def run() -> Variants:
-        return publish_variants(str(shapes), REPO, None, BUDGETS, questions=some_questions, compare=False, space=False)
+        return publish_variants(str(shapes), REPO, RECIPE, BUDGETS, questions=copied.questions, compare=True)
 
-    alice.fail_next(rf"/commit/{BUDGETS[1]}", status=403, times=5)
+    hub, first = copied.hub, copied.hub.head(REPO, BUDGETS[0])
+    HfApi().delete_branch(REPO, branch=BUDGETS[1])
+    hub.commit(REPO, dict.fromkeys(set(hub.files(REPO)) - {".gitattributes"}))
+    hub.fail_next(rf"/commit/{BUDGETS[1]}", status=403, times=5)
     with pytest.raises(MopeqError, match="refused"):
         run()
-    assert set(alice.branches(REPO)) == {"main", BUDGETS[0]}, "no branch without a publication"
-    assert set(alice.files(REPO)) == {".gitattributes"}
-    first = alice.head(REPO, BUDGETS[0])
-    alice.clear_faults()
-    alice.fail_next("/commit/main", status=403, times=5)
+    assert set(hub.branches(REPO)) == {"main", BUDGETS[0]}, "no branch without a publication"
+    assert set(hub.files(REPO)) == {".gitattributes"}
+    hub.clear_faults()
+    hub.fail_next("/commit/main", status=403, times=5)
     with pytest.raises(MopeqError, match="refused"):
         run()
-    assert set(alice.files(REPO)) == {".gitattributes"}
-    alice.clear_faults()
+    assert set(hub.files(REPO)) == {".gitattributes"}
+    hub.clear_faults()
     made = run()
     assert [each.changed for each in made.publications.values()] == [False, False]
     assert made.main.changed
-    assert made.main.commit == alice.head(REPO)
-    assert alice.head(REPO, BUDGETS[0]) == first
+    assert made.main.commit == hub.head(REPO)
+    assert hub.head(REPO, BUDGETS[0]) == first
+
+
+def test_maps_of_all_budgets_are_tried_at_one_go_and_once(
+    shapes: Path, few_questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOPEQ_HOME", str(tmp_path / "mopeq-home"))
+    stages, recipe = Stages(), replace(RECIPE, signal="distortion", allocator="measured", budget=BUDGETS[0])
+
+    def publish(*args: object, **options: object) -> None:
+        raise MopeqError("it is being published")
+
+    monkeypatch.setattr(variants, "publish", publish)
+    with pytest.raises(MopeqError, match="it is being published"):
+        publish_variants(str(shapes), str(tmp_path / "out"), recipe, BUDGETS, questions=few_questions, progress=stages)
+    assert stages.names.count("try") == 1
+
+    def run(*args: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("mopeq_hub.fidelity.trials.run_module", run)
+    model, asked = open_model(str(shapes)), read_questions(few_questions)
+    for budget in BUDGETS:
+        one = settled(replace(recipe, budget=budget), model, asked)
+        taken = select(model, one, profile_of(model, one, Quiet()), Given(questions=asked), Quiet(), LOCAL)
+        assert taken.document is not None
+        tried = {each["name"]: each["kl"] for each in taken.document["tried"]}
+        assert {"distortion, by expert", "uniform 2 bits", "MoPEQ's map"} < set(tried)
 
 
 def test_a_branch_is_a_destination_like_any_other(alice: HubServer, publication: Path) -> None:
@@ -252,12 +267,12 @@ def test_a_list_that_is_none_is_an_error_in_one_line(
 
 
 def test_folders_lie_beside_each_other_and_share_what_main_takes_over(
-    shapes: Path, some_questions: Path, tmp_path: Path
+    shapes: Path, few_questions: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "out" / "shapes"
 
     def run() -> Variants:
-        return publish_variants(str(shapes), f"{target}/", None, BUDGETS, questions=some_questions, compare=False)
+        return publish_variants(str(shapes), f"{target}/", None, BUDGETS, questions=few_questions, compare=False)
 
     made = run()
     assert {path.name for path in target.parent.iterdir()} == {
@@ -265,8 +280,8 @@ def test_folders_lie_beside_each_other_and_share_what_main_takes_over(
         "shapes-space",
         *(f"shapes@{budget}" for budget in BUDGETS),
     }
-    variants = (read_fidelity(target) or {})["variants"]
-    chosen = target.with_name(f"shapes@{recommended(variants)['name']}")
+    compared = (read_fidelity(target) or {})["variants"]
+    chosen = target.with_name(f"shapes@{recommended(compared)['name']}")
     weights = "model-00001-of-00003.safetensors"
     assert (target / weights).samefile(chosen / weights), "on the disk once"
     assert not (target / "config.json").samefile(chosen / "config.json"), "whoever edits one does not edit the other"
@@ -284,11 +299,9 @@ def test_folders_lie_beside_each_other_and_share_what_main_takes_over(
     assert not again.main.changed
 
 
-def test_a_dry_run_leaves_nothing(shelf: Shelf, shapes: Path, some_questions: Path) -> None:
+def test_a_dry_run_leaves_nothing(shelf: Shelf, shapes: Path, few_questions: Path) -> None:
     before, budgets = shelf.hub.branches(REPO), ("4.0bpw", *BUDGETS)
-    made = publish_variants(
-        str(shapes), REPO, Recipe(bits=(2, 4)), budgets, questions=some_questions, compare=False, dry_run=True
-    )
+    made = publish_variants(str(shapes), REPO, RECIPE, budgets, questions=few_questions, compare=False, dry_run=True)
     assert [each["name"] for each in (made.main.fidelity or {})["variants"]] == [*BUDGETS, "4.0bpw"]
     assert [each.changed for each in made.publications.values()] == [True, False, False], "two are there already"
     assert (made.main.changed, made.main.commit) == (True, None), "its table would be another"
@@ -296,11 +309,11 @@ def test_a_dry_run_leaves_nothing(shelf: Shelf, shapes: Path, some_questions: Pa
 
 
 def test_each_variant_passes_through_and_is_signed(
-    alice: HubServer, shapes: Path, some_questions: Path, keys: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    alice: HubServer, shapes: Path, few_questions: Path, keys: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     alice.add_repo("alice/shapes", shapes)
     publish_variants(
-        "alice/shapes", REPO, None, BUDGETS, questions=some_questions, stream=True, sign=str(keys[0]), space=False
+        "alice/shapes", REPO, None, BUDGETS, questions=few_questions, stream=True, sign=str(keys[0]), space=False
     )
     for place in (REPO, *(f"{REPO}@{budget}" for budget in BUDGETS)):
         with pytest.raises(SystemExit) as ended:
@@ -327,13 +340,6 @@ def test_a_budget_is_a_name_that_a_branch_can_have(budget: str, alice: HubServer
     alice.add_repo(REPO)
     HfApi().create_branch(REPO, branch=budget)
     assert subprocess.run(["git", "check-ref-format", "--branch", budget], check=False).returncode == 0
-
-
-def test_an_entry_of_a_catalog_is_one_publication(capsys: pytest.CaptureFixture[str]) -> None:
-    entry = {"model": "a/b", "to": "./out", "recipe": {"budget": "2.5bpw,3.0bpw"}}
-    with pytest.raises(SystemExit):
-        cli.main(["republish", json.dumps([entry]), "--dry-run"])
-    assert "its recipe has several budgets, but an entry is one publication; name one budget" in capsys.readouterr().err
 
 
 def test_a_list_for_a_branch_is_refused_before_it_is_looked_at(shapes: Path) -> None:

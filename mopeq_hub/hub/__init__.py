@@ -17,6 +17,8 @@ from mopeq_hub.hub.published import Published
 from mopeq_hub.hub.repo import HubDestination
 from mopeq_hub.progress import Progress
 
+MAIN = "main"
+"""The branch that the name of a repo alone stands for."""
 _REPO_ID = re.compile(r"^[\w-][\w.-]*/[\w-][\w.-]*(@[\w-][\w./-]*)?$")
 
 
@@ -122,4 +124,4 @@ def destination_for(to: str | None, model: str, *, private: bool = False) -> Des
     return FolderDestination(to)
 
 
-__all__ = ["Destination", "FolderDestination", "HubDestination", "destination_for"]
+__all__ = ["MAIN", "Destination", "FolderDestination", "HubDestination", "destination_for"]

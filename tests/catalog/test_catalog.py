@@ -1,7 +1,7 @@
 """The catalog: what it may say, what is stale and why, and what becomes of an entry that cannot be done."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ def test_what_is_damaged_is_published_again_and_looked_at_again(
         hub.commit(to, {"README.md": b"# nothing\n"})
     asked = []
 
-    def publisher(entry: Entry, again: bool) -> None:
+    def publisher(entry: Entry, again: Set[str]) -> None:
         asked.append((entry.to, again))
         if entry.to == TO:
             hub.commit(TO, {"README.md": card})
@@ -205,7 +205,7 @@ def test_what_is_damaged_is_published_again_and_looked_at_again(
         {"model": MODEL, "to": TO}, {"model": MODEL, "to": "alice/two"}, {"model": MODEL, "to": "alice/new"}
     )
     mended, not_mended, new = republish(catalog, [], publisher, lambda outcome: None)
-    assert asked == [(TO, True), ("alice/two", True), ("alice/new", False)]
+    assert asked == [(TO, {"main"}), ("alice/two", {"main"}), ("alice/new", set())]
     assert (mended.state, not_mended.state, new.state) == ("republished", "failed", "republished")
     assert str(not_mended.error).startswith("it was published again, and still its check fails: the card's")
 

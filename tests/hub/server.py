@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import threading
 from collections.abc import Iterable, Mapping
@@ -32,11 +33,18 @@ _POLL_SECONDS = 0.02
 
 
 class HubServer:
-    """A Hub on loopback.  Storage has a port of its own, as it has a host of its own in production."""
+    """A Hub on loopback.  Storage has a port of its own, as it has a host of its own in production.
+
+    In the folder of an earlier one it goes on from what that was told to `keep`.
+    """
 
     def __init__(self, root: Path, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
         self._hub = Hub(Path(root), self.settings)
+        self._kept = Path(root) / "repositories.pickle"
+        if self._kept.is_file():
+            self._hub.repos, traffic = pickle.loads(self._kept.read_bytes())
+            self._hub.traffic.update(traffic)
         self._listeners = (HubListener(self._hub), HubListener(self._hub))
         self._threads: list[threading.Thread] = []
         self._hub.endpoint, self._hub.storage_endpoint = (listener.url for listener in self._listeners)
@@ -66,6 +74,10 @@ class HubServer:
     def storage_endpoint(self) -> str:
         """The address of the storage host, where LFS content goes to and comes from."""
         return self._hub.storage_endpoint
+
+    def keep(self) -> None:
+        """Have a later server in this folder begin with the repositories of this one, and with their traffic."""
+        self._kept.write_bytes(pickle.dumps((self._hub.repos, dict(self._hub.traffic))))
 
     # Accounts
 
