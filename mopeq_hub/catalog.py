@@ -13,7 +13,7 @@ from typing import Any
 from mopeq_hub.errors import MopeqError, UsageError
 from mopeq_hub.hub import MAIN, destination_for
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.recipes import budgets_of, choices_of, for_budgets
+from mopeq_hub.recipes import budgets_of, choices_of, for_budgets, with_default
 from mopeq_hub.untrusted import read_yaml, read_yaml_file
 
 VARIABLE = "MOPEQ_CATALOG"
@@ -148,7 +148,7 @@ def _entry(number: int, item: Any) -> Entry:
     budgets = budgets_of(choices.get("budget"))
     if "budget" in choices:
         choices["budget"] = budgets[0] if budgets else ""
-    recipe, several = Recipe.from_dict(choices), len(budgets) > 1
+    recipe, several = Recipe.from_dict(with_default(choices)), len(budgets) > 1
     if several:
         for_budgets(recipe, budgets)
         if destination_for(values["to"], values["model"]).branch:

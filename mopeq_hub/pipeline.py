@@ -76,13 +76,14 @@ def publish(
 
     model: a folder, owner/name[@revision] on the Hub, or an opened Model. to: a Hub repo owner/name[@branch] or a
     folder; None chooses {account}/{name}-MoPEQ where a token is set, else ./published/{name}-MoPEQ. A branch has no
-    Space; what a repo compares with other budgets is kept on its branch. questions: a file that fidelity is measured
-    on; None takes the bundled set. fidelity_tokens: how many of its tokens, from the first question; 0 for all.
-    calibration: questions for what the recipe tunes on, where it does. compare: measure uniform widths too; None does
-    so for small models. dry_run: do everything but push. stream: let go of every shard of a Hub model once it is
-    quantized and sent; None does so where the disk cannot hold it. again: even where the destination says that it holds
-    this already. sign: `oidc` for the identity of the run that this is, or the file of a private key; None leaves it
-    unsigned. engine: who measures and quantizes shards; one that works elsewhere always streams to the Hub.
+    Space; what a repo compares with other budgets is kept on its branch. recipe: None is `best`; `Recipe()` is the
+    paper's. questions: a file that fidelity is measured on; None takes the bundled set. fidelity_tokens: how many of
+    its tokens, from the first question; 0 for all. calibration: questions for what the recipe tunes on, where it does.
+    compare: measure uniform widths too; None does so for small models. dry_run: do everything but push. stream: let go
+    of every shard of a Hub model once it is quantized and sent; None does so where the disk cannot hold it. again: even
+    where the destination says that it holds this already. sign: `oidc` for the identity of the run that this is, or the
+    file of a private key; None leaves it unsigned. engine: who measures and quantizes shards; one that works elsewhere
+    always streams to the Hub.
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
@@ -167,9 +168,9 @@ def quantize(
 ) -> QuantizedRepo:
     """Quantize a model into `folder`, which must be empty or not exist.
 
-    model: a folder, owner/name[@revision], or an opened Model. profile: sensitivities of these very weights by the
-    recipe's signal, measured before; None measures them. calibration: questions that the recipe tunes on; None for the
-    bundled ones. engine: as in `publish`.
+    model: a folder, owner/name[@revision], or an opened Model. recipe: as in `publish`. profile: sensitivities of these
+    very weights by the recipe's signal, measured before; None measures them. calibration: questions that the recipe
+    tunes on; None for the bundled ones. engine: as in `publish`.
     Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
     """
     progress, folder = progress or Quiet(), Path(folder)

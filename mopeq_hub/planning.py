@@ -19,6 +19,7 @@ from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import BEST, CALIBRATED, MEASURED, RUNNING, Recipe
+from mopeq_hub.recipes import best
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.sensitivity.initial import pinned
@@ -87,7 +88,8 @@ def settled_for(
     place, to_hub, stream: as in `needs_for`. Raises MopeqError where its budget cannot be met.
     """
     whole = True
-    if recipe.signal == BEST:
+    # Where the rest competes, only a model that is run, and so is here as a whole, can tell.
+    if recipe.signal == BEST and recipe.rest_bits != "auto":
         streamed = selection.settled(recipe, model, questions, whole=False)
         whole = not needs_for(model, streamed, questions, place, to_hub=to_hub, stream=stream).passing
     return selection.settled(recipe, model, questions, whole=whole)
@@ -99,12 +101,12 @@ def _looked_at(model: Model, recipe: Recipe) -> bool:
 
 
 def with_given(recipe: Recipe | None, calibration: str | Path | None) -> tuple[Recipe, Given]:
-    """The recipe (None: the defaults) with digest and commit of all that is given beside the model, and where that is.
+    """The recipe (None: `best`) with digest and commit of all that is given beside the model, and where that is.
 
     Raises UsageError where something is given that the recipe has no use for, MopeqError where it cannot be had.
     """
     path = Path(calibration) if calibration else None
-    chosen, initial = pinned(calibrated(recipe or Recipe(), path))
+    chosen, initial = pinned(calibrated(recipe or best(), path))
     return chosen, Given(path, initial)
 
 

@@ -28,7 +28,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "group_size": GROUP_SIZES,
     "rest_bits": (2, 3, 4, 8, 16, "auto"),
 }
-REST_SIGNALS = ("hessian",)
+REST_SIGNALS = ("hessian", "fisher", BEST)
 """Signals that also measure the linear layers outside the experts, where the recipe asks for it."""
 
 _BUDGET = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(bpw|MB|GB|x)")
@@ -139,9 +139,9 @@ class Recipe:
 
     def _check_rest(self) -> None:
         """Raises UsageError where the rest cannot compete with the experts."""
-        if self.allocator != "knapsack" or self.budget_parts[1] == "bpw":
+        if self.allocator not in ("knapsack", MEASURED) or self.budget_parts[1] == "bpw":
             raise UsageError(
-                "--rest-bits auto needs the allocator knapsack and a --budget in GB, MB or x, of all files",
+                "--rest-bits auto needs an allocator that spends a budget, and a --budget of all files, in GB, MB or x",
                 "such as --budget 0.25x; bpw counts the experts alone",
             )
         if self.scope == "layer":
@@ -152,7 +152,7 @@ class Recipe:
         if self.signal not in REST_SIGNALS:
             raise UsageError(
                 f"the signal {self.signal} does not measure what --rest-bits auto needs, layers outside the experts",
-                f"choose --signal {' or '.join(REST_SIGNALS)}",
+                f"choose --signal {' or '.join(REST_SIGNALS[:-1])}",
             )
 
     def uniform(self, bits: int) -> "Recipe":

@@ -79,11 +79,16 @@ def for_budgets(recipe: Recipe, budgets: Sequence[Any]) -> dict[str, Recipe]:
 def with_default(choices: Mapping[str, Any]) -> dict[str, Any]:
     """The choices of a recipe, with those of `best` where none of them says how widths are found."""
     bits = choices.get("bits") or Recipe.bits
-    said = _DECIDING & set(choices) or len(bits) < 2 or choices.get("rest_bits") == "auto"
+    said = _DECIDING & set(choices) or len(bits) < 2
     chosen = dict(choices) if said else {**NAMED["best"], **choices}
     if chosen.get("signal") == BEST and not chosen.get("budget") and all(type(width) is int for width in bits):
         chosen["budget"] = _middle(bits, chosen.get("group_size") or Recipe.group_size)
     return chosen
+
+
+def best() -> Recipe:
+    """What is done where nobody says how: the recipe `best`."""
+    return Recipe.from_dict(with_default({}))
 
 
 def _middle(bits: Sequence[int], group_size: int) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from mopeq_hub import profiles, workplace
 from mopeq_hub.allocation import Room, allocate
-from mopeq_hub.bitmap import BitMap, bytes_of
+from mopeq_hub.bitmap import BitMap, bytes_of, competing
 from mopeq_hub.budget import room_for
 from mopeq_hub.engines import Engine
 from mopeq_hub.errors import MopeqError
@@ -37,7 +37,7 @@ PAPER = "MoPEQ's map"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A map by its name in reports, with what it takes of the routed experts' room, in bytes."""
+    """A map by its name in reports, with what it takes of the room, in bytes."""
 
     name: str
     bitmap: BitMap
@@ -55,10 +55,17 @@ class Selection:
 def settled(recipe: Recipe, model: Model, questions: Questions, *, whole: bool = True) -> Recipe:
     """The recipe with `best` replaced by what it stands for here, and the questions that maps are tried on named.
 
-    whole: whether the model's files are all here at one time.
+    whole: whether the model's files are all here at one time. Raises MopeqError where the rest is to compete with the
+    experts, which only a model that is run can tell.
     """
     if recipe.signal == BEST:
         runs = whole and fits(model, recipe)
+        if not runs and recipe.rest_bits == "auto":
+            needed = memory_needed(model, recipe.bits) / 1e9
+            raise MopeqError(
+                f"--rest-bits auto runs the whole model, which takes {needed:.0f} GB of memory",
+                "use a machine that has as much free, one width for the rest, or --signal hessian",
+            )
         allocator = MEASURED if runs else "knapsack"
         recipe = replace(recipe, signal="fisher" if runs else _DATA_FREE, allocator=allocator)
     if recipe.allocator != MEASURED:
@@ -90,7 +97,7 @@ def select(
     allowed = [place for place, each in enumerate(found) if each.nbytes <= room.capacity]
     best = min(allowed, key=lambda place: figures[place]["kl_mean"])
     progress.say(f"of {len(found)} maps tried, {found[best].name} has the least KL: {figures[best]['kl_mean']:.3g}")
-    return Selection(found[best].bitmap, _document(model, found, figures, best, questions))
+    return Selection(found[best].bitmap, _document(model, recipe, found, figures, best, questions))
 
 
 def try_together(model: Model, recipes: Sequence[Recipe], given: Given, progress: Progress, engine: Engine) -> None:
@@ -139,23 +146,42 @@ def candidates(
     """What is tried: maps within the room, and last the paper's, which knows none. `profile_by` measures a signal."""
     knapsack = replace(recipe, allocator="knapsack")
     maps = {f"{recipe.signal}, by {recipe.granularity}": allocate(profile, knapsack, room)}
+    rest = {matrix.name: _beside(recipe) for matrix in competing(model.layout, recipe)}
     if recipe.granularity == "expert" and recipe.scope == "model":
         by_projection = replace(knapsack, granularity="projection")
         maps[f"{recipe.signal}, by projection"] = allocate(profile, by_projection, room)
         maps[f"{recipe.signal}, by layer"] = allocate(profile, replace(knapsack, granularity="layer"), room)
-    if recipe.signal != _DATA_FREE:
+    if recipe.signal != _DATA_FREE and not rest:
         other = replace(knapsack, signal=_DATA_FREE)
         maps[f"{_DATA_FREE}, by {recipe.granularity}"] = allocate(profile_by(_DATA_FREE), other, room)
-    uniform = {bits: BitMap.uniform(model.layout, bits) for bits in recipe.bits}
-    fitting = [bits for bits in recipe.bits if bytes_of(model.layout.routed, uniform[bits], recipe) <= room.capacity]
+    uniform = {bits: BitMap(BitMap.uniform(model.layout, bits).bits, rest) for bits in recipe.bits}
+    fitting = [bits for bits in recipe.bits if _taken(uniform[bits], recipe, room) <= room.capacity]
     if fitting:
         maps[f"uniform {fitting[-1]} bits"] = uniform[fitting[-1]]
-    maps[PAPER] = allocate(profile_by("hessian"), recipe.paper())
-    return [Candidate(name, bitmap, bytes_of(model.layout.routed, bitmap, recipe)) for name, bitmap in maps.items()]
+    maps[PAPER] = BitMap(allocate(profile_by("hessian"), recipe.paper()).bits, rest)
+    return [Candidate(name, bitmap, _taken(bitmap, recipe, room)) for name, bitmap in maps.items()]
+
+
+def _beside(recipe: Recipe) -> int:
+    """What the rest has in maps that say nothing of it."""
+    return Recipe.rest_bits if Recipe.rest_bits in recipe.widths else recipe.bits[-1]
+
+
+def _taken(bitmap: BitMap, recipe: Recipe, room: Room) -> int:
+    """Bytes of all that competes."""
+    return sum(
+        sizes[recipe.widths.index(bitmap.rest[member] if isinstance(member, str) else bitmap.bits[member])]
+        for member, sizes in room.sizes.items()
+    )
 
 
 def _document(
-    model: Model, found: list[Candidate], figures: list[dict[str, Any]], best: int, questions: Questions
+    model: Model,
+    recipe: Recipe,
+    found: list[Candidate],
+    figures: list[dict[str, Any]],
+    best: int,
+    questions: Questions,
 ) -> dict[str, Any]:
     weights = sum(matrix.size for matrix in model.layout.routed)
     return {
@@ -163,7 +189,7 @@ def _document(
         "tried": [
             {
                 "name": each.name,
-                "experts_bpw": round(8 * each.nbytes / weights, 4),
+                "experts_bpw": round(8 * bytes_of(model.layout.routed, each.bitmap, recipe) / weights, 4),
                 "kl": figure["kl_mean"],
                 "top1_agreement": figure["top1_agreement"],
                 "chosen": place == best,

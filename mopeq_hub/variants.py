@@ -27,7 +27,7 @@ from mopeq_hub.planning import checked_needs, settled_for, with_given
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import BEST, MEASURED, Recipe
-from mopeq_hub.recipes import for_budgets
+from mopeq_hub.recipes import best, for_budgets
 from mopeq_hub.selection import try_together
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.signing import Signer
@@ -61,14 +61,14 @@ def publish_variants(
     """Publish a model at several budgets: each on the branch of its name, and on main the one that is recommended, with
     a card that compares all of them.
 
-    Recommended is what `fidelity.variants.recommended` says. recipe: all choices but the budget; without one of its own
-    its allocator is the one that meets budgets. again: names of variants, and `main`, that are made anew even where
-    the destination says that it holds them. Everything else as in `publish`, `options` too.
+    Recommended is what `fidelity.variants.recommended` says. recipe: all choices but the budget, None for `best`;
+    without one of its own its allocator is the one that meets budgets. again: names of variants, and `main`, that are
+    made anew even where the destination says that it holds them. Everything else as in `publish`, `options` too.
     Raises MopeqError where a budget cannot be met, before anything is done, and as `publish` does; what was published
     until then stays, and main is as it was.
     """
     progress = progress or Quiet()
-    recipes = for_budgets(recipe or Recipe(), budgets)
+    recipes = for_budgets(recipe or best(), budgets)
     destination, signer = destination_for(to, model, private=private), signer_named(sign)
     if destination.branch:
         raise UsageError(f"{to} is a branch, and each of several budgets gets one", "name the repo alone")
@@ -123,7 +123,7 @@ def plan_variants(
     fidelity_tokens: int = DEFAULT_TOKENS,
 ) -> dict[str, Plan]:
     """What `plan` says of each budget. Raises MopeqError where one cannot be met."""
-    recipes, opened = for_budgets(recipe or Recipe(), budgets), open_model(model)
+    recipes, opened = for_budgets(recipe or best(), budgets), open_model(model)
     _check_budgets(opened, recipes)
     asked: dict[str, Any] = {"questions": questions, "fidelity_tokens": fidelity_tokens, "calibration": calibration}
     return {name: plan(opened, each, profile, progress, **asked) for name, each in recipes.items()}

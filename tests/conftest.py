@@ -78,9 +78,9 @@ def published(shared: Path, some_questions: Path) -> Path:
     target = shared / "published" / "shapes-MoPEQ"
     with FileLock(shared / "published.lock"):
         if not target.exists():
-            from mopeq_hub import publish
+            from mopeq_hub import Recipe, publish
 
-            publish(str(SHAPES), str(target), questions=some_questions, compare=False)
+            publish(str(SHAPES), str(target), Recipe(), questions=some_questions, compare=False)
     return target
 
 

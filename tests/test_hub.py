@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
-from mopeq_hub import MopeqError, pipeline, publish
+from mopeq_hub import MopeqError, Recipe, pipeline, publish
 from mopeq_hub.check import check
 from mopeq_hub.hub import FolderDestination, HubDestination, destination_for
 from mopeq_hub.manifest import read_manifest
@@ -50,7 +50,7 @@ def test_a_push_is_one_commit_with_the_tag_of_its_recipe(hub: HubServer, alice: 
 def test_the_space_is_published_beside_it_and_both_name_each_other(
     hub: HubServer, alice: str, shapes: Path, some_questions: Path
 ) -> None:
-    publish(str(shapes), "alice/shapes-MoPEQ", questions=some_questions, compare=False)
+    publish(str(shapes), "alice/shapes-MoPEQ", Recipe(), questions=some_questions, compare=False)
     space = hub.files("alice/shapes-MoPEQ", repo_type="space")
     assert "app.py" in space
     assert b"alice/shapes-MoPEQ" in space["publication.json"]
@@ -66,7 +66,7 @@ def test_publishing_the_same_again_changes_nothing_and_says_so(
     pipeline.push(repo, "alice/shapes-MoPEQ")
     heads = [hub.head("alice/shapes-MoPEQ", repo_type=kind) for kind in ("model", "space")]
     assert not pipeline.push(repo, "alice/shapes-MoPEQ").changed
-    assert not publish(str(shapes), "alice/shapes-MoPEQ").changed
+    assert not publish(str(shapes), "alice/shapes-MoPEQ", Recipe()).changed
     assert [hub.head("alice/shapes-MoPEQ", repo_type=kind) for kind in ("model", "space")] == heads
 
 
@@ -121,7 +121,7 @@ def test_a_token_without_write_access_is_told_before_any_work(
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(MopeqError, match=words) as raised:
-        publish(str(shapes), dest)
+        publish(str(shapes), dest, Recipe())
     assert token is None or token not in str(raised.value)
     assert not hub.has_repo(dest)
 
@@ -240,7 +240,7 @@ def test_every_byte_that_is_moved_is_told(
     monkeypatch.setenv("MOPEQ_HOME", str(tmp_path / "fresh-home"))
     hub.add_repo("alice/shapes", shapes)
     told = Told()
-    repo = pipeline.quantize("alice/shapes", tmp_path / "repo", progress=told)
+    repo = pipeline.quantize("alice/shapes", tmp_path / "repo", Recipe(), progress=told)
     assert repo.manifest["source"]["commit"] == hub.head("alice/shapes")
     pipeline.evaluate(repo.folder, compare=False, progress=told)
     pipeline.card(repo.folder)
@@ -253,7 +253,7 @@ def test_every_byte_that_is_moved_is_told(
 
 def test_a_card_of_a_hub_source_names_it(hub: HubServer, alice: str, shapes: Path, tmp_path: Path) -> None:
     commit = hub.add_repo("alice/shapes", shapes)
-    repo = pipeline.quantize("alice/shapes@main", tmp_path / "repo")
+    repo = pipeline.quantize("alice/shapes@main", tmp_path / "repo", Recipe())
     card = ModelCard.load(pipeline.card(repo.folder, destination_for("alice/shapes-MoPEQ", "")))
     assert card.data.base_model == "alice/shapes"
     assert card.data.to_dict()["base_model_relation"] == "quantized"
@@ -349,7 +349,7 @@ def test_a_card_without_a_destination_gets_one_when_it_is_pushed(hub: HubServer,
 
 
 def test_the_space_of_a_folder_keeps_its_original(shapes: Path, some_questions: Path, tmp_path: Path) -> None:
-    publish(str(shapes), str(tmp_path / "model"), questions=some_questions, compare=False)
+    publish(str(shapes), str(tmp_path / "model"), Recipe(), questions=some_questions, compare=False)
     made = (tmp_path / "model-space" / "publication.json").read_text()
     assert (tmp_path / "model-space" / json.loads(made)["original"]).resolve() == shapes.resolve()
     assert pipeline.publish_space(str(tmp_path / "model")) is None
@@ -360,8 +360,8 @@ def test_nothing_is_written_into_the_source(shapes: Path, tmp_path: Path) -> Non
     source = tmp_path / "source"
     shutil.copytree(shapes, source, ignore=shutil.ignore_patterns("images", "*.jsonl"))
     for make in (
-        lambda: publish(str(source), str(source / "out")),
-        lambda: pipeline.quantize(str(source), source / "out"),
+        lambda: publish(str(source), str(source / "out"), Recipe()),
+        lambda: pipeline.quantize(str(source), source / "out", Recipe()),
     ):
         with pytest.raises(MopeqError, match="within each other"):
             make()
@@ -372,7 +372,7 @@ def test_evaluate_needs_nothing_but_what_the_folder_says(
     hub: HubServer, alice: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add_repo("alice/shapes", shapes)
-    repo = pipeline.quantize("alice/shapes", tmp_path / "repo")
+    repo = pipeline.quantize("alice/shapes", tmp_path / "repo", Recipe())
     shutil.rmtree(repo.folder / ".mopeq")
     monkeypatch.setenv("MOPEQ_HOME", str(tmp_path / "another-machine"))
     with client_pointed_at(hub, tmp_path / "another-cache"):

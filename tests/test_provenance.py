@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mopeq_hub import MopeqError, delivery, pipeline, provenance
+from mopeq_hub import MopeqError, Recipe, delivery, pipeline, provenance
 from mopeq_hub.manifest import read_manifest
 from tests.hub import HubServer, client_pointed_at
 
@@ -57,7 +57,7 @@ def test_a_folder_has_no_account(published: Path) -> None:
 
 
 def test_what_is_quantized_is_not_published_yet(shapes: Path, tmp_path: Path) -> None:
-    assert "provenance" not in pipeline.quantize(str(shapes), tmp_path / "repo").manifest
+    assert "provenance" not in pipeline.quantize(str(shapes), tmp_path / "repo", Recipe()).manifest
 
 
 def test_a_job_on_the_hub_is_a_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_a_time_that_is_none_is_told_before_any_work(
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
     with pytest.raises(MopeqError, match="SOURCE_DATE_EPOCH"):
-        pipeline.publish(str(shapes), str(tmp_path / "target"))
+        pipeline.publish(str(shapes), str(tmp_path / "target"), Recipe())
     assert not (tmp_path / "target").exists()
 
 

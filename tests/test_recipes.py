@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.options import recipe_options
+from mopeq_hub.planning import with_given
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.recipes import best
 
 app = typer.Typer()
 
@@ -29,6 +31,10 @@ def given(*options: str) -> Recipe:
 
 def test_mopeq_is_the_papers() -> None:
     assert given("--recipe", "mopeq") == Recipe()
+
+
+def test_python_does_what_the_command_line_does_where_nobody_says_how() -> None:
+    assert with_given(None, None)[0] == best() == given()
 
 
 @pytest.mark.parametrize("options", [[], ["--recipe", "best"], ["--recipe", ""], ["--recipe", "{}"]])
@@ -73,7 +79,7 @@ def test_what_is_given_one_by_one_counts_more_even_where_it_is_the_default() -> 
 
 
 def test_the_width_of_the_rest_is_a_number_or_auto_however_it_is_given() -> None:
-    expected = Recipe(budget="1GB", allocator="knapsack", rest_bits="auto")
+    expected = Recipe(signal="best", allocator="measured", budget="1GB", rest_bits="auto")
     assert given("--budget", "1GB", "--rest-bits", "auto") == given("--recipe", "{budget: 1GB, rest_bits: auto}")
     assert given("--budget", "1GB", "--rest-bits", "auto") == expected
     assert given("--rest-bits", "8") == given("--recipe", '{rest_bits: "8"}')

@@ -46,6 +46,28 @@ def test_what_is_tried_meets_the_budget_but_for_the_papers(model: Model) -> None
     assert found[-1].bitmap == allocate(profile_of(model, Recipe(), Quiet()), Recipe())
 
 
+def test_where_the_rest_competes_it_has_a_place_in_every_map_that_is_tried(model: Model) -> None:
+    recipe = Recipe(allocator="measured", budget="0.3x", rest_bits="auto")
+    room = room_for(model, recipe)
+    assert room is not None
+    found = candidates(
+        model, recipe, room, profile_of(model, recipe, Quiet()), lambda signal: profile_of(model, Recipe(), Quiet())
+    )
+    names = ["hessian, by expert", "hessian, by projection", "hessian, by layer", "uniform 2 bits", PAPER]
+    assert [each.name for each in found] == names
+    assert {frozenset(each.bitmap.rest) for each in found} == {frozenset(matrix.name for matrix in model.layout.rest)}
+    assert [set(each.bitmap.rest.values()) for each in found[-2:]] == [{4}, {4}]
+    assert all(each.nbytes <= room.capacity for each in found[:-1])
+
+
+def test_the_rest_does_not_compete_where_the_model_cannot_be_run(
+    model: Model, asked: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workplace, "free_memory", lambda: 10**6)
+    with pytest.raises(MopeqError, match="--rest-bits auto runs the whole model, which takes 2 GB"):
+        settled(replace(BEST, budget="0.3x", rest_bits="auto"), model, asked)
+
+
 def test_the_map_of_least_divergence_is_taken_and_all_are_described(model: Model, asked: Questions) -> None:
     profile = profile_of(model, MEASURED, Quiet())
     taken = select(model, MEASURED, profile, Given(questions=asked), Quiet(), LOCAL)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pytest
 from huggingface_hub import HfApi
 
-from mopeq_hub import MopeqError, pipeline
+from mopeq_hub import MopeqError, Recipe, pipeline
 from mopeq_hub.check import Finding, check
 from mopeq_hub.signing import Signatory, signatory_for, signer_for
 from tests.conftest import edit_json
@@ -233,7 +233,7 @@ def nothing(path: Path) -> None:
 def test_a_key_that_cannot_sign_is_told_before_any_work(make: Any, words: str, shapes: Path, tmp_path: Path) -> None:
     make(tmp_path / "some.pem")
     with pytest.raises(MopeqError, match=words) as raised:
-        pipeline.publish(str(shapes), str(tmp_path / "target"), sign=str(tmp_path / "some.pem"))
+        pipeline.publish(str(shapes), str(tmp_path / "target"), Recipe(), sign=str(tmp_path / "some.pem"))
     assert "c2VjcmV0" not in str(raised.value)
     assert not (tmp_path / "target").exists()
 

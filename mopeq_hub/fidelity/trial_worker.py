@@ -16,11 +16,11 @@ import torch
 from mopeq_hub.calibration import Rounded, load, read_job
 from mopeq_hub.experts import Matrix
 from mopeq_hub.fidelity.answers import Exam
-from mopeq_hub.fidelity.metrics import Comparison
+from mopeq_hub.fidelity.logits import compare, write_logits
 from mopeq_hub.fidelity.stages import place_of
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.questions import read_questions
-from mopeq_hub.questions.inputs import Encoder, Row, answer_logits, answer_options, batches, placed
+from mopeq_hub.questions.inputs import Encoder, Row
 from mopeq_hub.records import append
 
 
@@ -30,7 +30,7 @@ def main(job_path: Path) -> None:
     questions = read_questions(Path(job["questions"]) if job["questions"] else None, job["limit"])
     encoder = Encoder(Path(job["folder"]))
     rows = encoder.rows(questions.items, with_answer=True, limit=questions.limit)
-    bench = Bench(model, load(job), rows, job)
+    bench = Bench(model, load(job), rows, job, Path(job["maps"]).parent)
     exam = Exam(encoder, questions.items, rows) if job["accuracy"] else None
     maps = json.loads(Path(job["maps"]).read_text("utf-8"))
     for key, widths in maps.items():
@@ -47,13 +47,14 @@ def main(job_path: Path) -> None:
 class Bench:
     """The `live` original, whose weights are exchanged from map to map."""
 
-    def __init__(self, model: Model, live: Any, rows: list[Row], job: dict[str, Any]) -> None:
+    def __init__(self, model: Model, live: Any, rows: list[Row], job: dict[str, Any], scratch: Path) -> None:
+        """scratch: a folder for the original's logits, which may be larger than memory."""
         self._model, self.live, self._rows = model, live, rows
         self._matrices = {matrix.name: matrix for matrix in model.layout.matrices}
         self._rounded = Rounded(model, job["group_size"], job["symmetric"], job["search"])
         self._now: dict[str, int] = {}
-        self._batches = list(batches(rows))
-        self._original = self._logits()
+        self._original = scratch / "logits.npy"
+        write_logits(live, rows, self._original)
 
     def measure(self, widths: dict[str, int]) -> dict[str, Any]:
         """The figures of `Comparison` with these bits for matrices by name; those not named stay as they are."""
@@ -62,22 +63,7 @@ class Bench:
             if bits != self._now.get(name, 16):
                 self._put(self._matrices[name], bits)
         self._now = {name: bits for name, bits in widths.items() if bits != 16}
-        comparison = Comparison(self._rows)
-        for row, original, ours in zip(self._rows, self._original, self._logits(), strict=True):
-            comparison.add(row, original, ours)
-        return comparison.result()
-
-    def _logits(self) -> list[torch.Tensor]:
-        """The answer logits [answer tokens, vocabulary], float32, of each row."""
-        found: dict[int, torch.Tensor] = {}
-        for part, inputs in self._batches:
-            given = placed(inputs, self.live.dtype, self.live.device)
-            with torch.inference_mode():
-                options = answer_options(self.live, part[0])
-                logits = self.live(**given, use_cache=False, **options).logits
-            for position, row in enumerate(part):
-                found[row.number] = answer_logits(logits[position], row).cpu()
-        return [found[row.number] for row in self._rows]
+        return compare(self.live, self._rows, self._original)
 
     def _put(self, matrix: Matrix, bits: int) -> None:
         """Give a matrix of the live model so many bits, or its original weight."""

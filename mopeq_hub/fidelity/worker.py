@@ -7,18 +7,16 @@ line.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mopeq_hub.checkpoint import Checkpoint, use_safetensors
 from mopeq_hub.fidelity.answers import Exam
-from mopeq_hub.fidelity.metrics import Comparison, starts
+from mopeq_hub.fidelity.logits import compare, write_logits
 from mopeq_hub.questions import read_questions
-from mopeq_hub.questions.inputs import Encoder, Row, answer_logits, answer_options, batches, placed
+from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.source import FolderSource
 
 
@@ -35,9 +33,9 @@ def main(job_path: Path) -> None:
     encoder = Encoder(folder)
     rows = encoder.rows(questions.items, with_answer=True, limit=questions.limit)
     if job["role"] == "original":
-        result = write_logits(model, rows, Path(job["logits"]))
+        result = write_logits(model, rows, Path(job["logits"]), _tell)
     else:
-        result = compare(model, rows, Path(job["logits"]))
+        result = compare(model, rows, Path(job["logits"]), _tell)
     result["questions"] = len(rows)
     if questions.scored:
         result["accuracy"] = Exam(encoder, questions.items, rows).accuracy(model, _tell)
@@ -103,43 +101,6 @@ def _quiet() -> None:
 
 def _widths(model: Any) -> dict[str, int]:
     return {name: int(module.bits) for name, module in model.named_modules() if hasattr(module, "qweight")}
-
-
-def forward(model: Any, rows: list[Row]) -> Iterator[tuple[Row, torch.Tensor]]:
-    """Each row with the float32 logits [answer tokens, vocabulary] that predict its answer."""
-    for part, inputs in batches(rows):
-        with torch.inference_mode():
-            options = answer_options(model, part[0])
-            logits = model(**placed(inputs, model.dtype), use_cache=False, **options).logits
-        for position, row in enumerate(part):
-            yield row, answer_logits(logits[position], row)
-        _tell(len(part))
-
-
-def write_logits(model: Any, rows: list[Row], path: Path) -> dict[str, Any]:
-    """Keep the original's answer logits in a .npy file [answer tokens, vocabulary], rows in the questions' order."""
-    begins = starts(rows)
-    kept: np.memmap | None = None
-    for row, logits in forward(model, rows):
-        if kept is None:
-            shape = (int(begins[-1]), logits.shape[-1])
-            kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        kept[begins[row.number] : begins[row.number + 1]] = logits.numpy()
-    assert kept is not None
-    kept.flush()
-    return {"tokens": int(begins[-1])}
-
-
-def compare(model: Any, rows: list[Row], path: Path) -> dict[str, Any]:
-    """The figures of `Comparison`, the original's logits read from `path`."""
-    begins, comparison = starts(rows), Comparison(rows)
-    original = np.load(path, mmap_mode="r")
-    if original.shape[0] != begins[-1]:
-        raise ValueError("the published processor makes other tokens of the same questions than the original's")
-    for row, logits in forward(model, rows):
-        place = slice(begins[row.number], begins[row.number + 1])
-        comparison.add(row, torch.from_numpy(np.array(original[place])), logits)
-    return comparison.result()
 
 
 def _tell(rows: int) -> None:

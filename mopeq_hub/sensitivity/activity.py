@@ -28,6 +28,10 @@ class Collector(Protocol):
     def begin(self) -> None:
         """A group of rows begins."""
 
+    def rows_at_once(self, rows: list[Row]) -> int:
+        """Most of these rows in a batch."""
+        ...
+
     def run(self, part: list[Row], inputs: dict[str, torch.Tensor]) -> None:
         """Run a batch of the group, its collated inputs on the CPU."""
 
@@ -66,7 +70,7 @@ def main(job_path: Path) -> None:
         groups = rows_of(model, live, encoder, job, Path(scratch))
     for group in groups:
         collector.begin()
-        for part, inputs in batches(group.rows):
+        for part, inputs in batches(group.rows, collector.rows_at_once(group.rows)):
             collector.run(part, inputs)
             print(sum(row.length for row in part), flush=True)
     described = [{"name": group.name, "rows": len(group.rows), "tokens": _tokens(group.rows)} for group in groups]

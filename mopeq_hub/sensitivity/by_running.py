@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mopeq_hub import workplace
+from mopeq_hub.bitmap import competing
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
 from mopeq_hub.processes import KILLED, run_module
@@ -63,7 +64,8 @@ def measured_by_running(
         "inputs": recipe.inputs,
         "calibration": calibration,
         "tokens": TOKENS,
-        "widths": recipe.bits,
+        "widths": recipe.packed_widths,
+        "rest": [matrix.name for matrix in competing(model.layout, recipe)],
         "group_size": recipe.group_size,
         "symmetric": recipe.symmetric,
         "seed": recipe.seed,

@@ -12,10 +12,11 @@ A few rows hold most of the sum, and which ones is chance; so a row whose damage
 but t to the power `_COUNTS`. On trained models that more than halved the KL of the maps that few questions gave, where
 the power, between 1/5 and 1/2, made no difference.
 
-It costs a forward pass of the model, `DRAWS` backward passes, and a forward pass of the experts for each width.
+Linear layers outside the experts are measured by the same sum where they compete with them for bits.
+
+It costs a forward pass of the model, `DRAWS` backward passes, and a forward pass of what is measured for each width.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,12 @@ import torch
 from mopeq_hub.calibration import Rounded
 from mopeq_hub.experts import Expert, Matrix
 from mopeq_hub.model import Model
-from mopeq_hub.questions.inputs import Row, answer_options, placed
-from mopeq_hub.sensitivity.watching import Pass, Watch
+from mopeq_hub.questions.inputs import MAX_ROWS, Row, answer_options, placed
+from mopeq_hub.sensitivity.watching import Flow, Pass, Watch
 
+GRAPH_BYTES = 1_000_000_000
+_KEPT = 4
+"""How often an output is in memory at a time, roughly: itself, what is made of it, and gradients."""
 DRAWS = 4
 """How often signs are drawn for each row."""
 _COUNTS = 1 / 3
@@ -36,37 +40,48 @@ class Collector:
     """Sums up each row's squared g . dy by projection and width."""
 
     def __init__(self, model: Model, live: Any, job: dict[str, Any]) -> None:
-        self._live, self._widths = live, job["widths"]
+        self._live, self._layout, self._widths = live, model.layout, job["widths"]
         self._experts = model.layout.experts
         self._modules = {layer: live.get_submodule(name) for layer, name in model.layout.experts_modules.items()}
-        self._watch = Watch(live, model.layout, gradients=True)
-        self._place = {matrix.name: place for place, matrix in enumerate(self._matrices())}
+        self._rest = {matrix.name: matrix for matrix in model.layout.rest if matrix.name in job["rest"]}
+        self._watch = Watch(live, model.layout, self._rest, gradients=True)
+        self._place = {matrix.name: place for place, matrix in enumerate([*model.layout.routed, *self._rest.values()])}
         self._generator = torch.Generator().manual_seed(job["seed"])
         self._rounded = Rounded(model, job["group_size"], job["symmetric"], search=True)
         self._groups: list[_Sums] = []
 
-    def _matrices(self) -> Iterator[Matrix]:
-        return (matrix for matrices in self._experts.values() for matrix in matrices)
-
     def begin(self) -> None:
         self._groups.append(_Sums(len(self._place), len(self._widths)))
+
+    def rows_at_once(self, rows: list[Row]) -> int:
+        """As many as keep the graph that gradients go through within `GRAPH_BYTES`, as far as layers tell."""
+        layout = self._layout
+        expert = max(sum(matrix.shape[0] for matrix in matrices) for matrices in self._experts.values())
+        width = sum(matrix.shape[0] for matrix in layout.rest)
+        width += layout.experts_per_token * expert * len(layout.experts_modules)
+        vocabulary = self._live.get_output_embeddings().weight.shape[0]
+        numbers = max(row.length * width + (row.length - row.prompt) * vocabulary for row in rows)
+        return max(1, min(MAX_ROWS, GRAPH_BYTES // (4 * _KEPT * numbers)))
 
     def run(self, part: list[Row], inputs: dict[str, torch.Tensor]) -> None:
         given = placed(inputs, self._live.dtype, self._live.device)
         logits = self._live(**given, use_cache=False, **answer_options(self._live, part[0])).logits
         first = part[0].prompt - part[0].length - 1
         logits = logits[:, first:-1].float()
-        passes = dict(self._watch.passes)
-        outputs = [each.output for each in passes.values()]
+        passes, flows = dict(self._watch.passes), dict(self._watch.flows)
+        outputs = [*(each.output for each in passes.values()), *(each.output for each in flows.values())]
         drawn = [
             torch.autograd.grad(self._drawn(logits), outputs, retain_graph=draw + 1 < DRAWS) for draw in range(DRAWS)
         ]
+        gradients = (torch.stack([each.flatten(0, -2) for each in of]) for of in zip(*drawn, strict=True))
         squares = np.zeros((DRAWS, len(part), len(self._place), len(self._widths)), np.float32)
         with torch.no_grad():
-            for number, (layer, each) in enumerate(passes.items()):
-                gradients = torch.stack([of[number].flatten(0, -2) for of in drawn])
+            for layer, each in passes.items():
+                slopes = next(gradients)
                 for index in each.chosen.unique().tolist():
-                    self._add(squares, Expert(layer, index), each, gradients, part[0].length)
+                    self._add_expert(squares, Expert(layer, index), each, slopes, part[0].length)
+            for name, flow in flows.items():
+                self._add_linear(squares, self._rest[name], flow, next(gradients), part[0].length)
         self._groups[-1].add(squares.reshape(-1, *squares.shape[2:]), DRAWS * logits.shape[0] * logits.shape[1])
 
     def _drawn(self, logits: torch.Tensor) -> torch.Tensor:
@@ -76,7 +91,9 @@ class Collector:
         drawn = chances.sqrt() * signs.to(logits.device)
         return ((drawn - chances * drawn.sum(-1, keepdim=True)) * logits).sum()
 
-    def _add(self, squares: np.ndarray, expert: Expert, seen: Pass, gradients: torch.Tensor, length: int) -> None:
+    def _add_expert(
+        self, squares: np.ndarray, expert: Expert, seen: Pass, gradients: torch.Tensor, length: int
+    ) -> None:
         """Put the squares of one expert's projections into [draws, rows, matrices, widths]."""
         module = self._modules[expert.layer]
         places, states, weights = seen.of(expert.index)
@@ -97,8 +114,23 @@ class Collector:
                     narrowed = torch.nn.functional.linear(states, weight)
                     both = [narrowed, up] if matrix.projection == "gate" else [gate, narrowed]
                     change = (inner * (module._apply_gate(torch.cat(both, -1)) - hidden)).sum(-1)
-                sums = torch.zeros(DRAWS, squares.shape[1]).index_add_(1, rows, change.float().cpu())
-                squares[:, :, self._place[matrix.name], place] = sums.square().numpy()
+                self._put(squares, matrix, place, rows, change)
+
+    def _add_linear(
+        self, squares: np.ndarray, matrix: Matrix, seen: Flow, gradients: torch.Tensor, length: int
+    ) -> None:
+        """Put the squares of a linear layer beside the experts into [draws, rows, matrices, widths]."""
+        weight = self._live.get_submodule(matrix.name).weight
+        rows = torch.arange(len(seen.states)) // length
+        for place, bits in enumerate(self._widths):
+            lost = self._rounded.weight(matrix, bits).to(seen.states) - weight
+            change = (gradients * torch.nn.functional.linear(seen.states, lost)).sum(-1)
+            self._put(squares, matrix, place, rows, change)
+
+    def _put(self, squares: np.ndarray, matrix: Matrix, place: int, rows: torch.Tensor, change: torch.Tensor) -> None:
+        """Square the changes [draws, tokens] of a matrix at a width, summed up row by row."""
+        sums = torch.zeros(DRAWS, squares.shape[1]).index_add_(1, rows, change.float().cpu())
+        squares[:, :, self._place[matrix.name], place] = sums.square().numpy()
 
     def result(self) -> dict[str, Any]:
         """By matrix, the cost of each width in nats a token: the mean of the groups, all on the scale of the first."""

@@ -10,7 +10,7 @@ import torch
 
 from mopeq_hub.experts import Expert
 from mopeq_hub.model import Model
-from mopeq_hub.questions.inputs import Row, placed
+from mopeq_hub.questions.inputs import MAX_ROWS, Row, placed
 from mopeq_hub.sensitivity.watching import Watch
 
 
@@ -24,6 +24,9 @@ class Collector:
 
     def begin(self) -> None:
         self._counts.append(dict.fromkeys(self._experts, 0))
+
+    def rows_at_once(self, rows: list[Row]) -> int:
+        return MAX_ROWS
 
     def run(self, part: list[Row], inputs: dict[str, torch.Tensor]) -> None:
         given = placed(inputs, self._live.dtype, self._live.device)

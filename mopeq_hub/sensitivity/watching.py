@@ -1,6 +1,6 @@
-"""What goes into and comes out of a model's experts modules while it runs."""
+"""What goes into and comes out of a model's experts modules, and of linear layers beside them, while it runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,28 +29,50 @@ class Pass:
         return places, self.states[places], self.weights[places, slots][:, None]
 
 
-class Watch:
-    """Keeps the last `Pass` of every experts module of a live model, by layer."""
+@dataclass(frozen=True)
+class Flow:
+    """One linear layer in one forward pass of t tokens: states [t, in] and output [..., out], as of a `Pass`."""
 
-    def __init__(self, live: Any, layout: Layout, gradients: bool = False) -> None:
-        """gradients: keep the gradient of each output; the model's parameters need none then."""
+    states: torch.Tensor
+    output: torch.Tensor
+
+
+class Watch:
+    """Keeps the last `Pass` of every experts module of a live model, by layer, and the last `Flow` of linear layers, by
+    name."""
+
+    def __init__(self, live: Any, layout: Layout, linears: Iterable[str] = (), gradients: bool = False) -> None:
+        """linears: names of the linear layers. gradients: keep each output in the graph that gradients go through; the
+        model's parameters need none then."""
         self.passes: dict[int, Pass] = {}
+        self.flows: dict[str, Flow] = {}
         self._gradients = gradients
         for layer, name in layout.experts_modules.items():
             live.get_submodule(name).register_forward_hook(self._hook(layer), with_kwargs=True)
+        for name in linears:
+            live.get_submodule(name).register_forward_hook(self._linear_hook(name))
 
     def _hook(self, layer: int) -> Any:
         def look(_: Any, args: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
             chosen = chosen_experts(args, named)
             states, weights = _floats(args, named, chosen.shape)
-            if self._gradients:
-                output = output if output.requires_grad else output.detach().requires_grad_()
-                output.retain_grad()
+            output = self._in_graph(output)
             states, chosen, weights = (value.detach().flatten(0, -2) for value in (states, chosen, weights))
             self.passes[layer] = Pass(states, chosen, weights, output)
             return output
 
         return look
+
+    def _linear_hook(self, name: str) -> Any:
+        def look(_: Any, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+            output = self._in_graph(output)
+            self.flows[name] = Flow(args[0].detach().flatten(0, -2), output)
+            return output
+
+        return look
+
+    def _in_graph(self, output: torch.Tensor) -> torch.Tensor:
+        return output.detach().requires_grad_() if self._gradients and not output.requires_grad else output
 
 
 def _floats(args: tuple[Any, ...], named: dict[str, Any], chosen: torch.Size) -> Iterator[torch.Tensor]:

@@ -34,11 +34,11 @@ def _auto_round(source: str, target: str, model_free: bool) -> None:
 
 def _publish(source: str, target: str) -> None:
     """A Hub's model to a Hub, shard by shard; asked one question without a picture."""
-    from mopeq_hub import publish
+    from mopeq_hub import Recipe, publish
 
     questions = Path("questions.jsonl")
     questions.write_text('{"question": "what is it?", "answer": "a shape"}\n', "utf-8")
-    publish(source, target, questions=questions, compare=False, space=False, stream=True)
+    publish(source, target, Recipe(), questions=questions, compare=False, space=False, stream=True)
 
 
 def _text_model(source: str, target: str) -> None:

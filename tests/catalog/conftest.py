@@ -22,8 +22,15 @@ MODEL_FILES = {path.name: path.read_bytes() for path in SHAPES.iterdir() if path
 
 
 def write(*entries: Any, name: str = "catalog.yaml") -> str:
-    Path(name).write_text(yaml.safe_dump(list(entries)))
+    """A catalog of these entries; where they do not say how widths are found, by the signal that takes least."""
+    Path(name).write_text(yaml.safe_dump([_by_the_paper(entry) for entry in entries]))
     return name
+
+
+def _by_the_paper(entry: Any) -> Any:
+    if not isinstance(entry, dict) or not isinstance(entry.get("recipe", {}), dict):
+        return entry
+    return {**entry, "recipe": {"signal": "hessian", **entry.get("recipe", {})}}
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str, str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mopeq_hub import cli, pipeline
 from mopeq_hub.catalog import BrokenEntry, Entry, read_catalog
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.recipes import best
 from mopeq_hub.republishing import republish
 from tests.catalog.conftest import MODEL, MODEL_FILES, TO, run, write
 from tests.conftest import SHAPES
@@ -33,13 +35,15 @@ def test_an_entry_says_what_publish_could_be_told() -> None:
       space: false
       private: true
     - {model: a/b, to: ./out}
+    - {model: a/b, to: c/f, recipe: {bits: [2, 4]}}
     - {model: a/b, to: c/e, recipe: mopeq}
     """
     recipe = Recipe(bits=(2, 4), scope="layer", group_size=32, symmetric=False)
     assert read_catalog(text) == [
         Entry(1, "a/b@v1", "c/d", recipe, "q.jsonl", False, True),
-        Entry(2, "a/b", "./out", Recipe()),
-        Entry(3, "a/b", "c/e", Recipe()),
+        Entry(2, "a/b", "./out", best()),
+        Entry(3, "a/b", "c/f", replace(best(), bits=(2, 4))),
+        Entry(4, "a/b", "c/e", Recipe()),
     ]
 
 
@@ -214,14 +218,14 @@ def test_publishing_again_does_not_stop_where_the_destination_seems_whole(
     hub: HubServer, put: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(TO)
-    assert not pipeline.publish(MODEL, TO, space=False).changed
+    assert not pipeline.publish(MODEL, TO, Recipe(), space=False).changed
 
     def build(*args: Any, **options: Any) -> None:
         raise MopeqError("it is being built")
 
     monkeypatch.setattr(pipeline, "build", build)
     with pytest.raises(MopeqError, match="it is being built"):
-        pipeline.publish(MODEL, TO, space=False, again=True)
+        pipeline.publish(MODEL, TO, Recipe(), space=False, again=True)
 
 
 def test_what_is_published_again_is_signed_where_that_is_asked_for(

@@ -31,16 +31,18 @@ def shelf(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 @pytest.fixture
 def entry(shelf: Shelf) -> dict[str, Any]:
     """The catalog's entry for what is on the shelf."""
-    recipe = {"bits": [2, 4], "budget": list(BUDGETS)}
+    recipe = {"bits": [2, 4], "signal": "hessian", "budget": list(BUDGETS)}
     return {"model": str(SHAPES), "to": REPO, "recipe": recipe, "questions": str(shelf.questions)}
 
 
 def test_several_budgets_are_written_with_commas_or_as_a_list() -> None:
     recipe = Recipe(bits=(2, 4), allocator="knapsack", budget="2.5bpw")
     for written in ("'2.5bpw, 3.0bpw'", "[2.5bpw, 3.0bpw]"):
-        (entry,) = read_catalog(f"- {{model: a/b, to: c/d, recipe: {{bits: [2, 4], budget: {written}}}}}\n")
+        (entry,) = read_catalog(
+            f"- {{model: a/b, to: c/d, recipe: {{bits: [2, 4], signal: hessian, budget: {written}}}}}\n"
+        )
         assert entry == Entry(1, "a/b", "c/d", recipe, budgets=("2.5bpw", "3.0bpw"))
-    (alone,) = read_catalog("- {model: a/b, to: c/d, recipe: {bits: [2, 4], budget: [2.5bpw]}}\n")
+    (alone,) = read_catalog("- {model: a/b, to: c/d, recipe: {bits: [2, 4], signal: hessian, budget: [2.5bpw]}}\n")
     assert alone == Entry(1, "a/b", "c/d", recipe)
 
 

@@ -20,8 +20,8 @@ def test_the_same_work_is_scheduled_on_the_hub_once(
     token = hub.token("alice")
     monkeypatch.setenv("HF_TOKEN", token)
     entries = [
-        {"model": MODEL, "to": TO, "recipe": {"bits": [2, 4]}},
-        {"model": MODEL, "to": "alice/two", "space": False},
+        {"model": MODEL, "to": TO, "recipe": {"bits": [2, 4], "signal": "hessian"}},
+        {"model": MODEL, "to": "alice/two", "space": False, "recipe": "mopeq"},
     ]
     status, out, error = run(capsys, write(*entries), "--on-hub", "--schedule", "@daily")
     (first,) = hub.schedules

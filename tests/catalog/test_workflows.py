@@ -157,7 +157,7 @@ def test_a_schedule_republishes_just_what_moved_and_then_nothing(
     questions = [json.dumps({"image": None, "question": f"What is {n}?", "answer": "a number"}) for n in range(4)]
     (runner.workspace / "questions.jsonl").write_text("\n".join(questions))
     (runner.workspace / "catalog.yaml").write_text(
-        "- {model: alice/shapes, to: alice/one-MoPEQ, space: false}\n"
+        "- {model: alice/shapes, to: alice/one-MoPEQ, recipe: mopeq, space: false}\n"
         "- {model: alice/moving, to: alice/two-MoPEQ, recipe: {bits: [3]}, questions: questions.jsonl, space: false}\n"
     )
 
@@ -202,8 +202,9 @@ def test_what_cannot_be_done_is_in_one_issue_and_does_not_keep_the_others(
     hub: HubServer, put: Callable[..., None], runner: Runner, github: GitHub
 ) -> None:
     put(TO)
-    catalog = (
-        f"- {{model: {MODEL}, to: {TO}}}\n- {{model: alice/gone, to: alice/x}}\n- {{model: {MODEL}, to: alice/y}}\n"
+    catalog = "".join(
+        f"- {{model: {model}, to: {to}, recipe: mopeq}}\n"
+        for model, to in ((MODEL, TO), ("alice/gone", "alice/x"), (MODEL, "alice/y"))
     )
     (runner.workspace / "mine.yaml").write_text(catalog)
     find = runner.job("republish.yml", "find", inputs={"catalog": "mine.yaml"})

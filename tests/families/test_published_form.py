@@ -147,6 +147,6 @@ def test_code_that_a_source_brings_is_not_taken_over(tmp_path: Path) -> None:
     shutil.copytree(tiny.SHAPES, source, ignore=shutil.ignore_patterns("images", "*.jsonl"))
     (source / "modeling.py").write_text("raise SystemExit('ran')")
     edit_json(source / "config.json", lambda config: config.update(auto_map={"AutoModel": "modeling.Model"}))
-    folder = quantize(str(source), tmp_path / "quantized").folder
+    folder = quantize(str(source), tmp_path / "quantized", Recipe()).folder
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
     assert not list(folder.glob("*.py"))

@@ -14,6 +14,7 @@ from mopeq_hub.experts import Matrix
 from mopeq_hub.fidelity import worker
 from mopeq_hub.fidelity.blocks import BlockPass
 from mopeq_hub.fidelity.by_blocks import original_of
+from mopeq_hub.fidelity.logits import forward
 from mopeq_hub.fidelity.metrics import Comparison
 from mopeq_hub.fidelity.staged import StagedModel
 from mopeq_hub.fidelity.stages import Item, key_of, place_of
@@ -81,7 +82,7 @@ def whole(model: Model, folder: Path, rows: list[Row]) -> dict[str, Any]:
     from transformers import AutoModelForImageTextToText
 
     loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    original = {row.number: logits for row, logits in worker.forward(loaded, rows)}
+    original = {row.number: logits for row, logits in forward(loaded, rows)}
     parameters = dict(loaded.named_parameters())
     with torch.no_grad():
         for item, _, published in offers(model):
@@ -90,7 +91,7 @@ def whole(model: Model, folder: Path, rows: list[Row]) -> dict[str, Any]:
                 parameter = parameters[place.parameter]
                 (parameter if place.expert is None else parameter[place.expert, slice(*place.rows)]).copy_(published)
     comparison = Comparison(rows)
-    for row, logits in worker.forward(loaded, rows):
+    for row, logits in forward(loaded, rows):
         comparison.add(row, original[row.number], logits)
     return comparison.result()
 
@@ -127,7 +128,7 @@ def test_the_original_is_computed_to_the_bit(make: Callable[[Path], Path], tmp_p
     assert (result["kl_mean"], result["top1_agreement"], set(blocks.errors)) == (0.0, 1.0, {0.0})
     loaded = worker.load(folder, {"role": "original", "auto_class": model.layout.auto_class, "dtype": "bfloat16"})[0]
     comparison = Comparison(rows)
-    for row, logits in worker.forward(loaded, rows):
+    for row, logits in forward(loaded, rows):
         comparison.add(row, logits, logits)
     assert result["loss"] == comparison.result()["loss"]
 

@@ -11,7 +11,7 @@ import torch
 
 from mopeq_hub import MopeqError
 from mopeq_hub.errors import UsageError
-from mopeq_hub.fidelity import worker
+from mopeq_hub.fidelity.logits import compare, write_logits
 from mopeq_hub.fidelity.measure import Way, check_loading, measure, way_of
 from mopeq_hub.manifest import read_fidelity, read_manifest
 from mopeq_hub.model import open_model
@@ -25,7 +25,7 @@ WHOLE = Way(blocks=False, dtype="float32")
 class Fixed:
     """Stands for a model: gives logits made for a test, whatever it is asked."""
 
-    dtype = torch.float32
+    dtype, device = torch.float32, torch.device("cpu")
 
     def __init__(self, table: torch.Tensor) -> None:
         self._table = table
@@ -45,8 +45,8 @@ def rows() -> list[Row]:
 def test_kl_agreement_and_loss_are_those_of_the_definition(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     original, published = (torch.randn(10, 10, generator=generator) for _ in range(2))
-    worker.write_logits(Fixed(original), rows(), tmp_path / "logits.npy")
-    result = worker.compare(Fixed(published), rows(), tmp_path / "logits.npy")
+    write_logits(Fixed(original), rows(), tmp_path / "logits.npy")
+    result = compare(Fixed(published), rows(), tmp_path / "logits.npy")
     before, answers = [1, 4, 1, 6, 5, 8, 9], [4, 1, 5, 5, 8, 9, 7]
     p, q = original[before].double().softmax(-1), published[before].double().softmax(-1)
     divergence = (p * (p / q).log()).sum(-1)
@@ -60,8 +60,8 @@ def test_kl_agreement_and_loss_are_those_of_the_definition(tmp_path: Path) -> No
 
 def test_a_model_does_not_differ_from_itself(tmp_path: Path) -> None:
     table = torch.randn(10, 10, generator=torch.Generator().manual_seed(0))
-    worker.write_logits(Fixed(table), rows(), tmp_path / "logits.npy")
-    result = worker.compare(Fixed(table), rows(), tmp_path / "logits.npy")
+    write_logits(Fixed(table), rows(), tmp_path / "logits.npy")
+    result = compare(Fixed(table), rows(), tmp_path / "logits.npy")
     assert (result["kl_mean"], result["top1_agreement"]) == (0.0, 1.0)
 
 

@@ -134,7 +134,7 @@ def stopped(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         stopped_after(5, patch)
         with pytest.raises(Stopped):
-            pipeline.quantize(str(model), folder)
+            pipeline.quantize(str(model), folder, Recipe())
 
 
 def quantized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -151,11 +151,11 @@ def quantized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_what_was_finished_is_not_done_again(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pipeline.quantize(str(model), tmp_path / "whole")
+    whole = pipeline.quantize(str(model), tmp_path / "whole", Recipe())
     stopped(model, tmp_path / "stopped", monkeypatch)
     assert not (tmp_path / "stopped").exists(), "nothing is half there"
     again = quantized(monkeypatch)
-    resumed = pipeline.quantize(str(model), tmp_path / "stopped")
+    resumed = pipeline.quantize(str(model), tmp_path / "stopped", Recipe())
     assert len(again) == SHARDS - 5
     assert contents(resumed.folder) == contents(whole.folder)
     assert left_in(tmp_path) == []
@@ -170,9 +170,9 @@ def test_a_finished_file_that_was_damaged_since_is_made_again(
     first.write_bytes(first.read_bytes()[:-1] + b"?")
     second.unlink()
     again = quantized(monkeypatch)
-    resumed = pipeline.quantize(str(model), tmp_path / "stopped")
+    resumed = pipeline.quantize(str(model), tmp_path / "stopped", Recipe())
     assert len(again) == SHARDS - 5 + 2
-    assert contents(resumed.folder) == contents(pipeline.quantize(str(model), tmp_path / "whole").folder)
+    assert contents(resumed.folder) == contents(pipeline.quantize(str(model), tmp_path / "whole", Recipe()).folder)
 
 
 def test_another_recipe_does_not_go_on_with_it(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,19 +187,19 @@ def test_a_run_that_finished_nothing_leaves_nothing(
 ) -> None:
     stopped_after(0, monkeypatch)
     with pytest.raises(Stopped):
-        pipeline.quantize(str(model), tmp_path / "stopped")
+        pipeline.quantize(str(model), tmp_path / "stopped", Recipe())
     assert left_in(tmp_path) == []
 
 
 def test_two_runs_do_not_do_the_same_work_at_once(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def meanwhile(*anything: Any) -> None:
         with pytest.raises(MopeqError, match="another run"):
-            pipeline.quantize(str(model), tmp_path / "repo")
+            pipeline.quantize(str(model), tmp_path / "repo", Recipe())
         raise Stopped
 
     monkeypatch.setattr(run, "quantize_unit", meanwhile)
     with pytest.raises(Stopped):
-        pipeline.quantize(str(model), tmp_path / "repo")
+        pipeline.quantize(str(model), tmp_path / "repo", Recipe())
 
 
 def test_the_profile_goes_on_as_well(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,20 +92,21 @@ def test_the_product_of_signals_has_the_order_of_both(
     assert max(product.values()) <= 1
 
 
-def test_fisher_is_the_divergence_that_quantizing_one_expert_makes(
-    model: Model, live: Any, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+def test_fisher_is_the_divergence_that_quantizing_one_expert_or_linear_layer_makes(
+    model: Model, live: Any, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fisher, "DRAWS", 48)
+    rest = [[matrix] for matrix in model.layout.rest]
     found = []
     for row in rows[:2]:
         one = replace(row, number=0)
-        collector = Collector(model, live, {**JOB, "widths": [4]})
+        collector = Collector(model, live, {**JOB, "widths": [4], "rest": [matrix.name for (matrix,) in rest]})
         collector.begin()
         for part, inputs in batches([one]):
             collector.run(part, inputs)
         costs = collector.result()["costs"]
-        bench = Bench(model, load(_job(model)), [one], JOB)
-        for matrices in list(model.layout.experts.values())[::6]:
+        bench = Bench(model, load(_job(model)), [one], JOB, tmp_path)
+        for matrices in [*list(model.layout.experts.values())[::6], *rest]:
             truth = bench.measure(alone(matrices, 4))["kl_mean"]
             found.append((sum(costs[matrix.name][0] for matrix in matrices), truth))
     estimated, measured = np.array(found).T
