@@ -1,6 +1,7 @@
 """`check`: is a publication what its manifest says, down to every tensor, and does it load?"""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.hub import destination_for
 from mopeq_hub.hub.published import Published
 from mopeq_hub.manifest import FIDELITY_NAME, MANIFEST_NAME, SIGNATURE_NAME
+from mopeq_hub.modeling.registry import added
 from mopeq_hub.packing import PARTS
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.recipe import Recipe
@@ -53,7 +55,7 @@ def check(
     manifest = manifests.read_manifest(published.folder())
     checks: list[tuple[str, _Look]] = [
         ("every file has its hash", _hashes),
-        ("it brings no code and no pickles", _code),
+        ("it brings no foreign code and no pickles", _code),
         ("every tensor fits the bit map", _tensors),
         ("the loader's configuration fits the bit map", _configuration),
         ("the recipe has its digest", _recipe),
@@ -94,6 +96,10 @@ def _hashes(published: Published, manifest: dict[str, Any]) -> None:
 
 
 def _code(published: Published, manifest: dict[str, Any]) -> None:
+    own = added(manifest["model"]["model_type"])
+    for name in sorted(published.names):
+        if name.endswith(".py") and not (own and re.fullmatch(rf"[a-z_]+_{own.package}\.py", name)):
+            raise MopeqError(f"{name} is code, and no part of the model's own")
     for name in sorted(published.names - set(manifest["files"])):
         if name.endswith(_DANGEROUS):
             raise MopeqError(f"{name} is not part of the publication")

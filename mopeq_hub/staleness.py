@@ -19,7 +19,7 @@ from mopeq_hub.selection import settled_anywhere
 from mopeq_hub.source import open_source
 from mopeq_hub.untrusted import read_object
 
-FOREIGN = "it brings no code and no pickles"
+FOREIGN = "it brings no foreign code and no pickles"
 """The check that fails over files that are not the publication's, which publishing it again would leave there."""
 _DAMAGED = "files of the publication are missing or damaged"
 _NOTHING = "nothing is published there"

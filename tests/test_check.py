@@ -121,7 +121,7 @@ def empty_card(folder: Path) -> None:
                 LOADS,
             },
         ),
-        (smuggled_code, {"it brings no code and no pickles"}),
+        (smuggled_code, {"it brings no foreign code and no pickles"}),
         (other_recipe, {"the recipe has its digest"}),
         (no_fidelity, {"fidelity was measured on these files"}),
         (other_fidelity, {"fidelity was measured on these files"}),

@@ -23,6 +23,7 @@ from mopeq_hub.progress import Quiet
 from mopeq_hub.questions import Question
 from mopeq_hub.questions.inputs import Encoder, batches
 from mopeq_hub.sensitivity.activity import COLLECTORS
+from mopeq_hub.space import render_space
 from tests import tiny
 from tests.conftest import ASSETS
 from tests.families.test_published_form import IMAGE, ROUNDING, dequantized
@@ -101,6 +102,23 @@ def test_a_published_deepseek_vl2_loads_both_ways_with_the_weights_that_were_wri
         assert found["prompt"].endswith("<|User|>: hi\n\n<|Assistant|>:")
         assert (found["logits"] - expected["logits"]).abs().max() < ROUNDING * largest
         assert (found["logits"] - original["logits"]).abs().max() > 100 * ROUNDING * largest
+
+
+def test_the_space_asks_both_models_by_the_publications_code(tmp_path):
+    source = tiny.deepseek_vl2(tmp_path / "source")
+    repo = quantize(str(source), tmp_path / "quantized", Recipe(group_size=32))
+    render_space(tmp_path / "space", repo.manifest, str(repo.folder), str(source), None)
+    said = json.loads((tmp_path / "space" / "publication.json").read_text("utf-8"))
+    assert said["brings_code"]
+    question = {"picture": str(IMAGE), "question": "which ?", "length": 4, "temperature": 0, "seed": 0}
+    for folder in (said["original"], said["model"]):
+        command = [sys.executable, str(tmp_path / "space" / "worker.py"), folder, "--code", said["model"]]
+        command += ["--auto-class", said["auto_class"]]
+        heard = subprocess.run(
+            command, input=json.dumps(question) + "\n", capture_output=True, text=True, check=True, cwd=tmp_path
+        ).stdout
+        events = [json.loads(line)["event"] for line in heard.splitlines()]
+        assert (events[0], events[-1]) == ("ready", "done")
 
 
 def test_the_code_is_this_versions_and_the_sources_is_not_taken_over(tmp_path):
