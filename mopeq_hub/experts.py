@@ -189,9 +189,7 @@ class _Placer:
         elif live_name not in self._live.shapes:
             self._ignored.append(info.name)
         elif pattern is not None:
-            raise MopeqError(
-                f"{info.name} of {self._where} is stored in a form that is not supported yet", "report the model's name"
-            )
+            self._matrices += self._cut(info, self._live.parts_of(live_name, pattern))
         else:
             self._check_shape(info, self._live.shapes[live_name])
             if module in self._linears and parameter == "weight":
@@ -199,6 +197,21 @@ class _Placer:
                 self._matrices.append(Matrix(module, info.name, (info.shape[0], info.shape[1])))
             else:
                 self._kept[info.name] = live_name
+
+    def _cut(self, info: TensorInfo, names: list[str]) -> Iterator[Matrix]:
+        """The linear layers that one tensor of the file holds one below the other."""
+        parts = [name.removesuffix(".weight") for name in names]
+        if not parts or not {*parts} <= self._linears:
+            raise MopeqError(
+                f"{info.name} of {self._where} is stored in a form that is not supported yet", "report the model's name"
+            )
+        self._check_dtype(info)
+        shapes = [self._live.shapes[name] for name in names]
+        self._check_shape(info, (sum(shape[0] for shape in shapes), shapes[0][1]))
+        start = 0
+        for part, (rows, columns) in zip(parts, shapes, strict=True):
+            yield Matrix(part, info.name, (rows, columns), rows=(start, start + rows))
+            start += rows
 
     def layout(self) -> Layout:
         """What was placed. Raises MopeqError where the live model needs something that was not in the file."""

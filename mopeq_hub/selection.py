@@ -58,16 +58,27 @@ def settled(recipe: Recipe, model: Model, questions: Questions, *, whole: bool =
     whole: whether the model's files are all here at one time. Raises MopeqError where the rest is to compete with the
     experts, which only a model that is run can tell.
     """
+    runs = recipe.signal == BEST and whole and fits(model, recipe)
+    if recipe.signal == BEST and not runs and recipe.rest_bits == "auto":
+        needed = memory_needed(model, recipe.bits) / 1e9
+        raise MopeqError(
+            f"--rest-bits auto runs the whole model, which takes {needed:.0f} GB of memory",
+            "use a machine that has as much free, one width for the rest, or --signal hessian",
+        )
+    return _settled(recipe, questions, runs)
+
+
+def settled_anywhere(recipe: Recipe, questions: Questions) -> list[Recipe]:
+    """All that `settled` may make of a recipe, on one machine or another."""
+    if recipe.signal != BEST or recipe.rest_bits == "auto":
+        return [_settled(recipe, questions, runs=True)]
+    return [_settled(recipe, questions, runs) for runs in (True, False)]
+
+
+def _settled(recipe: Recipe, questions: Questions, runs: bool) -> Recipe:
     if recipe.signal == BEST:
-        runs = whole and fits(model, recipe)
-        if not runs and recipe.rest_bits == "auto":
-            needed = memory_needed(model, recipe.bits) / 1e9
-            raise MopeqError(
-                f"--rest-bits auto runs the whole model, which takes {needed:.0f} GB of memory",
-                "use a machine that has as much free, one width for the rest, or --signal hessian",
-            )
-        allocator = MEASURED if runs else "knapsack"
-        recipe = replace(recipe, signal="fisher" if runs else _DATA_FREE, allocator=allocator)
+        signal, allocator = ("fisher", MEASURED) if runs else (_DATA_FREE, "knapsack")
+        recipe = replace(recipe, signal=signal, allocator=allocator)
     if recipe.allocator != MEASURED:
         return recipe
     named = hashlib.sha256(f"{questions.digest} {questions.limit}".encode()).hexdigest()

@@ -15,6 +15,7 @@ from mopeq_hub.model import open_model
 from mopeq_hub.planning import settled_for, with_given
 from mopeq_hub.questions import read_questions
 from mopeq_hub.recipe import BEST, FORMAT_VERSION, MEASURED, Recipe
+from mopeq_hub.selection import settled_anywhere
 from mopeq_hub.source import open_source
 from mopeq_hub.untrusted import read_object
 
@@ -33,7 +34,7 @@ def stale_for(entry: Entry) -> tuple[list[str], Set[str]]:
     commit, recipes = open_source(entry.model).commit, _settled(entry)
     destination = destination_for(entry.to, entry.model)
     if not entry.budgets:
-        name = publication_name(recipes[MAIN], commit)
+        name = publication_name(recipes[MAIN][0], commit)
         place = place_of(destination, compared_at(destination), entry.recipe.budget, name)
         reasons, is_damaged = _stale(place, recipes[MAIN], commit)
         branch = MAIN if place is destination else entry.recipe.budget
@@ -58,31 +59,38 @@ def failing(destination: Destination) -> list[str]:
     return [f"its check fails: {finding.trouble}" for finding in troubles]
 
 
-def _settled(entry: Entry) -> dict[str, Recipe]:
-    """The recipes of the entry's publications, each as publishing it here would settle it."""
+def _settled(entry: Entry) -> dict[str, list[Recipe]]:
+    """The recipes of the entry's publications, each as publishing it here would settle it, and as another machine may
+    have: what `best` stands for depends on memory, and is no reason to publish anything again."""
     recipes = {name: with_given(recipe, None)[0] for name, recipe in entry.recipes().items()}
     if not any(recipe.signal == BEST or recipe.allocator == MEASURED for recipe in recipes.values()):
-        return recipes
+        return {name: [recipe] for name, recipe in recipes.items()}
     model, asked = open_model(entry.model), read_questions(entry.questions)
     return {
-        name: settled_for(model, recipe, asked, workplace.home(), to_hub=True, stream=None)
+        name: [
+            settled_for(model, recipe, asked, workplace.home(), to_hub=True, stream=None),
+            *settled_anywhere(recipe, asked),
+        ]
         for name, recipe in recipes.items()
     }
 
 
-def _stale(destination: Destination, recipe: Recipe, commit: str) -> tuple[list[str], bool]:
-    """Why one publication has to be made again, and whether the destination says that it holds it, and does not."""
-    published, name = destination.publication(), publication_name(recipe, commit)
-    if published == name:
+def _stale(destination: Destination, recipes: list[Recipe], commit: str) -> tuple[list[str], bool]:
+    """Why one publication has to be made again, and whether the destination says that it holds it, and does not.
+
+    recipes: the one that it would be made by, and others that are as good.
+    """
+    published, names = destination.publication(), [publication_name(recipe, commit) for recipe in recipes]
+    if published in names:
         reasons = failing(destination)
         return reasons, bool(reasons)
     manifest = _manifest(destination)
     if manifest is None:
         return [_NOTHING], False
-    reasons = list(_changes(manifest, commit, recipe))
+    reasons = list(_changes(manifest, commit, recipes[0]))
     if published is None:
         reasons.append(_DAMAGED)
-    return reasons or [f"it holds {published}, not {name}"], False
+    return reasons or [f"it holds {published}, not {names[0]}"], False
 
 
 def _stale_main(

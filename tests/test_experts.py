@@ -130,8 +130,8 @@ def test_what_is_quantized_already_is_refused(tmp_path: Path) -> None:
     ("config", "words"),
     [
         (
-            {"model_type": "deepseek_vl_v2", "language_config": {"n_routed_experts": 64}},
-            "not supported yet: deepseek_vl_v2",
+            {"model_type": "aria", "language_config": {"n_routed_experts": 64}},
+            "not supported yet: aria",
         ),
         ({"model_type": "bert", "text_config": None}, "not a mixture of experts"),
         ({"model_type": "llava", "text_config": "odd"}, "not a mixture of experts"),

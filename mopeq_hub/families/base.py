@@ -28,7 +28,8 @@ class FusedParameter:
 class Family:
     """A kind of model: how to recognise it and how its experts lie in the live module.
 
-    model_type: of the whole model, as config.json says it.
+    model_type: of the whole model, as config.json says it. marks: what else config.json has to say, where others have
+    the same model type.
     text_model_types: those of the text model that were proven; empty where the model type alone decides.
     experts_count, experts_per_token: attributes of the text config that hold the counts.
     norm: the module in a decoder layer through which hidden states reach router and experts.
@@ -37,6 +38,7 @@ class Family:
 
     model_type: str
     text_model_types: tuple[str, ...] = ()
+    marks: tuple[tuple[str, str], ...] = ()
     experts_count: str = "num_experts"
     experts_per_token: str = "num_experts_per_tok"
     norm: str = "post_attention_layernorm"
@@ -74,7 +76,7 @@ class Family:
 
     def fits(self, config: dict[str, Any]) -> bool:
         """Whether a config.json is of this family."""
-        if config.get("model_type") != self.model_type:
+        if config.get("model_type") != self.model_type or any(config.get(key) != value for key, value in self.marks):
             return False
         text = config.get("text_config")
         text_type = text.get("model_type") if isinstance(text, dict) else None

@@ -88,6 +88,20 @@ class LiveModel:
                 return live, pattern, list(converter.source_patterns)
         return live, None, []
 
+    def parts_of(self, live_name: str, pattern: str) -> list[str]:
+        """Live names, in order of their rows, of the parameters into which transformers cuts a file's tensor.
+
+        None where the converter with this pattern does anything else.
+        """
+        from transformers.core_model_loading import Chunk, Split
+
+        converter = next(each for each in self.converters if pattern in each.source_patterns)
+        cut = converter.operations[0]
+        if len(converter.operations) > 1 or not isinstance(cut, Chunk | Split) or cut.dim != 0:
+            return []
+        first, *_ = converter.target_patterns
+        return [live_name.replace(first, target, 1) for target in converter.target_patterns]
+
 
 def _task(config: Any) -> tuple[str, Any]:
     """The task of the architecture the config names, by optimum's task registry, and the auto class for it.

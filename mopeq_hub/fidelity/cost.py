@@ -46,7 +46,7 @@ def estimate(model: Model, questions: Questions) -> Cost:
     if questions.limit:
         tokens = min(tokens, max(questions.limit, lengths[0]))
     item_bytes = _ITEM_BYTES[stored_dtype(model)]
-    width = int(model.text_config["hidden_size"])
+    width = next(matrix.shape[1] for matrix in model.layout.routed if matrix.projection != "down")
     return Cost(
         tokens=tokens,
         flops=2 * MODELS * tokens * active_weights(model),

@@ -167,6 +167,17 @@ def test_what_is_stale_and_why(hub: HubServer, put: Callable[..., None], capsys:
     assert "its check fails: the card's library_name is None" in reasons(capsys, pinned)[0][0]
 
 
+def test_what_a_smaller_machine_published_as_best_is_not_stale_on_a_larger_one(
+    hub: HubServer, put: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(TO, recipe=replace(best(), signal="distortion", allocator="knapsack"))
+    entry = {"model": MODEL, "to": TO, "recipe": "best"}
+    assert reasons(capsys, entry) == [[]]
+    other = {**entry, "recipe": {"signal": "best", "allocator": "measured", "budget": "3bpw"}}
+    ((why, *_),) = reasons(capsys, other)
+    assert "budget from 3.297bpw to 3bpw" in why
+
+
 def test_a_folder_is_looked_at_like_the_hub(
     publication: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

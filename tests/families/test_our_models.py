@@ -218,7 +218,7 @@ def test_signals_are_measured_from_weights_and_while_it_answers(kind, tmp_path):
 
     live = load({"folder": str(folder), "auto_class": model.layout.auto_class}).requires_grad_(False)
     asked = [Question(IMAGE, "how many ?", "one"), Question(None, "how many ?", "two"), Question(IMAGE, "?", "red")]
-    job = {"group_size": 32, "symmetric": True, "search": True, "seed": 0, "widths": [2, 3, 4]}
+    job = {"group_size": 32, "symmetric": True, "search": True, "seed": 0, "widths": [2, 3, 4], "rest": []}
     for signal, found in (("fisher", "costs"), ("frequency", "experts")):
         collector = COLLECTORS[signal](model, live, {**job, "signal": signal})
         collector.begin()

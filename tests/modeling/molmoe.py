@@ -2,11 +2,14 @@
 small models of other sizes."""
 
 import json
+import math
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 REFERENCE = Path(__file__).parents[1] / "assets" / "molmoe-like"
 SPECIAL = ("<|endoftext|>", "<|padding|>", "<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")
@@ -75,3 +78,52 @@ def small(**changes: Any) -> Any:
             if name.endswith(("pad_embed", "bias")) or "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
+
+
+def as_torch_files(folder: Path) -> Path:
+    """The folder's weights as the Hub repo holds them: float32, in torch's zip files, as many as there were."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    named: dict[str, str] = {}
+    for shard in sorted(set(index.values())):
+        name = f"pytorch_{shard.removesuffix('.safetensors')}.bin"
+        tensors = {tensor: value.float() for tensor, value in load_file(folder / shard).items()}
+        torch.save(tensors, folder / name)
+        named |= dict.fromkeys(tensors, name)
+        (folder / shard).unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": named}))
+    return folder
+
+
+FULL_SIZE = {
+    "additional_vocab_size": 128, "d_model": 2048, "embedding_size": 50304, "max_position_embeddings": 32768,
+    "max_sequence_length": 4096, "moe_num_experts": 64, "moe_top_k": 8, "n_heads": 16, "n_layers": 16,
+    "vit_layers": [-2, -9], "vocab_size": 50280,
+}  # fmt: skip
+FULL_SIZE_VISION = {
+    "image_default_input_size": [336, 336], "image_emb_dim": 1024, "image_head_dim": 64, "image_mlp_dim": 4096,
+    "image_num_heads": 16, "image_num_key_value_heads": 16, "image_num_layers": 23, "image_num_pos": 577,
+}  # fmt: skip
+
+
+def full_size(folder: Path) -> Path:
+    """MolmoE-1B-0924 with its config and every tensor's header, float32, and no weights: a file that is one hole."""
+    listed = json.loads((REFERENCE.parent / "molmoe_tensors.json").read_text())
+    config = json.loads((REFERENCE / "config.json").read_text()) | FULL_SIZE
+    config["vision_backbone"] |= FULL_SIZE_VISION
+    (folder / "config.json").write_text(json.dumps(config))
+    header: dict[str, Any] = {}
+    end = 0
+    for pattern, shape, count, _ in listed["groups"]:
+        stars = pattern.count("*")
+        experts = 64 if stars == 2 else 1
+        for number in range(count):
+            name = pattern.replace("*", str(number // experts), 1).replace("*", str(number % experts), 1)
+            start, end = end, end + 4 * math.prod(shape)
+            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    assert len(header) == listed["ntensors"]
+    text = json.dumps(header).encode()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return folder

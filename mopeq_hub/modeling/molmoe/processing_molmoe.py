@@ -52,12 +52,9 @@ class MolmoProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
     ) -> list[Any]:
-        # By name, not by registry: the Hub repo's preprocessor_config.json names classes of code that travels with it.
-        kwargs.pop("trust_remote_code", None)
-        try:
-            pictures = MolmoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        except OSError:
-            pictures = MolmoImageProcessor()
+        # Directly, not by registry: the Hub repo's preprocessor_config.json names classes of code that travels with it.
+        settings = {name: value for name, value in kwargs.items() if name != "trust_remote_code"}
+        pictures = MolmoImageProcessor.from_pretrained(pretrained_model_name_or_path, **settings)
         return [pictures, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
 
     def __call__(
