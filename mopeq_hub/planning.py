@@ -21,15 +21,18 @@ from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import BEST, CALIBRATED, MEASURED, RUNNING, Recipe
 from mopeq_hub.recipes import best
 from mopeq_hub.sensitivity import Profile
+from mopeq_hub.sensitivity.by_running import memory_needed
 from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.sensitivity.initial import pinned
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a publication would be. `choices` are dicts of name, bytes and experts_bpw; `manifest` needs a profile;
-    `fidelity` is what measuring it block by block would cost, `needs` what publishing it to the Hub would take."""
+    """What a publication would be. `recipe` is the one that `best` stands for here, where that was asked for; `choices`
+    are dicts of name, bytes and experts_bpw; `manifest` needs a profile; `fidelity` is what measuring it block by block
+    would cost, `needs` what publishing it to the Hub would take."""
 
+    recipe: Recipe
     choices: list[dict[str, Any]]
     manifest: dict[str, Any] | None
     profile: Profile | None
@@ -77,7 +80,7 @@ def plan(
     ]
     original = {"name": "original", "bytes": opened.checkpoint.nbytes, "experts_bpw": None}
     needs = needs_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
-    return Plan([original, *choices], manifest, profile, estimate(opened, asked), needs)
+    return Plan(recipe, [original, *choices], manifest, profile, estimate(opened, asked), needs)
 
 
 def settled_for(
@@ -120,11 +123,14 @@ def needs_for(
     room_for(model, recipe)
     widest = BitMap.uniform(model.layout, max(recipe.bits))
     units = plan_units(model.checkpoint, model.layout, widest, recipe)
-    if recipe.quantizer in CALIBRATED or recipe.signal in RUNNING or recipe.allocator == MEASURED:
+    profiled = profiles.cache_of(model, recipe).is_file()
+    runs = recipe.allocator == MEASURED or recipe.signal in RUNNING
+    if runs or recipe.quantizer in CALIBRATED:
         # The whole model is run before the first weight is written.
         stream = False
-    profiled = profiles.cache_of(model, recipe).is_file()
     needs = needs_of(model, units, place, to_hub=to_hub, profiled=profiled, passing=stream)
+    if runs:
+        needs = replace(needs, memory=max(needs.memory, memory_needed(model, recipe.bits)))
     if questions is None or not (needs.passing or way_of(model, workplace.free_memory()).blocks):
         return needs
     proof = estimate(model, questions)

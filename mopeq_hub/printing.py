@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.progress import Bars, Lines, Progress, Quiet
+from mopeq_hub.recipe import RUNNING
 
 if TYPE_CHECKING:
     from mopeq_hub.delivery import Publication
@@ -84,17 +85,29 @@ def show_plans(model: str, plans: dict[str, "Plan"], as_json: bool) -> None:
     print(summary.needs_line(planned.needs) + ("; each budget in turn" if len(plans) > 1 else ""))
     print(summary.cost_line(planned.fidelity))
     if manifest is None:
-        print(
-            "The bit map needs the experts' sensitivities: give --profile, or download the model and name its folder."
-        )
+        print(_without_map(planned.recipe.signal))
     elif len(plans) == 1:
         print(summary.spread_line(manifest))
         console().print(summary.Heatmap(manifest))
 
 
+def _without_map(signal: str) -> str:
+    if signal not in RUNNING:
+        return (
+            "The bit map needs the experts' sensitivities: give --profile, or name a folder that holds the model."
+        )
+    return (
+        f"The bit map comes of running the model, by the signal {signal}: `publish --dry-run` does that. "
+        "--signal distortion needs weights alone."
+    )
+
+
 def _document(planned: "Plan") -> dict[str, Any]:
     cost, needs = asdict(planned.fidelity), asdict(planned.needs)
-    return {"choices": planned.choices, "manifest": planned.manifest, "fidelity": cost, "needs": needs}
+    recipe = planned.recipe.to_dict()
+    return {
+        "recipe": recipe, "choices": planned.choices, "manifest": planned.manifest, "fidelity": cost, "needs": needs
+    }  # fmt: skip
 
 
 def show_outcome(outcome: "Outcome") -> None:

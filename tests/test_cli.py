@@ -106,6 +106,14 @@ def test_plan_shows_sizes_and_the_bit_map_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["profile.json"]
 
 
+def test_a_plan_of_what_is_found_by_running_the_model_says_so(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(capsys, "plan", shapes)
+    assert "The bit map comes of running the model, by the signal fisher: `publish --dry-run` does that." in text
+    assert "publishing: up to 2.01 GB of memory" in text
+    planned = json.loads(run(capsys, "plan", shapes, "--json"))
+    assert (planned["manifest"], planned["recipe"]["allocator"]) == (None, "measured")
+
+
 def test_what_is_planned_is_what_is_written(shapes: Path, published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     planned = json.loads(run(capsys, "plan", shapes, "--recipe", "mopeq", "--json"))["manifest"]
     written: dict[str, Any] = json.loads((published / "mopeq.json").read_text())

@@ -15,12 +15,14 @@ def trouble_with(config: dict[str, Any]) -> str:
 
     DeepSeek-OCR and models made from it say `deepseek_vl_v2` too. What they see with is another thing.
     """
-    vision = config.get("vision_config") or {}
-    others = [name for name in config.get("architectures") or [] if not str(name).startswith("DeepseekVLV2")]
+    vision, named = config.get("vision_config"), config.get("architectures") or []
+    sees = vision.get("model_name") if isinstance(vision, dict) else None
+    others = [name for name in named if not str(name).startswith("DeepseekVLV2")]
     if others:
         return f"model type {MODEL_TYPE}, but the architecture is {others[0]}, not DeepSeek-VL2"
-    if not str(vision.get("model_name", "siglip")).startswith("siglip"):
-        return f"model type {MODEL_TYPE}, but it sees with {vision['model_name']}, not with DeepSeek-VL2's SigLIP"
+    if not (named if sees is None else str(sees).startswith("siglip")):
+        eyes = sees or "what it does not name"
+        return f"model type {MODEL_TYPE}, but it sees with {eyes}, not with SigLIP as DeepSeek-VL2"
     return ""
 
 
@@ -176,9 +178,9 @@ class DeepseekVLV2Config(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.language_config is None:
             self.language_config = kwargs.pop("text_config", None)
-        described: dict[str, Any] = {"architectures": self.architectures}
-        if isinstance(self.vision_config, dict):
-            described["vision_config"] = self.vision_config
+        # A config that is made by hand need not say what this class takes for granted.
+        vision = {"model_name": "siglip", **(self.vision_config if isinstance(self.vision_config, dict) else {})}
+        described = {"architectures": self.architectures, "vision_config": vision}
         if trouble := trouble_with(described):
             raise ValueError(trouble)
         if self.tile_tag != "2D" or self.global_view_pos not in ("head", "tail"):

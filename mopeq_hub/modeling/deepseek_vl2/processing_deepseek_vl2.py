@@ -117,7 +117,7 @@ class DeepseekVLV2Processor(ProcessorMixin):
             config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **where)
         except OSError:
             config = {}
-        if trouble := trouble_with(config):
+        if config and (trouble := trouble_with(config)):
             raise ValueError(trouble)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
