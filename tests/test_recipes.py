@@ -39,7 +39,7 @@ def test_python_does_what_the_command_line_does_where_nobody_says_how() -> None:
 
 @pytest.mark.parametrize("options", [[], ["--recipe", "best"], ["--recipe", ""], ["--recipe", "{}"]])
 def test_without_choices_it_is_the_best_in_the_room_of_uniform_3_bits(options: list[str]) -> None:
-    assert given(*options) == Recipe(signal="best", allocator="measured", budget="3.297bpw")
+    assert given(*options) == Recipe(signal="best", allocator="measured", budget="3.297bpw", rest_bits=8)
 
 
 @pytest.mark.parametrize(
