@@ -90,6 +90,17 @@ def test_the_chat_template_says_what_a_question_becomes(processor: Any) -> None:
     assert processor.tokenizer(text).input_ids == processor(text="What?")["input_ids"][0].tolist()
 
 
+def test_a_conversation_becomes_inputs_at_once(processor: Any) -> None:
+    asked = [
+        {"role": "user", "content": [{"type": "image", "image": picture(60, 60)}, {"type": "text", "text": "What?"}]}
+    ]
+    made = processor.apply_chat_template(
+        asked, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
+    plain = processor(images=picture(60, 60), text="What?", return_tensors="pt")
+    assert all(torch.equal(made[name], plain[name]) for name in plain)
+
+
 def test_several_pictures_come_one_after_another_or_where_the_text_has_them(processor: Any) -> None:
     two = [picture(60, 60), picture(130, 60)]
     first = processor(images=two, text="Which?", return_tensors="pt")
@@ -115,6 +126,10 @@ def test_rows_of_different_lengths_are_padded_at_the_left(processor: Any) -> Non
         together = model(**batch).logits[:, -1]
         alone = torch.cat([model(**each).logits[:, -1] for each in single])
     assert torch.allclose(together, alone, atol=1e-4 * float(alone.abs().max()))
+    said = model.generate(**batch, max_new_tokens=5, do_sample=False)[:, -5:]
+    assert said.tolist() == [
+        model.generate(**each, max_new_tokens=5, do_sample=False)[0, -5:].tolist() for each in single
+    ]
 
 
 def test_it_is_saved_and_loaded(processor: Any, tmp_path: Path) -> None:
