@@ -93,9 +93,7 @@ def show_plans(model: str, plans: dict[str, "Plan"], as_json: bool) -> None:
 
 def _without_map(signal: str) -> str:
     if signal not in RUNNING:
-        return (
-            "The bit map needs the experts' sensitivities: give --profile, or name a folder that holds the model."
-        )
+        return "The bit map needs the experts' sensitivities: give --profile, or name a folder that holds the model."
     return (
         f"The bit map comes of running the model, by the signal {signal}: `publish --dry-run` does that. "
         "--signal distortion needs weights alone."

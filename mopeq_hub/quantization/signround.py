@@ -15,6 +15,7 @@ import torch
 
 from mopeq_hub.calibration import Inputs, calibration_inputs, chosen_experts, load, read_job
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.modeling.registry import added
 from mopeq_hub.packing import Packed, dequantize, pack
 from mopeq_hub.quantization.handover import finish, save
 from mopeq_hub.questions.inputs import Encoder
@@ -47,6 +48,10 @@ def tune(model: Any, encoder: Encoder, inputs: list[Inputs], job: dict[str, Any]
     from auto_round import AutoRound
 
     on_gpu = torch.cuda.is_available()
+    if added(model.config.model_type):
+        # By its model type auto-round would take it for the original's code, and call modules by the names they have
+        # there. Nothing but auto-round looks at it from here on.
+        model.config.model_type = "mopeq"
     rounder = AutoRound(
         model,
         tokenizer=encoder.tokenizer,

@@ -252,9 +252,11 @@ register_checkpoint_conversion_mapping(
         WeightRenaming("vision_tower.pos_embed", "vision_tower.embeddings.position_embedding"),
         WeightRenaming("vision_tower.norm.", "vision_tower.post_layernorm."),
         WeightRenaming("vision_tower.blocks.", "vision_tower.encoder.layers."),
-        WeightRenaming(r"(vision_tower.encoder.layers.\d+).attn.", r"\1.self_attn."),
-        WeightRenaming(r"(vision_tower.encoder.layers.\d+).norm1.", r"\1.layer_norm1."),
-        WeightRenaming(r"(vision_tower.encoder.layers.\d+).norm2.", r"\1.layer_norm2."),
+        # Without groups: auto-round reads these too, and knows none.
+        WeightRenaming(r"\.attn\.qkv\.", ".self_attn.qkv."),
+        WeightRenaming(r"\.attn\.proj\.", ".self_attn.proj."),
+        WeightRenaming(r"\.norm1\.", ".layer_norm1."),
+        WeightRenaming(r"\.norm2\.", ".layer_norm2."),
         WeightConverter(
             ["mlp.experts.*.gate_proj.weight", "mlp.experts.*.up_proj.weight"],
             "mlp.experts.gate_up_proj",
