@@ -177,8 +177,8 @@ _RECIPE_HELP = {
     "iterations": "How often `signround` adjusts each decoder layer.",
     "group_size": "Consecutive weights that share a scale: 32, 64, 128 or 256.",
     "symmetric": "Whether the grid is centred on zero.",
-    "rest_bits": "Width of the text model's other linear layers: 2, 3, 4, 8 (as in `best`), or 16 to leave them; `auto` "
-    "gives each its own, in one knapsack with the experts.",
+    "rest_bits": "Width of the text model's other linear layers: 2, 3, 4, 8 (as in `best`), or 16, to leave them; "
+    "`auto` gives each its own, in one knapsack with the experts.",
     "shard_size": "Bytes at which a new output file is begun.",
     "seed": "Of everything random.",
 }
