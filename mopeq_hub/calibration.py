@@ -57,6 +57,7 @@ class Rounded:
 def calibration_inputs(job: dict[str, Any], encoder: Encoder) -> list[Inputs]:
     """The calibration questions with their answers, in batches."""
     questions = read_questions(Path(job["calibration"]) if job["calibration"] else None)
+    questions = questions.askable(encoder.takes_pictures)
     return inputs_of(encoder.rows(list(questions.items), with_answer=True))
 
 

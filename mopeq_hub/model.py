@@ -31,6 +31,10 @@ class Model:
     def weights(self) -> "Weights":
         return Weights(self.source, self.checkpoint)
 
+    @property
+    def takes_pictures(self) -> bool:
+        return self.layout.task == "image-text-to-text"
+
     def local_folder(self) -> Path:
         """The folder on this machine that holds all that loading the model takes, which is fetched if it is not here.
 

@@ -97,6 +97,7 @@ def publish(
         destination.check_writable(space=space)
     asked = read_questions(questions, fidelity_tokens)
     opened = open_model(model) if isinstance(model, str) else model
+    asked = asked.askable(opened.takes_pictures)
     check_apart(destination.folder, opened)
     to_hub, place = isinstance(destination, HubDestination), destination.folder or workplace.home()
     if engine.elsewhere and to_hub and not dry_run:
@@ -224,7 +225,7 @@ def evaluate(
             f"{opened.source.location} is not what {folder} was made from: its contents have changed",
             "quantize it again, or name the original with --original",
         )
-    return prove(opened, QuantizedRepo(folder, manifest), asked, compare, progress)
+    return prove(opened, QuantizedRepo(folder, manifest), asked.askable(opened.takes_pictures), compare, progress)
 
 
 def push(

@@ -60,6 +60,7 @@ def plan(
     progress = progress or Quiet()
     asked = read_questions(questions, fidelity_tokens)
     opened = open_model(model) if isinstance(model, str) else model
+    asked = asked.askable(opened.takes_pictures)
     recipe = settled_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
     measures = {}
     for bits in recipe.bits:

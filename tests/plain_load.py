@@ -23,7 +23,7 @@ class _Absent:
 sys.meta_path.insert(0, _Absent())
 
 import torch  # noqa: E402
-from transformers import AutoModelForImageTextToText  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText  # noqa: E402
 
 
 def main() -> None:
@@ -34,7 +34,9 @@ def main() -> None:
 def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     name, _, revision = (folder, "", "") if Path(folder).is_dir() else folder.partition("@")
     options = {"revision": revision} if revision else {}
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(name, output_loading_info=True, **options)
+    text_alone = AutoConfig.from_pretrained(name, **options).architectures[0].endswith("ForCausalLM")
+    auto_class: Any = AutoModelForCausalLM if text_alone else AutoModelForImageTextToText
+    loaded: Any = auto_class.from_pretrained(name, output_loading_info=True, **options)
     model, info = loaded
     # auto-round's loader chooses half precision; what was loaded is compared in float32,
     # past the refusal that transformers puts before changing the dtype of a quantized model.

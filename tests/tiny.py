@@ -80,6 +80,18 @@ def qwen3_vl_moe(folder: Path, transpose: bool = True) -> Path:
     return folder
 
 
+def mixtral(folder: Path) -> Path:
+    """Mixtral, text alone: one tensor an expert in the file, its projections called w1, w2 and w3."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=208, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2, max_position_embeddings=512,
+    )  # fmt: skip
+    _save(MixtralForCausalLM, config, folder)
+    return folder
+
+
 def deepseek_vl2(folder: Path, kind: str = "tiny") -> Path:
     """DeepSeek-VL2 as `kind` is built (tests/assets/README.md), in the layout of its repos: no architecture named, the
     processor's and tokenizer's files with their tokens in the vocabulary."""

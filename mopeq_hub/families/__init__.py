@@ -6,10 +6,11 @@ from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import Family
 from mopeq_hub.families.deepseek_vl2 import DEEPSEEK_VL2
 from mopeq_hub.families.llava import OVER_DEEPSEEK_V2, OVER_QWEN3_MOE
+from mopeq_hub.families.mixtral import MIXTRAL
 from mopeq_hub.families.molmoe import MOLMOE
 from mopeq_hub.families.qwen3_vl_moe import QWEN3_VL_MOE
 
-FAMILIES: tuple[Family, ...] = (OVER_QWEN3_MOE, OVER_DEEPSEEK_V2, QWEN3_VL_MOE, DEEPSEEK_VL2, MOLMOE)
+FAMILIES: tuple[Family, ...] = (OVER_QWEN3_MOE, OVER_DEEPSEEK_V2, QWEN3_VL_MOE, DEEPSEEK_VL2, MOLMOE, MIXTRAL)
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 

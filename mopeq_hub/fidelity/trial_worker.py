@@ -29,6 +29,7 @@ def main(job_path: Path) -> None:
     model = open_model(job["folder"], named=False)
     questions = read_questions(Path(job["questions"]) if job["questions"] else None, job["limit"])
     encoder = Encoder(Path(job["folder"]))
+    questions = questions.askable(encoder.takes_pictures)
     rows = encoder.rows(questions.items, with_answer=True, limit=questions.limit)
     bench = Bench(model, load(job), rows, job, Path(job["maps"]).parent)
     exam = Exam(encoder, questions.items, rows) if job["accuracy"] else None

@@ -31,6 +31,7 @@ def main(job_path: Path) -> None:
     questions = read_questions(job["questions"], job["limit"])
     model, loading = load(folder, job)
     encoder = Encoder(folder)
+    questions = questions.askable(encoder.takes_pictures)
     rows = encoder.rows(questions.items, with_answer=True, limit=questions.limit)
     if job["role"] == "original":
         result = write_logits(model, rows, Path(job["logits"]), _tell)

@@ -7,7 +7,7 @@ bundled set is taken: pictures drawn for this purpose, and prompts and answers w
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mopeq_hub.errors import MopeqError, UsageError
@@ -42,6 +42,15 @@ class Questions:
     def scored(self) -> bool:
         """Whether answers count: the bundled ones are sentences, which nobody repeats to the letter."""
         return self.path is not None
+
+    def askable(self, pictures: bool) -> "Questions":
+        """Those that a model can be asked that takes pictures, or none. Raises MopeqError where none is left."""
+        items = self.items if pictures else tuple(item for item in self.items if item.image is None)
+        if not items:
+            raise MopeqError(
+                f"all questions of {self.name} are about pictures, and the model takes none", "add some of text alone"
+            )
+        return replace(self, items=items)
 
 
 def read_questions(path: str | Path | None, limit: int = DEFAULT_TOKENS) -> Questions:

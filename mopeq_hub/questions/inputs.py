@@ -42,14 +42,20 @@ class Encoder:
         self._images: Any = None
         try:
             processor = AutoProcessor.from_pretrained(folder)
-        except (ImportError, ValueError):
+        except (ImportError, ValueError, OSError):
             processor = None
         if hasattr(processor, "tokenizer"):
             self._processor, self.tokenizer = processor, processor.tokenizer
         else:
-            # Processors that own a video processor need torchvision; their picture and text halves do not.
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self._images = AutoImageProcessor.from_pretrained(folder)
+            if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+                # Processors that own a video processor need torchvision; their picture and text halves do not.
+                self._images = AutoImageProcessor.from_pretrained(folder)
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the model is given pictures too."""
+        return self._processor is not None or self._images is not None
 
     def rows(self, questions: Sequence[Question], with_answer: bool, limit: int = 0) -> list[Row]:
         """One row a question: prompt and answer, or the prompt alone, ready for generation.

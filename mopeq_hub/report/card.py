@@ -252,6 +252,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "mixed_layers": any(len({*widths_in(manifest, layer)}) > 1 for layer in manifest["experts"]),
         "spread": Markdown(in_words(manifest["spread"])) if "spread" in manifest else None,
         "auto_class": _auto_class(manifest),
+        "takes_pictures": manifest["model"]["task"] == "image-text-to-text",
         "brings_code": brings_code(manifest),
         "command": Markdown(_command(manifest)),
     }

@@ -83,10 +83,9 @@ def rows_of(model: Model, live: Any, encoder: Encoder, job: dict[str, Any], scra
     All together they have about `tokens` tokens.
     """
     if job["inputs"] == "own":
-        pictures = model.layout.task == "image-text-to-text"
-        questions = invented(encoder.tokenizer, scratch, pictures, job["seed"])
+        questions = invented(encoder.tokenizer, scratch, model.takes_pictures, job["seed"])
         return [Group("own", _answered(live, encoder, questions, job["tokens"]))]
-    asked = read_questions(Path(job["calibration"]) if job["calibration"] else None)
+    asked = read_questions(Path(job["calibration"]) if job["calibration"] else None).askable(model.takes_pictures)
     given = encoder.rows(asked.items, with_answer=True, limit=job["tokens"] // 2)
     made = _answered(live, encoder, recombined(asked.items, scratch, job["seed"]), job["tokens"] - _tokens(given))
     return [Group("calibration", given), Group("recombined", made)]

@@ -168,6 +168,16 @@ def test_metadata_reads_back_and_keeps_the_hubs_rules(name: str, tmp_path: Path)
     assert (findings.errors, findings.warnings) == ([], [])
 
 
+def test_a_model_of_text_alone_is_loaded_with_its_tokenizer(tmp_path: Path) -> None:
+    made, *others = small_folder()
+    made["model"] |= {"task": "text-generation", "auto_class": "AutoModelForCausalLM"}
+    text = written(tmp_path, (made, *others))  # type: ignore[arg-type]
+    assert "from transformers import AutoModelForCausalLM, AutoTokenizer\n" in text
+    assert 'tokenizer = AutoTokenizer.from_pretrained("someone/shapes-mopeq")' in text
+    assert "AutoProcessor" not in text
+    assert "picture = " not in text
+
+
 def test_metadata_of_a_hub_source(tmp_path: Path) -> None:
     written(tmp_path, large_hub_model())
     data = ModelCard.load(tmp_path / "README.md").data
