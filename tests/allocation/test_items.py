@@ -78,9 +78,9 @@ def test_costs_are_taken_as_they_are_measured() -> None:
     ("choices", "words"),
     [
         ({"granularity": "layer", "scope": "layer"}, "gives a layer one width.*leave out --scope layer"),
-        ({"rest_bits": "auto"}, "needs the allocator knapsack and a --budget in GB, MB or x"),
+        ({"rest_bits": "auto"}, "needs an allocator that spends a budget, and a --budget of all files, in GB, MB or x"),
         ({"rest_bits": "auto", "budget": "3bpw"}, "bpw counts the experts alone"),
-        ({"rest_bits": "auto", "budget": "3GB", "allocator": "rank"}, "needs the allocator knapsack"),
+        ({"rest_bits": "auto", "budget": "3GB", "allocator": "rank"}, "needs an allocator that spends a budget"),
         ({"rest_bits": "auto", "budget": "3GB", "scope": "layer"}, "lets all layers of the model compete"),
         ({"rest_bits": "some"}, "'some' does not exist; choose from 2, 3, 4, 8, 16, auto"),
     ],

@@ -196,7 +196,7 @@ def test_what_publishing_again_would_not_mend_is_not_published_again(
     status, _, error = run(capsys, write({"model": MODEL, "to": TO}))
     assert status == 1
     assert error == (
-        f"error: entry 1, to {TO}: {TO} fails its check: modeling.py is not part of the publication; "
+        f"error: entry 1, to {TO}: {TO} fails its check: modeling.py is code, and no part of the model's own; "
         "take that file away\n"
     )
     assert hub.head(TO) == before
