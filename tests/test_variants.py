@@ -272,7 +272,7 @@ def test_folders_lie_beside_each_other_and_share_what_main_takes_over(
     target = tmp_path / "out" / "shapes"
 
     def run() -> Variants:
-        return publish_variants(str(shapes), f"{target}/", None, BUDGETS, questions=few_questions, compare=False)
+        return publish_variants(str(shapes), f"{target}/", RECIPE, BUDGETS, questions=few_questions, compare=False)
 
     made = run()
     assert {path.name for path in target.parent.iterdir()} == {

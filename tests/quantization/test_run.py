@@ -40,7 +40,7 @@ class Slow(Quiet):
     @contextmanager
     def stage(self, name, total, unit="bytes"):
         os.write(writing, b".")
-        yield lambda amount: time.sleep(0.002)
+        yield lambda amount: time.sleep(0.0003)
 
 def start():
     child = os.fork()
