@@ -107,10 +107,9 @@ def test_plain_from_pretrained_computes_with_the_dequantized_weights(
     inputs = Encoder(source).rows([question], with_answer=True)[0].inputs
     assert ("pixel_values" in inputs) is pictures
 
-    # auto-round's loader changes transformers for the whole process.
-    (ours,) = answers_of([quantized], inputs, tmp_path)
     unpacked = dequantized(source, quantized, bitmap, recipe, tmp_path / "reference")
-    reference, original = answers_of([unpacked, source], inputs, tmp_path)
+    # What is quantized comes last: auto-round's loader changes transformers for the whole process.
+    reference, original, ours = answers_of([unpacked, source, quantized], inputs, tmp_path)
 
     assert ours["trouble"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
     largest = reference["logits"].abs().max()
