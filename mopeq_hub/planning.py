@@ -21,7 +21,7 @@ from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import BEST, CALIBRATED, MEASURED, RUNNING, Recipe
 from mopeq_hub.recipes import best
 from mopeq_hub.sensitivity import Profile
-from mopeq_hub.sensitivity.by_running import memory_needed
+from mopeq_hub.sensitivity.by_running import memory_needed, memory_of
 from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.sensitivity.initial import pinned
 
@@ -124,14 +124,14 @@ def needs_for(
     room_for(model, recipe)
     widest = BitMap.uniform(model.layout, max(recipe.bits))
     units = plan_units(model.checkpoint, model.layout, widest, recipe)
-    profiled = profiles.cache_of(model, recipe).is_file()
-    runs = recipe.allocator == MEASURED or recipe.signal in RUNNING
-    if runs or recipe.quantizer in CALIBRATED:
+    profiled, tries = profiles.cache_of(model, recipe).is_file(), recipe.allocator == MEASURED
+    if recipe.quantizer in CALIBRATED or recipe.signal in RUNNING or tries:
         # The whole model is run before the first weight is written.
         stream = False
     needs = needs_of(model, units, place, to_hub=to_hub, profiled=profiled, passing=stream)
-    if runs:
-        needs = replace(needs, memory=max(needs.memory, memory_needed(model, recipe.bits)))
+    if tries or (recipe.signal in RUNNING and not profiled):
+        running = memory_needed(model, recipe.bits) if tries else memory_of(model, recipe)
+        needs = replace(needs, memory=max(needs.memory, running))
     if questions is None or not (needs.passing or way_of(model, workplace.free_memory()).blocks):
         return needs
     proof = estimate(model, questions)

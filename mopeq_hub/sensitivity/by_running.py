@@ -35,12 +35,16 @@ def memory_needed(model: Model, widths: Iterable[int]) -> int:
     return _PROCESS_BYTES + 4 * weights + packed
 
 
+def memory_of(model: Model, recipe: Recipe) -> int:
+    """Bytes of the process that measures by the recipe's signal, where that runs the model."""
+    return memory_needed(model, recipe.bits if recipe.signal == "fisher" else ())
+
+
 def check_memory(model: Model, recipe: Recipe) -> None:
     """Raises MopeqError where the signal runs the model and this machine's memory does not hold it."""
     if recipe.signal not in RUNNING:
         return
-    needed = memory_needed(model, recipe.bits if recipe.signal == "fisher" else ())
-    free = workplace.free_memory()
+    needed, free = memory_of(model, recipe), workplace.free_memory()
     if needed > free:
         raise MopeqError(
             f"--signal {recipe.signal} runs the model: {free / 1e9:.1f} GB of free memory do not hold "

@@ -17,7 +17,8 @@ from mopeq_hub.experts import Expert
 from mopeq_hub.fidelity.trial_worker import Bench
 from mopeq_hub.fidelity.trials import alone
 from mopeq_hub.model import Model, open_model
-from mopeq_hub.profiles import profile_of
+from mopeq_hub.planning import needs_for
+from mopeq_hub.profiles import cache_of, profile_of
 from mopeq_hub.progress import Quiet
 from mopeq_hub.quantization.calibrated import calibrated
 from mopeq_hub.questions import read_questions
@@ -119,6 +120,21 @@ def test_fisher_is_the_divergence_that_quantizing_one_expert_or_linear_layer_mak
 
 def _job(model: Model) -> dict[str, Any]:
     return {"folder": model.source.location, "auto_class": model.layout.auto_class}
+
+
+def test_a_profile_that_is_kept_is_planned_for_without_running_the_model(model: Model, tmp_path: Path) -> None:
+    recipe = Recipe(signal="frequency", seed=77)
+
+    def memory() -> int:
+        return needs_for(model, recipe, None, tmp_path, to_hub=False, stream=None).memory
+
+    running = memory()
+    assert running == by_running.memory_needed(model, ())
+    kept = cache_of(model, recipe)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.touch()
+    assert memory() < running
+    kept.unlink()
 
 
 def test_a_row_with_great_damage_counts_less_than_its_share_and_the_sum_stays() -> None:
