@@ -1,6 +1,7 @@
 """Whether what an entry of a catalog names is there as it should be, and why not: found from the destination alone."""
 
 from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import cached_property
 from typing import Any
 
 from mopeq_hub import workplace
@@ -11,9 +12,9 @@ from mopeq_hub.errors import MopeqError
 from mopeq_hub.fidelity.variants import inputs_of, of_main
 from mopeq_hub.hub import MAIN, Destination, destination_for
 from mopeq_hub.manifest import FIDELITY_NAME, MANIFEST_NAME, publication_name
-from mopeq_hub.model import open_model
+from mopeq_hub.model import Model, open_model
 from mopeq_hub.planning import settled_for, with_given
-from mopeq_hub.questions import read_questions
+from mopeq_hub.questions import Questions, read_questions
 from mopeq_hub.recipe import BEST, FORMAT_VERSION, MEASURED, Recipe
 from mopeq_hub.selection import settled_anywhere
 from mopeq_hub.source import open_source
@@ -31,18 +32,20 @@ def stale_for(entry: Entry) -> tuple[list[str], Set[str]]:
 
     Raises MopeqError where it cannot be known, or publishing again would not help.
     """
-    commit, recipes = open_source(entry.model).commit, _settled(entry)
-    destination = destination_for(entry.to, entry.model)
+    wanted = {name: with_given(recipe, None)[0] for name, recipe in entry.recipes().items()}
+    settling, destination = _Settling(entry), destination_for(entry.to, entry.model)
     if not entry.budgets:
-        name = publication_name(recipes[MAIN][0], commit)
-        place = place_of(destination, compared_at(destination), entry.recipe.budget, name)
-        reasons, is_damaged = _stale(place, recipes[MAIN], commit)
+        budget, compared = entry.recipe.budget, compared_at(destination)
+        names = settling.names(wanted[MAIN])
+        listed = compared[budget] if compared.get(budget) in names else names[0]
+        place = place_of(destination, compared, budget, listed)
+        reasons, is_damaged = _stale(place, wanted[MAIN], settling)
         branch = MAIN if place is destination else entry.recipe.budget
         return reasons, {branch} if is_damaged else set()
     # First, since it raises where something is in main that must not be lost.
     published = destination.publication()
-    variants = {name: destination.variant(name) for name in recipes}
-    found = {name: _stale(variants[name], recipe, commit) for name, recipe in recipes.items()}
+    variants = {name: destination.variant(name) for name in wanted}
+    found = {name: _stale(variants[name], recipe, settling) for name, recipe in wanted.items()}
     reasons = list(_told_together({name: why for name, (why, _) in found.items()}))
     damaged = {name for name, (_, is_damaged) in found.items() if is_damaged}
     why_main, is_damaged = _stale_main(destination, published, variants, look=not reasons)
@@ -59,38 +62,52 @@ def failing(destination: Destination) -> list[str]:
     return [f"its check fails: {finding.trouble}" for finding in troubles]
 
 
-def _settled(entry: Entry) -> dict[str, list[Recipe]]:
-    """The recipes of the entry's publications, each as publishing it here would settle it, and as another machine may
-    have: what `best` stands for depends on memory, and is no reason to publish anything again."""
-    recipes = {name: with_given(recipe, None)[0] for name, recipe in entry.recipes().items()}
-    if not any(recipe.signal == BEST or recipe.allocator == MEASURED for recipe in recipes.values()):
-        return {name: [recipe] for name, recipe in recipes.items()}
-    model, asked = open_model(entry.model), read_questions(entry.questions)
-    return {
-        name: [
-            settled_for(model, recipe, asked, workplace.home(), to_hub=True, stream=None),
-            *settled_anywhere(recipe, asked),
-        ]
-        for name, recipe in recipes.items()
-    }
+class _Settling:
+    """What an entry's recipes come to. The model is opened only where a publication is not as it should be."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self.commit = open_source(entry.model).commit
+
+    @cached_property
+    def _questions(self) -> Questions:
+        return read_questions(self._entry.questions)
+
+    @cached_property
+    def _model(self) -> Model:
+        return open_model(self._entry.model)
+
+    def names(self, recipe: Recipe) -> list[str]:
+        """The publications that a recipe may be of: what `best` stands for depends on a machine's memory, and is no
+        reason to publish anything again."""
+        either = settled_anywhere(recipe, self._questions) if _is_open(recipe) else [recipe]
+        return [publication_name(each, self.commit) for each in either]
+
+    def here(self, recipe: Recipe) -> Recipe:
+        """The recipe as publishing it here would settle it."""
+        if not _is_open(recipe):
+            return recipe
+        return settled_for(self._model, recipe, self._questions, workplace.home(), to_hub=True, stream=None)
 
 
-def _stale(destination: Destination, recipes: list[Recipe], commit: str) -> tuple[list[str], bool]:
-    """Why one publication has to be made again, and whether the destination says that it holds it, and does not.
+def _is_open(recipe: Recipe) -> bool:
+    """Whether a recipe leaves something to the machine or to the questions."""
+    return recipe.signal == BEST or recipe.allocator == MEASURED
 
-    recipes: the one that it would be made by, and others that are as good.
-    """
-    published, names = destination.publication(), [publication_name(recipe, commit) for recipe in recipes]
-    if published in names:
+
+def _stale(destination: Destination, recipe: Recipe, settling: _Settling) -> tuple[list[str], bool]:
+    """Why one publication has to be made again, and whether the destination says that it holds it, and does not."""
+    published = destination.publication()
+    if published in settling.names(recipe):
         reasons = failing(destination)
         return reasons, bool(reasons)
-    manifest = _manifest(destination)
+    here, manifest = settling.here(recipe), _manifest(destination)
     if manifest is None:
         return [_NOTHING], False
-    reasons = list(_changes(manifest, commit, recipes[0]))
+    reasons = list(_changes(manifest, settling.commit, here))
     if published is None:
         reasons.append(_DAMAGED)
-    return reasons or [f"it holds {published}, not {names[0]}"], False
+    return reasons or [f"it holds {published}, not {publication_name(here, settling.commit)}"], False
 
 
 def _stale_main(

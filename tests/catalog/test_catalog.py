@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mopeq_hub import cli, pipeline
+from mopeq_hub import cli, pipeline, staleness
 from mopeq_hub.catalog import BrokenEntry, Entry, read_catalog
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.recipe import Recipe
@@ -168,11 +168,13 @@ def test_what_is_stale_and_why(hub: HubServer, put: Callable[..., None], capsys:
 
 
 def test_what_a_smaller_machine_published_as_best_is_not_stale_on_a_larger_one(
-    hub: HubServer, put: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    hub: HubServer, put: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(TO, recipe=replace(best(), signal="distortion", allocator="knapsack"))
     entry = {"model": MODEL, "to": TO, "recipe": "best"}
-    assert reasons(capsys, entry) == [[]]
+    with monkeypatch.context() as patch:
+        patch.setattr(staleness, "open_model", lambda name: pytest.fail("what is fresh is not opened"))
+        assert reasons(capsys, entry) == [[]]
     other = {**entry, "recipe": {"signal": "best", "allocator": "measured", "budget": "3bpw"}}
     ((why, *_),) = reasons(capsys, other)
     assert "budget from 3.297bpw to 3bpw" in why
