@@ -99,10 +99,8 @@ def publish(
     opened = open_model(model) if isinstance(model, str) else model
     asked = asked.askable(opened.takes_pictures)
     check_apart(destination.folder, opened)
-    to_hub, place = isinstance(destination, HubDestination), destination.folder or workplace.home()
-    if engine.elsewhere and to_hub and not dry_run:
-        stream = True
-    recipe = settled_for(opened, recipe, asked, place, to_hub=to_hub, stream=stream)
+    bound = bound_for(destination, engine, stream, dry_run=dry_run)
+    recipe = settled_for(opened, recipe, asked, **bound)
     given = replace(given, questions=asked)
     name = manifests.publication_name(recipe, opened.source.commit)
     main, compared = destination, compared_at(destination)
@@ -118,7 +116,7 @@ def publish(
     if compared and destination is main:
         note = _note_on_replacing(main, compared)
         progress.say(note)
-    needs = checked_needs(opened, recipe, asked, place, to_hub=to_hub, stream=stream)
+    needs = checked_needs(opened, recipe, asked, **bound)
     with destination.workplace(name) as work:
         if needs.passing:
             sending = destination if isinstance(destination, HubDestination) and not dry_run else None
@@ -136,6 +134,14 @@ def publish(
         location = opened.source.location
         made = deliver(repo.folder, destination, signer, location, work, space=space, progress=progress)
     return replace(made, note=note)
+
+
+def bound_for(destination: Destination, engine: Engine, stream: bool | None, *, dry_run: bool) -> dict[str, Any]:
+    """What planning asks of where a publication goes: `place`, `to_hub` and `stream` of `planning.needs_for`."""
+    to_hub = isinstance(destination, HubDestination)
+    sent_elsewhere = engine.elsewhere and to_hub and not dry_run
+    place = destination.folder or workplace.home()
+    return {"place": place, "to_hub": to_hub, "stream": True if sent_elsewhere else stream}
 
 
 def _note_on(there: Publication, asked: Questions, main: Destination, compared: Mapping[str, str]) -> str | None:

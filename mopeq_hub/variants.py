@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from mopeq_hub import manifest as manifests
-from mopeq_hub import workplace
 from mopeq_hub.budget import room_for
 from mopeq_hub.delivery import card, deliver, is_there, signer_named, unchanged
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError, UsageError
 from mopeq_hub.fidelity.variants import inputs_of, of_main
-from mopeq_hub.hub import MAIN, Destination, HubDestination, destination_for
+from mopeq_hub.hub import MAIN, Destination, destination_for
 from mopeq_hub.model import Model, open_model
-from mopeq_hub.pipeline import Plan, Publication, check_apart, plan, publish
+from mopeq_hub.pipeline import Plan, Publication, bound_for, check_apart, plan, publish
 from mopeq_hub.planning import checked_needs, settled_for, with_given
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
@@ -160,18 +159,16 @@ def _try_together(
 
     Raises MopeqError where the machine cannot publish them, as `publish` does.
     """
-    to_hub, place = isinstance(destination, HubDestination), destination.folder or workplace.home()
-    sent_elsewhere = engine.elsewhere and to_hub and not dry_run
-    asked: dict[str, Any] = {"to_hub": to_hub, "stream": True if sent_elsewhere else stream}
+    bound = bound_for(destination, engine, stream, dry_run=dry_run)
     left = []
     for name, each in recipes.items():
         if each.signal != BEST and each.allocator != MEASURED:
             return
         recipe, given = with_given(each, calibration)
-        recipe = settled_for(model, recipe, questions, place, **asked)
+        recipe = settled_for(model, recipe, questions, **bound)
         published = manifests.publication_name(recipe, model.source.commit)
         if recipe.allocator == MEASURED and not is_there(destination.variant(name), published, signer):
-            checked_needs(model, recipe, questions, place, **asked)
+            checked_needs(model, recipe, questions, **bound)
             left.append(recipe)
     if len(left) > 1:
         try_together(model, left, replace(given, questions=questions), progress, engine)
