@@ -41,6 +41,7 @@ def read_listing(files: Files, shard: str) -> list[TensorInfo]:
         lists, records = _sorted(archive, where)
         listed, small = _small(lists, records)
         state = _load(listed, where)
+    # What zipfile knows of and does not read, such as encryption, it calls not implemented.
     except (zipfile.BadZipFile, NotImplementedError, struct.error, UnicodeDecodeError, EOFError) as error:
         raise damaged(where, str(error) or type(error).__name__) from None
     infos = [_tensor_info(name, tensor, small, shard, where) for name, tensor in state.items()]

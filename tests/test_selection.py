@@ -16,7 +16,7 @@ from mopeq_hub.model import Model, open_model
 from mopeq_hub.profiles import profile_of
 from mopeq_hub.progress import Quiet
 from mopeq_hub.questions import Questions, read_questions
-from mopeq_hub.selection import PAPER, candidates, select, settled
+from mopeq_hub.selection import PAPER, Candidate, candidates, select, settled
 from mopeq_hub.sensitivity.given import Given
 
 BEST = Recipe(signal="best", allocator="measured", budget="3.297bpw")
@@ -33,31 +33,29 @@ def asked(some_questions: Path) -> Questions:
     return read_questions(some_questions)
 
 
-def test_what_is_tried_meets_the_budget_but_for_the_papers(model: Model) -> None:
-    room = room_for(model, MEASURED)
+def tried(model: Model, recipe: Recipe) -> tuple[list[Candidate], int]:
+    """What the recipe tries, and the bytes that there are for it."""
+    room, profile = room_for(model, recipe), profile_of(model, recipe, Quiet())
     assert room is not None
-    found = candidates(
-        model, MEASURED, room, profile_of(model, MEASURED, Quiet()), lambda signal: profile_of(model, Recipe(), Quiet())
-    )
+    return candidates(model, recipe, room, profile, lambda signal: profile_of(model, Recipe(), Quiet())), room.capacity
+
+
+def test_what_is_tried_meets_the_budget_but_for_the_papers(model: Model) -> None:
+    found, capacity = tried(model, MEASURED)
     names = ["distortion, by expert", "distortion, by projection", "distortion, by layer", "uniform 3 bits", PAPER]
     assert [each.name for each in found] == names
-    assert all(each.nbytes <= room.capacity for each in found[:-1])
-    assert found[-1].nbytes > room.capacity
+    assert all(each.nbytes <= capacity for each in found[:-1])
+    assert found[-1].nbytes > capacity
     assert found[-1].bitmap == allocate(profile_of(model, Recipe(), Quiet()), Recipe())
 
 
 def test_where_the_rest_competes_it_has_a_place_in_every_map_that_is_tried(model: Model) -> None:
-    recipe = Recipe(allocator="measured", budget="0.3x", rest_bits="auto")
-    room = room_for(model, recipe)
-    assert room is not None
-    found = candidates(
-        model, recipe, room, profile_of(model, recipe, Quiet()), lambda signal: profile_of(model, Recipe(), Quiet())
-    )
+    found, capacity = tried(model, Recipe(allocator="measured", budget="0.3x", rest_bits="auto"))
     names = ["hessian, by expert", "hessian, by projection", "hessian, by layer", "uniform 2 bits", PAPER]
     assert [each.name for each in found] == names
     assert {frozenset(each.bitmap.rest) for each in found} == {frozenset(matrix.name for matrix in model.layout.rest)}
     assert [set(each.bitmap.rest.values()) for each in found[-2:]] == [{4}, {4}]
-    assert all(each.nbytes <= room.capacity for each in found[:-1])
+    assert all(each.nbytes <= capacity for each in found[:-1])
 
 
 def test_the_rest_does_not_compete_where_the_model_cannot_be_run(

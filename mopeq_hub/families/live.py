@@ -91,7 +91,7 @@ class LiveModel:
     def parts_of(self, live_name: str, pattern: str) -> list[str]:
         """Live names, in order of their rows, of the parameters into which transformers cuts a file's tensor.
 
-        None where the converter with this pattern does anything else.
+        None of them where the converter with this pattern does anything else.
         """
         from transformers.core_model_loading import Chunk, Split
 
