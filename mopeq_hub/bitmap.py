@@ -108,8 +108,9 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
     bits, then the rest.
     """
     extra: dict[str, dict[str, Any]] = {}
-    for layer, widths in bitmap.by_layer().items():
-        extra |= expert_rules(layout.experts_modules[layer], widths)
+    widths = bitmap.by_layer()
+    for module in layout.modules:
+        extra |= expert_rules(module.name, widths[module.layer][module.first : module.first + module.count])
     if recipe.rest_bits == "auto":
         extra |= rest_rules(layout.blocks, bitmap.rest)
     elif recipe.rest_bits != 16:

@@ -9,6 +9,7 @@ import torch
 
 from mopeq_hub.checkpoint import use_safetensors
 from mopeq_hub.experts import Matrix
+from mopeq_hub.families.base import ExpertsModule
 from mopeq_hub.model import Model
 from mopeq_hub.packing import Packed, dequantize, quantize
 from mopeq_hub.questions import read_questions
@@ -68,6 +69,34 @@ def inputs_of(rows: list[Row]) -> list[Inputs]:
     """
     whole = [replace(row, prompt=0) for row in rows]
     return [{**inputs, "use_cache": False} for _, inputs in batches(whole, MAX_TOKENS)]
+
+
+class LiveExpert:
+    """One expert of a live experts module, step by step."""
+
+    def __init__(self, module: Any, held: ExpertsModule, index: int) -> None:
+        """index: the expert's number in its layer."""
+        self._module, self._form, self._place = module, held.form, index - held.first
+
+    def narrowed(self, states: torch.Tensor) -> torch.Tensor:
+        """What its first matrices make of states [t, hidden]: gate and up side by side, or up alone."""
+        return torch.nn.functional.linear(states, self.weight(0), self.bias(0))
+
+    def gated(self, narrowed: torch.Tensor) -> torch.Tensor:
+        """What goes into down [t, width]."""
+        gate = len(self._form.fused[0].projections) > 1
+        result: torch.Tensor = self._module._apply_gate(narrowed) if gate else self._module.act_fn(narrowed)
+        return result
+
+    def weight(self, part: int) -> torch.Tensor:
+        """The weight [out, in] of the first matrices, stacked, or of down."""
+        weight = getattr(self._module, self._form.fused[part].name)[self._place]
+        return weight.T if self._form.transposed else weight
+
+    def bias(self, part: int) -> torch.Tensor | None:
+        """Their bias [out], None where they have none."""
+        name = f"{self._form.fused[part].name}_bias"
+        return getattr(self._module, name)[self._place] if self._form.biased else None
 
 
 def chosen_experts(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:

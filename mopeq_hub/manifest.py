@@ -7,15 +7,16 @@ came through `read_manifest` may rely on its form.
 import hashlib
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mopeq_hub.allocation.spread import spread_of
-from mopeq_hub.bitmap import BitMap, by_projection, bytes_of, competing, width_of
+from mopeq_hub.bitmap import BitMap, Widths, by_projection, bytes_of, competing, width_of
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Expert, Matrix
+from mopeq_hub.families.base import matrix_name
 from mopeq_hub.model import Model
 from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.quantization.stream import written_bytes
@@ -79,8 +80,14 @@ def build(
         "signal": profile.signal,
         "spread": spread_of(profile, recipe),
         "experts": [
-            {"layer": layer, "module": module, "bits": bits[layer], "sensitivity": sensitivities[layer]}
-            for layer, module in sorted(layout.experts_modules.items())
+            {
+                "layer": layer,
+                "module": modules[0].name,
+                **({"more": {each.name: each.first for each in modules[1:]}} if len(modules) > 1 else {}),
+                "bits": bits[layer],
+                "sensitivity": sensitivities[layer],
+            }
+            for layer, modules in sorted(layout.modules_of.items())
         ],
         "rest": {
             "bits": recipe.rest_bits,
@@ -93,6 +100,25 @@ def build(
         **({"selection": selection} if selection else {}),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "files": files,
+    }
+
+
+def experts_modules(manifest: dict[str, Any]) -> Iterator[tuple[str, list[Widths]]]:
+    """Live name of each experts module, and its experts' widths."""
+    for entry in manifest["experts"]:
+        begins = {entry["module"]: 0, **entry.get("more", {})}
+        ends = [*list(begins.values())[1:], len(entry["bits"])]
+        for (module, first), end in zip(begins.items(), ends, strict=True):
+            yield module, entry["bits"][first:end]
+
+
+def expert_widths(manifest: dict[str, Any]) -> dict[str, int]:
+    """The width of each projection of each routed expert, by its module's name at load time."""
+    return {
+        matrix_name(module, index, projection): bits
+        for module, experts in experts_modules(manifest)
+        for index, widths in enumerate(experts)
+        for projection, bits in by_projection(widths).items()
     }
 
 

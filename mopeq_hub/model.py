@@ -11,8 +11,9 @@ from typing import Any
 
 from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Layout, read_layout
+from mopeq_hub.experts import Layout
 from mopeq_hub.families import identify
+from mopeq_hub.placing import read_layout
 from mopeq_hub.source import Source, companions, open_source, read_json
 
 _BLOCK = [128, 128]

@@ -5,39 +5,45 @@ from typing import Any
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import Family
 from mopeq_hub.families.deepseek_vl2 import DEEPSEEK_VL2
-from mopeq_hub.families.llava import OVER_DEEPSEEK_V2, OVER_QWEN3_MOE
-from mopeq_hub.families.mixtral import MIXTRAL
+from mopeq_hub.families.ernie4_5_vl_moe import ERNIE4_5_VL_MOE
+from mopeq_hub.families.llama4 import LLAMA4
 from mopeq_hub.families.molmoe import MOLMOE
-from mopeq_hub.families.qwen3_vl_moe import QWEN3_VL_MOE
+from mopeq_hub.families.norms import NORMS
 
-FAMILIES: tuple[Family, ...] = (OVER_QWEN3_MOE, OVER_DEEPSEEK_V2, QWEN3_VL_MOE, DEEPSEEK_VL2, MOLMOE, MIXTRAL)
-
+STATED = {family.model_type: family for family in (DEEPSEEK_VL2, MOLMOE, ERNIE4_5_VL_MOE, LLAMA4)}
+"""Families with something to state; of all others transformers tells everything."""
+_TEXT_CONFIGS = ("text_config", "language_config", "thinker_config", "llm_config")
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 
 
 def identify(config: dict[str, Any], where: str) -> Family:
     """The family of the model with this config.json; `where` names the model in errors.
 
-    Raises MopeqError that says what was found: not a mixture of experts, or one that is not supported yet.
+    Raises MopeqError where it is no mixture of experts, or none of those that its model type stands for.
     """
-    for family in FAMILIES:
-        if family.fits(config):
-            return family
-    kind = str(config.get("model_type") or "no model_type")
-    text = config.get("text_config")
-    if isinstance(text, dict) and text.get("model_type"):
-        kind += f" over {text['model_type']}"
+    whole, text = str(config.get("model_type") or "no model_type"), text_model_type(config)
+    kind = whole if text == whole else f"{whole} over {text}"
     if not _counts_experts(config):
         raise MopeqError(f"{where} ({kind}) is not a mixture of experts", "name a model whose config counts experts")
-    known = ", ".join(_describe(family) for family in FAMILIES)
-    raise MopeqError(f"{where} is a mixture of experts of a kind not supported yet: {kind}", f"supported are {known}")
+    family = STATED.get(whole) or STATED.get(text) or Family(text, **NORMS.get(text, {}))
+    if trouble := family.trouble_with(config):
+        raise MopeqError(
+            f"{where} is a mixture of experts of a kind not supported yet: {trouble}", "name another model"
+        )
+    return family
+
+
+def text_model_type(config: dict[str, Any]) -> str:
+    """The model type of the text model in a config.json: of the part that a model of several says it is, or its own."""
+    for name in _TEXT_CONFIGS:
+        part = config.get(name)
+        if isinstance(part, dict):
+            found = text_model_type(part)
+            return found if found else str(config.get("model_type"))
+    return str(config.get("model_type") or "")
 
 
 def _counts_experts(config: dict[str, Any]) -> bool:
     """Whether the config, or one nested in it under whatever name, counts more than one expert."""
     counted = any(type(config.get(count)) is int and config[count] > 1 for count in _COUNTS)
     return counted or any(_counts_experts(nested) for nested in config.values() if isinstance(nested, dict))
-
-
-def _describe(family: Family) -> str:
-    return family.model_type + (f" over {' or '.join(family.text_model_types)}" if family.text_model_types else "")

@@ -1,6 +1,5 @@
-"""What a family file states: just what transformers itself cannot tell about a kind of model."""
+"""What a family states, and what is read of the experts modules of its live model."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,67 +16,70 @@ def matrix_name(experts: str, index: int, projection: str) -> str:
 
 
 @dataclass(frozen=True)
-class FusedParameter:
-    """One 3-D parameter of a live experts module and the projections it stacks along its output rows, in order."""
+class Fused:
+    """One 3-D parameter of a live experts module, and the projections that it stacks along its outputs, in order."""
 
     name: str
     projections: tuple[str, ...]
 
 
+GATED = (Fused("gate_up_proj", ("gate", "up")), Fused("down_proj", ("down",)))
+UNGATED = (Fused("up_proj", ("up",)), Fused("down_proj", ("down",)))
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a live experts module holds its experts: `fused`, parameters [experts, out, in], or [experts, in, out] where
+    it is `transposed`; `biased` ones have a parameter `<name>_bias` [experts, out] beside each.
+
+    Where gate and up are interleaved in the live module, auto-round's loader still calls the first half of their rows
+    gate and the second up, and puts both together again before the module's own activation: so do we.
+    """
+
+    fused: tuple[Fused, ...]
+    transposed: bool
+    biased: bool
+
+
+@dataclass(frozen=True)
+class ExpertsModule:
+    """A live module that holds `count` routed experts of a decoder layer, from that of the number `first` on."""
+
+    name: str
+    layer: int
+    first: int
+    count: int
+    form: Form
+
+    def matrix_name(self, index: int, projection: str) -> str:
+        """The module of a projection at load time; `index` is the expert's within the layer."""
+        return matrix_name(self.name, index - self.first, projection)
+
+
 @dataclass(frozen=True)
 class Family:
-    """A kind of model: how to recognise it and how its experts lie in the live module.
+    """A kind of text model, and what transformers cannot tell of it.
 
-    model_type: of the whole model, as config.json says it. marks: what else config.json has to say, where others have
-    the same model type.
-    text_model_types: those of the text model that were proven; empty where the model type alone decides.
-    experts_count, experts_per_token: attributes of the text config that hold the counts.
-    norm: the module in a decoder layer through which hidden states reach router and experts.
-    fused: parameters of the live experts module, [experts, out, in].
+    model_type: of the text model, as config.json says it.
+    norm: the module in a decoder layer through which hidden states reach router and experts; empty where there is none.
     """
 
     model_type: str
-    text_model_types: tuple[str, ...] = ()
-    marks: tuple[tuple[str, str], ...] = ()
-    experts_count: str = "num_experts"
-    experts_per_token: str = "num_experts_per_tok"
     norm: str = "post_attention_layernorm"
-    fused: tuple[FusedParameter, ...] = (
-        FusedParameter("gate_up_proj", ("gate", "up")),
-        FusedParameter("down_proj", ("down",)),
-    )
 
-    def stacked(self, parameter: str) -> tuple[str, ...]:
-        """The projections that a live experts parameter of this name stacks."""
-        return next(part.projections for part in self.fused if part.name == parameter)
+    def form(self, module: "torch.nn.Module") -> Form | None:
+        """How this live module holds routed experts; None where it holds none that auto-round's loader takes apart.
 
-    def is_experts(self, module: "torch.nn.Module") -> bool:
-        """Whether this live module holds the routed experts of one layer."""
-        parameters = dict(module.named_parameters(recurse=False))
-        return all(part.name in parameters and parameters[part.name].dim() == 3 for part in self.fused)
-
-    def projection_of(self, parameter: str, source_pattern: str | None, patterns: Sequence[str]) -> str | None:
-        """The projection that a tensor of the file holds by itself, or None where it holds the whole fused parameter.
-
-        parameter: the live parameter it belongs to. source_pattern: the pattern of transformers' converter that matched
-        it, one of `patterns`; their order is that in which transformers concatenates them.
+        transformers marks those of its experts interface, which auto-round goes by.
         """
-        if source_pattern is None or "*" not in source_pattern:
+        if not hasattr(module, "has_gate") or getattr(module, "has_post_expert_norm", False):
             return None
-        return self.stacked(parameter)[list(patterns).index(source_pattern)]
+        return Form(GATED if module.has_gate else UNGATED, bool(module.is_transposed), bool(module.has_bias))
 
-    def expert_index(self, source_name: str, source_pattern: str) -> int:
-        """The expert's number in the name of a file that stores one tensor an expert."""
-        before, after = (re.escape(part) for part in source_pattern.split("*"))
-        found = re.search(rf"{before}(\d+){after}", source_name)
-        if found is None:
-            raise ValueError(f"{source_name} does not match {source_pattern}")
-        return int(found[1])
+    def place(self, index: int, modules: Sequence[ExpertsModule]) -> ExpertsModule:
+        """Which of a layer's experts modules holds the expert that the file gives this number."""
+        return modules[0]
 
-    def fits(self, config: dict[str, Any]) -> bool:
-        """Whether a config.json is of this family."""
-        if config.get("model_type") != self.model_type or any(config.get(key) != value for key, value in self.marks):
-            return False
-        text = config.get("text_config")
-        text_type = text.get("model_type") if isinstance(text, dict) else None
-        return not self.text_model_types or text_type in self.text_model_types
+    def trouble_with(self, config: dict[str, Any]) -> str:
+        """Why a model with this config.json is none of this family, though its model type says so; empty if it is."""
+        return ""

@@ -6,12 +6,10 @@ from mopeq_hub.families.base import Family
 
 
 class _DeepseekVL2(Family):
-    def fits(self, config: dict[str, Any]) -> bool:
-        if not super().fits(config):
-            return False
+    def trouble_with(self, config: dict[str, Any]) -> str:
         from mopeq_hub.modeling.deepseek_vl2.configuration_deepseek_vl2 import trouble_with
 
-        return not trouble_with(config)
+        return trouble_with(config)
 
 
-DEEPSEEK_VL2 = _DeepseekVL2("deepseek_vl_v2", experts_count="n_routed_experts")
+DEEPSEEK_VL2 = _DeepseekVL2("deepseek_vl_v2")

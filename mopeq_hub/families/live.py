@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.families.base import Family
 from mopeq_hub.modeling.registry import added
 
 if TYPE_CHECKING:
@@ -20,14 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A model on the meta device. `task` is the Hub's name for what it does, `auto_class` the class that loads it.
-
-    normalized: optimum's view of the text config, which finds a count under the names of all times: `num_layers`,
-    `num_experts`, `experts_per_token`.
-    """
+    """A model on the meta device. `task` is the Hub's name for what it does, `auto_class` the class that loads it."""
 
     model: "PreTrainedModel"
-    normalized: Any
+    experts_per_token: int
     task: str
     auto_class: str
     renamings: list[Any]
@@ -36,14 +31,13 @@ class LiveModel:
     tied: frozenset[str]
 
     @classmethod
-    def build(cls, config_path: Path, family: Family, where: str, dtype: str | None = None) -> "LiveModel":
+    def build(cls, config_path: Path, where: str, dtype: str | None = None) -> "LiveModel":
         """The live model of the config.json at `config_path`, in `dtype` or the config's own.
 
         Raises MopeqError where transformers does not know it.
         """
         import torch
         import transformers
-        from optimum.utils import NormalizedTextConfig
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter
 
@@ -55,6 +49,7 @@ class LiveModel:
             task, auto_class = _task(config)
             with torch.device("meta"):
                 model = auto_class.from_config(config, **({"dtype": dtype} if dtype else {}))
+            experts_per_token = _experts_per_token(model.config.get_text_config())
         except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise MopeqError(
                 f"transformers {transformers.__version__} cannot build {where} from its config: "
@@ -62,12 +57,9 @@ class LiveModel:
                 "check config.json, or install a transformers that knows this model",
             ) from None
         mapping = get_model_conversion_mapping(model)
-        counts = NormalizedTextConfig.with_args(
-            allow_new=True, num_experts=family.experts_count, experts_per_token=family.experts_per_token
-        )
         return cls(
             model=model,
-            normalized=counts(config.get_text_config()),
+            experts_per_token=experts_per_token,
             task=task,
             auto_class=auto_class.__name__,
             renamings=[step for step in mapping if not isinstance(step, WeightConverter)],
@@ -76,17 +68,21 @@ class LiveModel:
             tied=frozenset(model.all_tied_weights_keys),
         )
 
-    def name_of(self, source_name: str) -> tuple[str, str | None, list[str]]:
-        """Live name of a file's tensor, the converter's pattern that matched it if any, and all patterns of that
-        converter."""
+    def name_of(self, source_name: str) -> tuple[str, str | None, Any]:
+        """Live name of a file's tensor, and the pattern that matched it and its converter, if it has any."""
         from transformers.core_model_loading import rename_source_key
 
         prefix = self.model.base_model_prefix
         live, pattern = rename_source_key(source_name, self.renamings, self.converters, prefix, self.shapes)
         for converter in self.converters:
             if pattern is not None and pattern in converter.source_patterns:
-                return live, pattern, list(converter.source_patterns)
-        return live, None, []
+                return live, pattern, converter
+        return live, None, None
+
+    @staticmethod
+    def kinds_of(converter: Any) -> list[str]:
+        """The names of the operations of a converter, in order; none where there is no converter."""
+        return [] if converter is None else [type(operation).__name__ for operation in converter.operations]
 
     def parts_of(self, live_name: str, pattern: str) -> list[str]:
         """Live names, in order of their rows, of the parameters into which transformers cuts a file's tensor.
@@ -101,6 +97,33 @@ class LiveModel:
             return []
         first, *_ = converter.target_patterns
         return [live_name.replace(first, target, 1) for target in converter.target_patterns]
+
+
+_PER_TOKEN = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_k",
+    "top_k",
+    "moe_top_k",
+)
+
+
+def _experts_per_token(config: Any) -> int:
+    """How many experts the router chooses, by a name that a text config has for it.
+
+    optimum's view of a config finds a number under the names of all times, nested ones too.
+    """
+    from optimum.utils import NormalizedTextConfig
+
+    for name in _PER_TOKEN:
+        found = getattr(NormalizedTextConfig.with_args(allow_new=True, per_token=name)(config), "per_token", None)
+        if isinstance(found, list):
+            found = max(found)
+        if type(found) is int and found > 0:
+            return found
+    raise ValueError("its config does not say how many experts a token is sent to")
 
 
 def _task(config: Any) -> tuple[str, Any]:

@@ -2,11 +2,11 @@
 model, found by structure."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mopeq_hub.families.base import Family
+from mopeq_hub.families.base import ExpertsModule, Family
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,11 +30,13 @@ class Routing:
     normalized: bool
 
 
-def find_routing(model: "nn.Module", family: Family, experts: dict[int, str], config: Any, count: int) -> Routing:
-    """The routing of a model on the meta device; `experts` has the name of each layer's experts module, `config` is the
-    text model's, `count` how many experts a layer has."""
+def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsModule], config: Any) -> Routing:
+    """The routing of a model on the meta device; `config` is the text model's."""
     routers, norms, trouble, offset = {}, {}, "", 0.0
-    for layer, name in experts.items():
+    for module in modules:
+        name, layer, count = module.name, module.layer, module.count
+        if layer in routers:
+            trouble = f"layer {layer} has experts of two kinds, each with a router"
         block, layer_name = name.rpartition(".")[0], _layer_name(name, layer)
         router = _router(model.get_submodule(block), name[len(block) + 1 :], (count, config.hidden_size))
         if router is None:

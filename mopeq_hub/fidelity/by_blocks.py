@@ -4,7 +4,6 @@ A model that memory does not hold is measured from its files in the order in whi
 source and from the quantized folder.
 """
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,16 @@ from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Matrix
 from mopeq_hub.fidelity.blocks import BlockPass
 from mopeq_hub.fidelity.stages import Item
+from mopeq_hub.kept import Kept, as_tensor, kept_dtype
 from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import Model
 from mopeq_hub.packing import Packed, dequantize
 from mopeq_hub.progress import Progress
-from mopeq_hub.quantization.stream import Piece, Watcher, kept, kept_dtype
+from mopeq_hub.quantization.stream import Piece, Watcher, unquantized
 from mopeq_hub.questions import Questions
 from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.source import FolderSource
-
-_TORCH_ONLY = {"BF16": torch.bfloat16, "F8_E5M2": torch.float8_e5m2}
-"""What NumPy has no dtype for."""
 
 
 def riding(blocks: BlockPass, checkpoint: Checkpoint, recipe: Recipe) -> Watcher:
@@ -42,8 +39,13 @@ def riding(blocks: BlockPass, checkpoint: Checkpoint, recipe: Recipe) -> Watcher
     def watch(piece: Piece, made: dict[str, np.ndarray]) -> None:
         item: Item = piece.matrix or piece.name
         if blocks.wants(item):
-            published = None if piece.bits == 16 else _unpacked(piece.name, made.__getitem__, piece.bits, recipe)
-            blocks.offer(item, original_of(checkpoint, item, piece.source), published)
+            if piece.bits == 16:
+                plan = piece.tensors[0]
+                blocks.offer(item, as_tensor(made[plan.name], plan.dtype))
+            else:
+                assert piece.matrix is not None
+                published = _unpacked(piece.name, made.__getitem__, piece.bits, recipe)
+                blocks.offer(item, original_of(checkpoint, piece.matrix), published)
 
     return watch
 
@@ -62,34 +64,24 @@ def measure_by_blocks(
     Raises MopeqError where a published tensor that was to stay as it is does not.
     """
     published = _Published(folder, manifest)
-    sources = {live: source for source, live in model.layout.kept.items()}
     with progress.stage("measure by blocks", model.layout.layer_count + 2, "blocks") as advance:
         encoder = Encoder(folder)
         blocks = BlockPass(model, encoder.rows(questions.items, True, questions.limit), dtype, advance)
         for stage in blocks.stages:
             for item in filter(blocks.wants, stage.items):
-                source = sources[item] if isinstance(item, str) else item.source
-                original = original_of(model.checkpoint, item, source)
+                original = original_of(model.checkpoint, model.layout.kept[item] if isinstance(item, str) else item)
                 blocks.offer(item, original, published.read(item, original))
             for source in stage.sources:
                 model.checkpoint.let_go(source)
     return blocks
 
 
-def original_of(checkpoint: Checkpoint, item: Item, source: str) -> torch.Tensor:
-    """The original's tensor where it lies in the mapped file, a matrix as [out, in]; float8 as the bfloat16 that
+def original_of(checkpoint: Checkpoint, item: Matrix | Kept) -> torch.Tensor:
+    """The original's tensor, most where it lies in the mapped file, a matrix as [out, in]; float8 as the bfloat16 that
     transformers makes of it."""
-    matrix = item if isinstance(item, Matrix) else None
-    return _tensor(kept(checkpoint, source, matrix), kept_dtype(checkpoint, source))
-
-
-def _tensor(values: np.ndarray, dtype: str) -> torch.Tensor:
-    """An array of the file as a tensor of safetensors' `dtype`, not copied. It must not be written to."""
-    with warnings.catch_warnings():
-        # torch warns that the file cannot be written to: that is what is wanted, and nothing here tries.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        tensor = torch.from_numpy(values)
-    return tensor.view(_TORCH_ONLY[dtype]) if dtype in _TORCH_ONLY else tensor
+    if isinstance(item, Kept):
+        return as_tensor(item.read(checkpoint), kept_dtype(checkpoint, item.sources[0]))
+    return as_tensor(unquantized(checkpoint, item), kept_dtype(checkpoint, item.source))
 
 
 def _unpacked(module: str, get: Callable[[str], np.ndarray], bits: int, recipe: Recipe) -> torch.Tensor:
@@ -112,7 +104,7 @@ class _Published:
             if bits != 16:
                 return _unpacked(item.name, self._checkpoint.array, bits, self._recipe)
         name = item if isinstance(item, str) else f"{item.name}.weight"
-        stored = _tensor(self._checkpoint.array(name), self._checkpoint.tensors[name].dtype)
+        stored = as_tensor(self._checkpoint.array(name), self._checkpoint.tensors[name].dtype)
         if not torch.equal(stored, original):
             raise MopeqError(f"{name} of the published form is not the original's", "quantize it again")
         return None

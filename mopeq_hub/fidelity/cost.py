@@ -71,7 +71,7 @@ def active_weights(model: Model) -> int:
     routed = {matrix.source for matrix in layout.matrices if matrix.expert is not None}
     outside = sum(math.prod(info.shape) for name, info in model.checkpoint.tensors.items() if name not in routed)
     inside = sum(math.prod(model.checkpoint.tensors[name].shape) for name in routed)
-    experts = len(layout.experts) // len(layout.experts_modules)
+    experts = len(layout.experts) // len(layout.modules_of)
     return outside + inside * layout.experts_per_token // experts
 
 
@@ -79,12 +79,13 @@ def _largest_part(model: Model) -> int:
     """Weights of the largest decoder layer, its matrices twice, or of all that is outside the layers, if that is
     more."""
     outside, layers = 0, [0] * model.layout.layer_count
+    kept = {source for each in model.layout.kept.values() for source in each.sources}
     twice = {matrix.source for matrix in model.layout.matrices}
     for name, info in model.checkpoint.tensors.items():
         count = math.prod(info.shape) * (2 if name in twice else 1)
         if name in model.layout.layer_of:
             layers[model.layout.layer_of[name]] += count
-        elif name in model.layout.kept:
+        elif name in kept:
             outside += count
     return max(outside, *layers)
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mopeq_hub import workplace
-from mopeq_hub.bitmap import by_projection
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.families.base import matrix_name
 from mopeq_hub.fidelity.cost import estimate, stored_dtype
 from mopeq_hub.fidelity.document import Outcome, document
 from mopeq_hub.fidelity.runner import Job, run
+from mopeq_hub.manifest import expert_widths
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.questions import Questions
@@ -130,12 +129,7 @@ def check_loading(loading: dict[str, Any], manifest: dict[str, Any]) -> None:
         if names := loading[kind]:
             others = f" and {len(names) - 1} others are" if len(names) > 1 else " is"
             raise MopeqError(f"the published form does not load: {names[0]}{others} {words}", hint)
-    expected = {
-        matrix_name(entry["module"], index, projection): bits
-        for entry in manifest["experts"]
-        for index, widths in enumerate(entry["bits"])
-        for projection, bits in by_projection(widths).items()
-    } | manifest["rest"].get("widths", {})
+    expected = expert_widths(manifest) | manifest["rest"].get("widths", {})
     for name, bits in expected.items():
         found_bits = loading["widths"].get(name, 16)
         if found_bits != bits:

@@ -7,6 +7,7 @@ import torch
 
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.fidelity.staged import StagedModel
+from mopeq_hub.kept import Kept
 
 Item = Matrix | str
 """What is offered: a matrix that may be quantized, or the live name of a tensor that is published as it is."""
@@ -14,11 +15,15 @@ Item = Matrix | str
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor goes in the live model: a whole parameter, or `rows` of one expert of a fused one."""
+    """Where a tensor goes in the live model: a whole parameter, or `rows` of one expert of a fused one.
+
+    transposed: the parameter holds that expert's weight as [in, out].
+    """
 
     parameter: str
     expert: int | None = None
     rows: tuple[int, int] = (0, 0)
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,16 @@ class Stage:
 
 def stages_of(layout: Layout, model: StagedModel) -> list[Stage]:
     """The parts in the order in which they run."""
-    kept = {live: source for source, live in layout.kept.items()}
+    kept = layout.kept
     copies: dict[str, list[str]] = {}
     for name, original in model.tied.items():
         if name not in kept:
             copies.setdefault(original, []).append(name)
     places: dict[Item, list[Place]] = {matrix: [place_of(matrix, layout)] for matrix in layout.matrices}
-    places |= {live: [Place(name) for name in (live, *copies.get(live, ()))] for live in kept}
+    places |= {
+        live: [_part_of(each, layout)] if each.part else [Place(name) for name in (live, *copies.get(live, ()))]
+        for live, each in kept.items()
+    }
     parts = {
         "before": model.before,
         **{f"layer {n}": part for n, part in enumerate(model.layers)},
@@ -58,7 +66,9 @@ def stages_of(layout: Layout, model: StagedModel) -> list[Stage]:
         Stage(
             part,
             items=tuple(found),
-            sources=frozenset(kept[item] if isinstance(item, str) else item.source for item in found),
+            sources=frozenset(
+                source for item in found for source in (kept[item].sources if isinstance(item, str) else (item.source,))
+            ),
             places={key_of(item): tuple(where) for item, where in found.items()},
         )
         for part, found in inside.items()
@@ -66,13 +76,24 @@ def stages_of(layout: Layout, model: StagedModel) -> list[Stage]:
 
 
 def place_of(matrix: Matrix, layout: Layout) -> Place:
-    """Where a matrix goes; experts' projections lie along the output rows of their layer's fused parameter."""
+    """Where a matrix goes; experts' projections lie along the output rows of their module's fused parameter."""
     if matrix.expert is None:
         return Place(f"{matrix.name}.weight")
-    part = next(part for part in layout.family.fused if matrix.projection in part.projections)
+    module = layout.module_of(matrix.expert)
+    part = next(part for part in module.form.fused if matrix.projection in part.projections)
     first = part.projections.index(str(matrix.projection)) * matrix.shape[0]
-    parameter = f"{layout.experts_modules[matrix.expert.layer]}.{part.name}"
-    return Place(parameter, matrix.expert.index, (first, first + matrix.shape[0]))
+    rows = (first, first + matrix.shape[0])
+    return Place(f"{module.name}.{part.name}", matrix.expert.index - module.first, rows, module.form.transposed)
+
+
+def _part_of(bias: Kept, layout: Layout) -> Place:
+    """Where an expert's bias goes: along those of the others of its module."""
+    assert bias.part is not None
+    index, start, stop = bias.part
+    module = next(each for each in layout.modules if bias.name.startswith(f"{each.name}."))
+    projection = bias.name.removesuffix("_proj.bias").rpartition(".")[2]
+    part = next(each for each in module.form.fused if projection in each.projections)
+    return Place(f"{module.name}.{part.name}_bias", index, (start, stop))
 
 
 def key_of(item: Item) -> str:
@@ -116,7 +137,10 @@ class Gathering:
         if place.parameter not in side:
             side[place.parameter] = self._empty(place.parameter)
         whole = side[place.parameter]
-        (whole if place.expert is None else whole[place.expert, slice(*place.rows)]).copy_(value)
+        if place.expert is not None:
+            whole = whole[place.expert].T if place.transposed else whole[place.expert]
+            whole = whole[slice(*place.rows)]
+        whole.copy_(value)
 
 
 def as_loaded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from mopeq_hub import workplace
-from mopeq_hub.calibration import Inputs, calibration_inputs, chosen_experts, load, read_job
+from mopeq_hub.calibration import Inputs, LiveExpert, calibration_inputs, chosen_experts, load, read_job
 from mopeq_hub.experts import Layout, Matrix
-from mopeq_hub.families.base import matrix_name
+from mopeq_hub.families.base import ExpertsModule
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.packing import Packed
 from mopeq_hub.quantization.calibrated import by_layer, hessian_bytes, input_of
@@ -34,7 +34,7 @@ def main(job_path: Path) -> None:
         live.to("cuda")
     inputs = calibration_inputs(job, Encoder(Path(job["folder"])))
     layers = by_layer(original.layout)
-    reached: dict[int, set[int]] = {layer: set() for layer in original.layout.experts_modules}
+    reached: dict[int, set[int]] = {layer: set() for layer in original.layout.modules_of}
     for together in layers_at_once(layers, workplace.free_memory() // 2):
         hessians = collect(original.layout, live, inputs, together, reached)
         for layer in together:
@@ -67,11 +67,10 @@ def collect(
     for matrix in layout.rest:
         if layout.layer_of[matrix.source] in layers:
             hooks.append(live.get_submodule(matrix.name).register_forward_pre_hook(_into_linear(sums, matrix.name)))
-    for layer in layers:
-        if layer in layout.experts_modules:
-            name = layout.experts_modules[layer]
-            hook = _into_experts(sums, name, reached[layer])
-            hooks.append(live.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
+    for module in layout.modules:
+        if module.layer in layers:
+            hook = _into_experts(sums, module, reached[module.layer])
+            hooks.append(live.get_submodule(module.name).register_forward_pre_hook(hook, with_kwargs=True))
     with torch.inference_mode():
         for batch in inputs:
             with suppress(_EnoughError):
@@ -93,18 +92,19 @@ def _into_linear(sums: Hessians, name: str) -> Callable[..., None]:
     return lambda _, args: _add(sums, name, args[0])
 
 
-def _into_experts(sums: Hessians, name: str, reached: set[int]) -> Callable[..., None]:
+def _into_experts(sums: Hessians, held: ExpertsModule, reached: set[int]) -> Callable[..., None]:
     """Sums what goes into each expert's gate and up, and into its down, of all tokens that an experts module gets."""
+    first = held.form.fused[0].projections[0]
 
     def look(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         chosen = chosen_experts(args, named).flatten(0, -2)
         states = next(iter((*args, *named.values()))).flatten(0, -2)
-        for index in chosen.unique().tolist():
+        for place in chosen.unique().tolist():
+            index = place + held.first
             reached.add(index)
-            mine = states[(chosen == index).any(-1)]
-            _add(sums, matrix_name(name, index, "gate"), mine)
-            gate_up = torch.nn.functional.linear(mine, module.gate_up_proj[index])
-            _add(sums, matrix_name(name, index, "down"), module._apply_gate(gate_up))
+            mine, expert = states[(chosen == place).any(-1)], LiveExpert(module, held, index)
+            _add(sums, held.matrix_name(index, first), mine)
+            _add(sums, held.matrix_name(index, "down"), expert.gated(expert.narrowed(mine)))
 
     return look
 

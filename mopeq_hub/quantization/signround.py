@@ -6,7 +6,7 @@ its rounded weight, scale and zero point, from which the codes are read. Progres
 finished adjustments a line.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +88,15 @@ def _asked(bits: int) -> dict[str, Any]:
 class Watch:
     """Tells each adjustment of each decoder layer, and remembers which experts were given a token while tuned."""
 
-    def __init__(self, model: Any, blocks: str, experts: Mapping[str, str], batches: int) -> None:
-        """experts: name of the experts module by layer. batches: how many one adjustment looks at."""
+    def __init__(self, model: Any, blocks: str, experts: list[tuple[int, int, str]], batches: int) -> None:
+        """experts: of each experts module the layer, the number of its first expert, and the name. batches: how many
+        one adjustment looks at."""
         self._batches, self._passes = batches, 0
-        self._reached: dict[int, set[int]] = {int(layer): set() for layer in experts}
+        self._reached: dict[int, set[int]] = {layer: set() for layer, _, _ in experts}
         for block in model.get_submodule(blocks):
             block.register_forward_hook(self._passed)
-        for layer, name in experts.items():
-            model.get_submodule(name).register_forward_pre_hook(self._routed(int(layer)), with_kwargs=True)
+        for layer, first, name in experts:
+            model.get_submodule(name).register_forward_pre_hook(self._routed(layer, first), with_kwargs=True)
 
     def reached(self) -> dict[int, set[int]]:
         """The experts of each layer that were given a token. Raises MopeqError where the routing was not seen."""
@@ -110,10 +111,10 @@ class Watch:
             if self._passes % self._batches == 0:
                 print(1, flush=True)
 
-    def _routed(self, layer: int) -> Callable[..., None]:
+    def _routed(self, layer: int, first: int) -> Callable[..., None]:
         def note(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             if torch.is_grad_enabled():
-                self._reached[layer].update(chosen_experts(args, named).unique().tolist())
+                self._reached[layer].update((chosen_experts(args, named).unique() + first).tolist())
 
         return note
 

@@ -16,15 +16,13 @@ from mopeq_hub.bitmap import BitMap, divides, packed_bytes, width_of
 from mopeq_hub.checkpoint import ITEM_BYTES, Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
+from mopeq_hub.kept import Kept, kept_dtype
 from mopeq_hub.kernels.norm import all_finite
 from mopeq_hub.packing import Packed, quantize
 from mopeq_hub.progress import Advance
 from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, fill_shards, named
 from mopeq_hub.recipe import GROUP_SIZES, Recipe
 
-_KEPT_AS = {"F8_E4M3": "BF16"}
-"""What is written of tensors that are not quantized, where it is not what they are stored as: no loader that knows the
-published form knows the factors of float8."""
 Watcher = Callable[["Piece", dict[str, np.ndarray]], None]
 """Told what was made of each piece, while the source is still mapped."""
 
@@ -35,12 +33,13 @@ _NOTHING: Mapping[str, Packed] = MappingProxyType({})
 class Piece:
     """What becomes of (a slice of) one source tensor: a packed matrix, or the tensor as it is under its live name.
 
-    nbytes: of the source.
+    source: of several that it is made of, that which comes last. nbytes: of the source.
     """
 
     source: str
     name: str
     matrix: Matrix | None
+    kept: Kept | None
     bits: int
     tensors: tuple[TensorPlan, ...]
     nbytes: int
@@ -73,14 +72,17 @@ def plan_units(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: R
     matrices: dict[str, list[Matrix]] = {}
     for matrix in layout.matrices:
         matrices.setdefault(matrix.source, []).append(matrix)
+    order = {info.name: place for place, info in enumerate(checkpoint.in_file_order())}
+    kept: dict[str, list[Kept]] = {}
+    for each in layout.kept.values():
+        kept.setdefault(max(each.sources, key=order.__getitem__), []).append(each)
     for info in checkpoint.in_file_order():
         for matrix in matrices.get(info.name, []):
             bits = width_of(matrix, bitmap, recipe)
             pieces[info.file].append(_planned(checkpoint, matrix, bits, recipe.group_size))
-        if info.name in layout.kept:
-            name = layout.kept[info.name]
-            whole = TensorPlan(name, kept_dtype(checkpoint, info.name), info.shape)
-            pieces[info.file].append(Piece(info.name, name, None, 16, (whole,), info.nbytes))
+        for each in kept.get(info.name, []):
+            whole = TensorPlan(each.name, kept_dtype(checkpoint, each.sources[0]), each.shape)
+            pieces[info.file].append(Piece(info.name, each.name, None, each, 16, (whole,), whole.nbytes))
     used = {shard: made for shard, made in pieces.items() if made}
     filled = [
         fill_shards([tensor for piece in made for tensor in piece.tensors], recipe.shard_size) for made in used.values()
@@ -140,7 +142,11 @@ def produce(
     infinite weights, naming the tensor."""
     if piece.bits == 16:
         plan = piece.tensors[0]
-        values = kept(checkpoint, piece.source, piece.matrix)
+        if piece.kept:
+            values = piece.kept.read(checkpoint, checkpoint.tensors[piece.source].file)
+        else:
+            assert piece.matrix is not None
+            values = unquantized(checkpoint, piece.matrix)
         if not all_finite(values, plan.dtype):
             raise MopeqError(
                 f"{piece.source} holds NaN or infinite values",
@@ -163,18 +169,10 @@ def _quantized(checkpoint: Checkpoint, piece: Piece, recipe: Recipe) -> Packed:
         raise MopeqError(f"{piece.source} holds {error.what}", error.hint) from None
 
 
-def kept(checkpoint: Checkpoint, source: str, matrix: Matrix | None) -> np.ndarray:
-    """The values that are written of a tensor, or of a matrix in it, that is not quantized."""
-    if checkpoint.scale_of(source) is None:
-        return matrix.read(checkpoint).values if matrix else checkpoint.array(source)
-    rows, columns = checkpoint.tensors[source].shape[-2:]
-    return (matrix or Matrix("", source, (rows, columns))).read(checkpoint).bfloat16()
-
-
-def kept_dtype(checkpoint: Checkpoint, source: str) -> str:
-    """safetensors' name of their dtype."""
-    dtype = checkpoint.tensors[source].dtype
-    return _KEPT_AS.get(dtype, dtype)
+def unquantized(checkpoint: Checkpoint, matrix: Matrix) -> np.ndarray:
+    """The values that are written of a matrix that is not quantized."""
+    weight = matrix.read(checkpoint)
+    return weight.values if checkpoint.scale_of(matrix.source) is None else weight.bfloat16()
 
 
 def written_bytes(checkpoint: Checkpoint, matrix: Matrix, bits: int, group_size: int) -> int:
@@ -200,7 +198,7 @@ def _planned(checkpoint: Checkpoint, matrix: Matrix, bits: int, group_size: int)
     nbytes = matrix.size * ITEM_BYTES[checkpoint.tensors[matrix.source].dtype]
     if bits == 16:
         whole = TensorPlan(f"{matrix.name}.weight", kept_dtype(checkpoint, matrix.source), matrix.shape)
-        return Piece(matrix.source, matrix.name, matrix, bits, (whole,), nbytes)
+        return Piece(matrix.source, matrix.name, matrix, None, bits, (whole,), nbytes)
     check_divides(matrix, group_size)
     rows, columns = matrix.shape
     groups = columns // group_size
@@ -210,4 +208,4 @@ def _planned(checkpoint: Checkpoint, matrix: Matrix, bits: int, group_size: int)
         TensorPlan(f"{matrix.name}.scales", "F16", (groups, rows)),
     )
     assert sum(plan.nbytes for plan in packed) == packed_bytes(matrix.shape, bits, group_size)
-    return Piece(matrix.source, matrix.name, matrix, bits, packed, nbytes)
+    return Piece(matrix.source, matrix.name, matrix, None, bits, packed, nbytes)

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mopeq_hub.calibration import Rounded
+from mopeq_hub.calibration import LiveExpert, Rounded
 from mopeq_hub.experts import Expert, Matrix
+from mopeq_hub.families.base import ExpertsModule
 from mopeq_hub.model import Model
 from mopeq_hub.questions.inputs import MAX_ROWS, Row, answer_options, placed
 from mopeq_hub.sensitivity.watching import Flow, Pass, Watch
@@ -42,7 +43,7 @@ class Collector:
     def __init__(self, model: Model, live: Any, job: dict[str, Any]) -> None:
         self._live, self._layout, self._widths = live, model.layout, job["widths"]
         self._experts = model.layout.experts
-        self._modules = {layer: live.get_submodule(name) for layer, name in model.layout.experts_modules.items()}
+        self._modules = {module: live.get_submodule(module.name) for module in model.layout.modules}
         self._rest = {matrix.name: matrix for matrix in model.layout.rest if matrix.name in job["rest"]}
         self._watch = Watch(live, model.layout, self._rest, gradients=True)
         self._place = {matrix.name: place for place, matrix in enumerate([*model.layout.routed, *self._rest.values()])}
@@ -58,7 +59,7 @@ class Collector:
         layout = self._layout
         expert = max(sum(matrix.shape[0] for matrix in matrices) for matrices in self._experts.values())
         width = sum(matrix.shape[0] for matrix in layout.rest)
-        width += layout.experts_per_token * expert * len(layout.experts_modules)
+        width += layout.experts_per_token * expert * len(layout.modules)
         vocabulary = self._live.get_output_embeddings().weight.shape[0]
         numbers = max(row.length * width + (row.length - row.prompt) * vocabulary for row in rows)
         return max(1, min(MAX_ROWS, GRAPH_BYTES // (4 * _KEPT * numbers)))
@@ -76,10 +77,10 @@ class Collector:
         gradients = (torch.stack([each.flatten(0, -2) for each in of]) for of in zip(*drawn, strict=True))
         squares = np.zeros((DRAWS, len(part), len(self._place), len(self._widths)), np.float32)
         with torch.no_grad():
-            for layer, each in passes.items():
+            for held, each in passes.items():
                 slopes = next(gradients)
                 for index in each.chosen.unique().tolist():
-                    self._add_expert(squares, Expert(layer, index), each, slopes, part[0].length)
+                    self._add_expert(squares, held, index, each, slopes, part[0].length)
             for name, flow in flows.items():
                 self._add_linear(squares, self._rest[name], flow, next(gradients), part[0].length)
         self._groups[-1].add(squares.reshape(-1, *squares.shape[2:]), DRAWS * logits.shape[0] * logits.shape[1])
@@ -92,28 +93,36 @@ class Collector:
         return ((drawn - chances * drawn.sum(-1, keepdim=True)) * logits).sum()
 
     def _add_expert(
-        self, squares: np.ndarray, expert: Expert, seen: Pass, gradients: torch.Tensor, length: int
+        self,
+        squares: np.ndarray,
+        held: ExpertsModule,
+        index: int,
+        seen: Pass,
+        gradients: torch.Tensor,
+        length: int,
     ) -> None:
         """Put the squares of one expert's projections into [draws, rows, matrices, widths]."""
-        module = self._modules[expert.layer]
-        places, states, weights = seen.of(expert.index)
+        expert = LiveExpert(self._modules[held], held, index)
+        places, states, weights = seen.of(index)
         rows = (places // length).cpu()
         slope = gradients[:, places] * weights
-        gate, up = torch.nn.functional.linear(states, module.gate_up_proj[expert.index]).chunk(2, -1)
-        down = module.down_proj[expert.index]
-        hidden = module._apply_gate(torch.cat([gate, up], -1))
-        answer = torch.nn.functional.linear(hidden, down)
+        narrowed, down = expert.narrowed(states), expert.weight(1)
+        hidden = expert.gated(narrowed)
         # What a change of the hidden states is worth is the same for each width.
         inner = slope @ down
-        for matrix in self._experts[expert]:
+        stacked = held.form.fused[0].projections
+        for matrix in self._experts[Expert(held.layer, index)]:
             for place, bits in enumerate(self._widths):
                 weight = self._rounded.weight(matrix, bits).to(states)
                 if matrix.projection == "down":
-                    change = (slope * (torch.nn.functional.linear(hidden, weight) - answer)).sum(-1)
+                    change = (slope * torch.nn.functional.linear(hidden, weight - down)).sum(-1)
                 else:
-                    narrowed = torch.nn.functional.linear(states, weight)
-                    both = [narrowed, up] if matrix.projection == "gate" else [gate, narrowed]
-                    change = (inner * (module._apply_gate(torch.cat(both, -1)) - hidden)).sum(-1)
+                    first = stacked.index(str(matrix.projection)) * matrix.shape[0]
+                    mine = slice(first, first + matrix.shape[0])
+                    lost = weight - expert.weight(0)[mine]
+                    changed = narrowed.clone()
+                    changed[:, mine] += torch.nn.functional.linear(states, lost)
+                    change = (inner * (expert.gated(changed) - hidden)).sum(-1)
                 self._put(squares, matrix, place, rows, change)
 
     def _add_linear(

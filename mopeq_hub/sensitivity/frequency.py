@@ -32,9 +32,9 @@ class Collector:
         given = placed(inputs, self._live.dtype, self._live.device)
         with torch.inference_mode():
             self._live(**given, use_cache=False)
-        for layer, seen in self._watch.passes.items():
+        for module, seen in self._watch.passes.items():
             for index, count in zip(*(each.tolist() for each in seen.chosen.unique(return_counts=True)), strict=True):
-                self._counts[-1][Expert(layer, index)] += count
+                self._counts[-1][Expert(module.layer, index)] += count
 
     def result(self) -> dict[str, Any]:
         """By layer, one number an expert."""

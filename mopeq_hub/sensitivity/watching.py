@@ -8,6 +8,7 @@ import torch
 
 from mopeq_hub.calibration import chosen_experts
 from mopeq_hub.experts import Layout
+from mopeq_hub.families.base import ExpertsModule
 
 
 @dataclass(frozen=True)
@@ -38,27 +39,26 @@ class Flow:
 
 
 class Watch:
-    """Keeps the last `Pass` of every experts module of a live model, by layer, and the last `Flow` of linear layers, by
-    name."""
+    """Keeps the last `Pass` of every experts module of a live model, and the last `Flow` of linear layers, by name."""
 
     def __init__(self, live: Any, layout: Layout, linears: Iterable[str] = (), gradients: bool = False) -> None:
         """linears: names of the linear layers. gradients: keep each output in the graph that gradients go through; the
         model's parameters need none then."""
-        self.passes: dict[int, Pass] = {}
+        self.passes: dict[ExpertsModule, Pass] = {}
         self.flows: dict[str, Flow] = {}
         self._gradients = gradients
-        for layer, name in layout.experts_modules.items():
-            live.get_submodule(name).register_forward_hook(self._hook(layer), with_kwargs=True)
+        for module in layout.modules:
+            live.get_submodule(module.name).register_forward_hook(self._hook(module), with_kwargs=True)
         for name in linears:
             live.get_submodule(name).register_forward_hook(self._linear_hook(name))
 
-    def _hook(self, layer: int) -> Any:
+    def _hook(self, module: ExpertsModule) -> Any:
         def look(_: Any, args: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
             chosen = chosen_experts(args, named)
             states, weights = _floats(args, named, chosen.shape)
             output = self._in_graph(output)
             states, chosen, weights = (value.detach().flatten(0, -2) for value in (states, chosen, weights))
-            self.passes[layer] = Pass(states, chosen, weights, output)
+            self.passes[module] = Pass(states, chosen + module.first, weights, output)
             return output
 
         return look

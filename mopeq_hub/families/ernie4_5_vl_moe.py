@@ -1,0 +1,13 @@
+"""ERNIE 4.5 VL: two experts modules a layer, for text and for pictures, of two widths; the file has them in one list."""
+
+from collections.abc import Sequence
+
+from mopeq_hub.families.base import ExpertsModule, Family
+
+
+class _Ernie(Family):
+    def place(self, index: int, modules: Sequence[ExpertsModule]) -> ExpertsModule:
+        return next(module for module in modules if index < module.first + module.count)
+
+
+ERNIE4_5_VL_MOE = _Ernie("ernie4_5_vl_moe_text")
