@@ -35,7 +35,7 @@ def test_every_tensor_is_placed(
 ) -> None:
     layout = open_model(str(make(tmp_path / "model"))).layout
     assert len(layout.experts) == experts
-    assert sorted(layout.experts_modules) == layers
+    assert sorted(layout.modules_of) == layers
     assert len(layout.rest) == rest
     assert layout.ignored == ()
     assert all(
@@ -43,7 +43,7 @@ def test_every_tensor_is_placed(
     )
     names = {matrix.name for matrix in layout.rest}
     assert not any("router" in name or name.endswith(".gate") or "vision" in name or "visual" in name for name in names)
-    assert "lm_head.weight" in layout.kept.values()
+    assert "lm_head.weight" in layout.kept
 
 
 def test_fused_experts_are_read_as_out_by_in_from_either_orientation(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_what_is_quantized_already_is_refused(tmp_path: Path) -> None:
     ("config", "words"),
     [
         (
-            {"model_type": "aria", "language_config": {"n_routed_experts": 64}},
-            "not supported yet: aria",
+            {"model_type": "molmo", "language_config": {"n_routed_experts": 64}},
+            "not supported yet: model type molmo",
         ),
         ({"model_type": "bert", "text_config": None}, "not a mixture of experts"),
         ({"model_type": "llava", "text_config": "odd"}, "not a mixture of experts"),

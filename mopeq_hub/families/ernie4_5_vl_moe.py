@@ -1,4 +1,4 @@
-"""ERNIE 4.5 VL: two experts modules a layer, for text and for pictures, of two widths; the file has them in one list."""
+"""ERNIE 4.5 VL: two experts modules a layer, for text and pictures, of two widths; one list in the file."""
 
 from collections.abc import Sequence
 

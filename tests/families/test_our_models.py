@@ -235,5 +235,5 @@ def test_signals_are_measured_from_weights_and_while_it_answers(kind, tmp_path):
 def test_what_only_shares_the_model_type_is_not_supported():
     config = json.loads((ASSETS / "deepseek-vl2-tiny-like" / "config.json").read_text("utf-8"))
     assert identify(config, "here").model_type == "deepseek_vl_v2"
-    with pytest.raises(MopeqError, match="not supported yet: deepseek_vl_v2"):
+    with pytest.raises(MopeqError, match="not supported yet: model type deepseek_vl_v2"):
         identify({**config, "architectures": ["DeepseekOCRForCausalLM"]}, "here")

@@ -15,6 +15,7 @@ import torch
 
 from mopeq_hub import Recipe, quantize
 from mopeq_hub.bitmap import BitMap, width_of
+from mopeq_hub.fidelity.stages import place_of
 from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import open_model
 from mopeq_hub.packing import Packed, dequantize
@@ -60,13 +61,10 @@ def dequantized(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe, t
             if matrix.expert is None:
                 parameters[f"{matrix.name}.weight"].copy_(weight)
                 continue
-            experts = layout.experts_modules[matrix.expert.layer]
-            if matrix.projection == "down":
-                parameters[f"{experts}.down_proj"][matrix.expert.index].copy_(weight)
-            else:
-                first = 0 if matrix.projection == "gate" else weight.shape[0]
-                fused = parameters[f"{experts}.gate_up_proj"]
-                fused[matrix.expert.index, first : first + weight.shape[0]].copy_(weight)
+            place = place_of(matrix, layout)
+            assert place.expert is not None
+            whole = parameters[place.parameter][place.expert]
+            (whole.T if place.transposed else whole)[slice(*place.rows)].copy_(weight)
     model.save_pretrained(target)
     return target
 

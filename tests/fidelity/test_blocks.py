@@ -65,10 +65,10 @@ def coarse(weight: torch.Tensor) -> torch.Tensor:
 def offers(model: Model) -> Iterator[Offer]:
     """Every tensor as a stream would offer it, in the order of the files."""
     for matrix in model.layout.matrices:
-        weight = original_of(model.checkpoint, matrix, matrix.source)
+        weight = original_of(model.checkpoint, matrix)
         yield matrix, weight, coarse(weight)
-    for source, live in model.layout.kept.items():
-        yield live, original_of(model.checkpoint, live, source), None
+    for live, kept in model.layout.kept.items():
+        yield live, original_of(model.checkpoint, kept), None
 
 
 def in_order(blocks: BlockPass, model: Model) -> list[Offer]:

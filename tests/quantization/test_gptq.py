@@ -45,7 +45,7 @@ def test_batches_hold_every_row_once_and_pad_nothing(shapes: Path) -> None:
 
 def test_hessians_are_sums_of_inputs_times_inputs(model: Model, live: Any, inputs: list[Inputs]) -> None:
     expert = next(iter(model.layout.experts))
-    module = live.get_submodule(model.layout.experts_modules[0])
+    module = live.get_submodule(model.layout.modules[0].name)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     hook = module.register_forward_pre_hook(lambda _, args: seen.append((args[0].flatten(0, -2), args[1])))
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_hessians_are_sums_of_inputs_times_inputs(model: Model, live: Any, input
 
     reached: dict[int, set[int]] = {0: set()}
     hessians = collect(model.layout, live, inputs, [0], reached)
-    name = f"{model.layout.experts_modules[0]}.{expert.index}"
+    name = f"{model.layout.modules[0].name}.{expert.index}"
     assert expert.index in reached[0]
     assert torch.allclose(hessians[f"{name}.gate_proj"].double(), mine.T @ mine, rtol=1e-3, atol=1e-4)
     assert torch.allclose(hessians[f"{name}.down_proj"].double(), hidden.T @ hidden, rtol=1e-3, atol=1e-4)

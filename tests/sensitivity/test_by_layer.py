@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mopeq_hub import MopeqError, Recipe
-from mopeq_hub.families.base import Family
+from mopeq_hub.families.base import GATED, ExpertsModule, Family, Form
 from mopeq_hub.families.routing import find_routing
 from mopeq_hub.model import open_model
 from mopeq_hub.passage import Passage
@@ -45,7 +45,7 @@ def test_router_and_norm_of_every_family_are_found(make: Callable[[Path], Path],
     model = open_model(str(make(tmp_path / "model")))
     routing = model.layout.routing
     assert routing.trouble == ""
-    assert set(routing.routers) == set(routing.norms) == set(model.layout.experts_modules)
+    assert set(routing.routers) == set(routing.norms) == set(model.layout.modules_of)
     for layer, name in routing.routers.items():
         assert name == f"model.language_model.layers.{layer}.mlp.gate.weight"
         assert routing.norms[layer] == f"model.language_model.layers.{layer}.post_attention_layernorm.weight"
@@ -69,16 +69,13 @@ def test_a_linear_router_and_a_norm_that_adds_one_are_found_too() -> None:
     })  # fmt: skip
     layer = torch.nn.ModuleDict({"moe": block, "post_attention_layernorm": AddsOne()})
     model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([layer])}).to("meta")
-    found = find_routing(model, FAMILY, {0: "layers.0.moe.experts"}, CONFIG, 4)
+    form = Form(GATED, transposed=False, biased=False)
+    four, five = ([ExpertsModule("layers.0.moe.experts", 0, 0, count, form)] for count in (4, 5))
+    found = find_routing(model, FAMILY, four, CONFIG)
     assert (found.routers, found.offset, found.normalized) == ({0: "layers.0.moe.router.weight"}, 1.0, True)
     del layer["post_attention_layernorm"]
-    assert (
-        "layers.0 has no post_attention_layernorm"
-        in find_routing(model, FAMILY, {0: "layers.0.moe.experts"}, CONFIG, 4).trouble
-    )
-    assert (
-        "no parameter of shape [5, 16]" in find_routing(model, FAMILY, {0: "layers.0.moe.experts"}, CONFIG, 5).trouble
-    )
+    assert "layers.0 has no post_attention_layernorm" in find_routing(model, FAMILY, four, CONFIG).trouble
+    assert "no parameter of shape [5, 16]" in find_routing(model, FAMILY, five, CONFIG).trouble
 
 
 @pytest.mark.parametrize("signal", SIGNALS)

@@ -60,7 +60,7 @@ def test_frequency_is_what_the_router_chose(
     shares: dict[Expert, float] = dict.fromkeys(model.layout.experts, 0.0)
     for group in groups:
         counts: Counter[int] = Counter()
-        hook = live.get_submodule(model.layout.experts_modules[2]).register_forward_hook(
+        hook = live.get_submodule(model.layout.modules[2].name).register_forward_hook(
             lambda _, args, named, __, counts=counts: counts.update(chosen_experts(args, named).flatten().tolist()),
             with_kwargs=True,
         )
