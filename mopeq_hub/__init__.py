@@ -2,12 +2,13 @@
 
 The three verbs and the one `Recipe` that steers them are the public interface. They are imported on first use, so that
 `import mopeq_hub` itself costs nothing: no torch, no transformers. It lets transformers' auto classes find the models
-in `modeling/`, whether transformers was imported before or comes after.
+in `modeling/`, and mends what auto-round's loader gets wrong, whether these are imported already or come later.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mopeq_hub.modeling.mends import arrange as _arrange_mends
 from mopeq_hub.modeling.registry import arrange as _arrange
 from mopeq_hub.version import __version__
 
@@ -31,6 +32,7 @@ _HOMES = {
 __all__ = ["MopeqError", "Recipe", "__version__", "plan", "publish", "publish_variants", "quantize"]
 
 _arrange()
+_arrange_mends()
 
 
 def __getattr__(name: str) -> Any:

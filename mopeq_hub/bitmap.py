@@ -116,6 +116,8 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
     elif recipe.rest_bits != 16:
         kept = [matrix.name for matrix in layout.rest if width_of(matrix, bitmap, recipe) == 16]
         extra |= rest_rules(layout.blocks, dict.fromkeys(kept, 16))
+    if recipe.rest_bits != 16:
+        extra |= rest_rules(layout.blocks, dict.fromkeys(layout.never_quantized, 16))
     left = UNQUANTIZED if recipe.rest_bits in (16, "auto") else {"bits": recipe.rest_bits}
     extra[rf"^{re.escape(layout.blocks)}\."] = left
     return {

@@ -129,6 +129,13 @@ class Layout:
         return {**linears, **{name: kept.plain for name, kept in self.kept.items() if kept.plain}}
 
     @cached_property
+    def never_quantized(self) -> list[str]:
+        """Modules within the decoder layers whose weight is a matrix and is kept: auto-round's loader may take some of
+        them, such as routers, for linear layers like others."""
+        weights = (kept for name, kept in self.kept.items() if name.endswith(".weight") and len(kept.shape) == 2)
+        return [kept.name.removesuffix(".weight") for kept in weights if kept.name.startswith(f"{self.blocks}.")]
+
+    @cached_property
     def layer_of(self) -> dict[str, int]:
         """The decoder layer of each tensor of the file that belongs to one."""
         inside = re.compile(rf"{re.escape(self.blocks)}\.(\d+)\.")

@@ -113,7 +113,7 @@ class _Placer:
         """A tensor that is a live parameter as it lies."""
         self._check_shape(info, self._live.shapes[live_name])
         module = live_name.removesuffix(".weight")
-        if module in self._linears:
+        if module in self._linears and not module.endswith(self._family.whole):
             self._check_dtype(info)
             self._matrices.append(Matrix(module, info.name, (info.shape[0], info.shape[1])))
         else:

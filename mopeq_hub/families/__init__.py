@@ -8,9 +8,9 @@ from mopeq_hub.families.deepseek_vl2 import DEEPSEEK_VL2
 from mopeq_hub.families.ernie4_5_vl_moe import ERNIE4_5_VL_MOE
 from mopeq_hub.families.llama4 import LLAMA4
 from mopeq_hub.families.molmoe import MOLMOE
-from mopeq_hub.families.norms import NORMS
+from mopeq_hub.families.stated import STATED
 
-STATED = {family.model_type: family for family in (DEEPSEEK_VL2, MOLMOE, ERNIE4_5_VL_MOE, LLAMA4)}
+_FAMILIES = {family.model_type: family for family in (DEEPSEEK_VL2, MOLMOE, ERNIE4_5_VL_MOE, LLAMA4, *STATED)}
 """Families with something to state; of all others transformers tells everything."""
 _TEXT_CONFIGS = ("text_config", "language_config", "thinker_config", "llm_config")
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
@@ -25,7 +25,7 @@ def identify(config: dict[str, Any], where: str) -> Family:
     kind = whole if text == whole else f"{whole} over {text}"
     if not _counts_experts(config):
         raise MopeqError(f"{where} ({kind}) is not a mixture of experts", "name a model whose config counts experts")
-    family = STATED.get(whole) or STATED.get(text) or Family(text, **NORMS.get(text, {}))
+    family = _FAMILIES.get(whole) or _FAMILIES.get(text) or Family(text)
     if trouble := family.trouble_with(config):
         raise MopeqError(
             f"{where} is a mixture of experts of a kind not supported yet: {trouble}", "name another model"

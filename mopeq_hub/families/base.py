@@ -62,10 +62,12 @@ class Family:
 
     model_type: of the text model, as config.json says it.
     norm: the module in a decoder layer through which hidden states reach router and experts; empty where there is none.
+    whole: linear layers, by the ends of their names, that are never quantized.
     """
 
     model_type: str
     norm: str = "post_attention_layernorm"
+    whole: tuple[str, ...] = ()
 
     def form(self, module: "torch.nn.Module") -> Form | None:
         """How this live module holds routed experts; None where it holds none that auto-round's loader takes apart.

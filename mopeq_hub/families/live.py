@@ -74,6 +74,8 @@ class LiveModel:
 
         prefix = self.model.base_model_prefix
         live, pattern = rename_source_key(source_name, self.renamings, self.converters, prefix, self.shapes)
+        if live not in self.shapes and source_name in self.shapes:
+            return source_name, None, None
         for converter in self.converters:
             if pattern is not None and pattern in converter.source_patterns:
                 return live, pattern, converter

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mopeq_hub.after_import import after_import
+
 
 @dataclass(frozen=True)
 class Added:
@@ -142,30 +144,6 @@ _PLACES: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-class _Finder:
-    """Finds the modules with transformers' auto mappings as everybody else does, and adds to each once it is there."""
-
-    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
-        if name not in _PLACES:
-            return None
-        specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((spec for spec in specs if spec is not None), None)
-        loader = getattr(spec, "loader", None)
-        if loader is not None:
-            execute = loader.exec_module
-
-            def execute_and_add(module: ModuleType) -> None:
-                execute(module)
-                _PLACES[name](module)
-
-            loader.exec_module = execute_and_add
-        return spec
-
-
 def arrange() -> None:
     """From now on transformers' auto classes know our models, whether transformers is imported already or later."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-        for name, add in _PLACES.items():
-            if name in sys.modules:
-                add(sys.modules[name])
+    after_import(_PLACES)
