@@ -110,16 +110,18 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
     extra: dict[str, dict[str, Any]] = {}
     widths = bitmap.by_layer()
     for module in layout.modules:
-        extra |= expert_rules(module.name, widths[module.layer][module.first : module.first + module.count])
+        mine = widths[module.layer][module.first : module.first + module.count]
+        extra |= expert_rules(layout.family.expression(module.name), mine)
+    blocks = layout.family.expression(layout.blocks)
     if recipe.rest_bits == "auto":
-        extra |= rest_rules(layout.blocks, bitmap.rest)
+        extra |= rest_rules(layout.blocks, blocks, bitmap.rest)
     elif recipe.rest_bits != 16:
         kept = [matrix.name for matrix in layout.rest if width_of(matrix, bitmap, recipe) == 16]
-        extra |= rest_rules(layout.blocks, dict.fromkeys(kept, 16))
+        extra |= rest_rules(layout.blocks, blocks, dict.fromkeys(kept, 16))
     if recipe.rest_bits != 16:
-        extra |= rest_rules(layout.blocks, dict.fromkeys(layout.never_quantized, 16))
+        extra |= rest_rules(layout.blocks, blocks, dict.fromkeys(layout.never_quantized, 16))
     left = UNQUANTIZED if recipe.rest_bits in (16, "auto") else {"bits": recipe.rest_bits}
-    extra[rf"^{re.escape(layout.blocks)}\."] = left
+    extra[rf"^{blocks}\."] = left
     return {
         "quant_method": "auto-round",
         "packing_format": recipe.packing_format,
@@ -133,8 +135,8 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
 
 
 def expert_rules(experts: str, widths: list[Widths]) -> dict[str, dict[str, Any]]:
-    """The expressions for one layer's experts module and its experts' widths: one for each width, and one for each
-    projection and width of experts whose projections differ."""
+    """The expressions for one experts module, itself given as one, and its experts' widths: one for each width, and
+    one for each projection and width of experts whose projections differ."""
     indices: dict[tuple[str, int], list[str]] = {}
     for index, width in enumerate(widths):
         for name, bits in {"": width}.items() if isinstance(width, int) else width.items():
@@ -142,18 +144,18 @@ def expert_rules(experts: str, widths: list[Widths]) -> dict[str, dict[str, Any]
     rules = {}
     for (name, bits), alike in sorted(indices.items()):
         module = rf"{name}_proj$" if name else ""
-        rules[rf"^{re.escape(experts)}\.({'|'.join(alike)})\.{module}"] = {"bits": bits}
+        rules[rf"^{experts}\.({'|'.join(alike)})\.{module}"] = {"bits": bits}
     return rules
 
 
-def rest_rules(blocks: str, widths: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+def rest_rules(blocks: str, expression: str, widths: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """The expressions for linear layers outside the experts, by name, under `blocks`, the live name of the list of
-    decoder layers: one for each kind of layer and width."""
+    decoder layers, also given as an expression: one for each kind of layer and width."""
     numbers: dict[tuple[str, int], list[str]] = {}
     for name, bits in widths.items():
         number, kind = name[len(blocks) + 1 :].split(".", 1)
         numbers.setdefault((kind, bits), []).append(number)
     return {
-        rf"^{re.escape(blocks)}\.({'|'.join(alike)})\.{re.escape(kind)}$": UNQUANTIZED if bits == 16 else {"bits": bits}
+        rf"^{expression}\.({'|'.join(alike)})\.{re.escape(kind)}$": UNQUANTIZED if bits == 16 else {"bits": bits}
         for (kind, bits), alike in numbers.items()
     }

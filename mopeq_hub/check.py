@@ -12,6 +12,7 @@ from mopeq_hub import manifest as manifests
 from mopeq_hub.bitmap import expert_rules, rest_rules
 from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.families import family_of
 from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.hub import destination_for
 from mopeq_hub.hub.published import Published
@@ -139,9 +140,11 @@ def _configuration(published: Published, manifest: dict[str, Any]) -> None:
     """
     config = json.loads((published.folder("config.json") / "config.json").read_text("utf-8"))["quantization_config"]
     expected: dict[str, Any] = {}
+    made = manifest["model"]
+    family = family_of(made["model_type"], made["text_model_type"])
     for module, widths in experts_modules(manifest):
-        expected |= expert_rules(module, widths)
-    expected |= rest_rules(manifest["model"]["blocks"], manifest["rest"].get("widths", {}))
+        expected |= expert_rules(family.expression(module), widths)
+    expected |= rest_rules(made["blocks"], family.expression(made["blocks"]), manifest["rest"].get("widths", {}))
     found = list(config["extra_config"].items())[: len(expected)]
     for (pattern, rule), (found_pattern, found_rule) in zip_longest(expected.items(), found, fillvalue=("nothing", {})):
         if (pattern, rule) != (found_pattern, found_rule):

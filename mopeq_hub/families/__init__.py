@@ -25,12 +25,17 @@ def identify(config: dict[str, Any], where: str) -> Family:
     kind = whole if text == whole else f"{whole} over {text}"
     if not _counts_experts(config):
         raise MopeqError(f"{where} ({kind}) is not a mixture of experts", "name a model whose config counts experts")
-    family = _FAMILIES.get(whole) or _FAMILIES.get(text) or Family(text)
+    family = family_of(whole, text)
     if trouble := family.trouble_with(config):
         raise MopeqError(
             f"{where} is a mixture of experts of a kind not supported yet: {trouble}", "name another model"
         )
     return family
+
+
+def family_of(whole: str, text: str) -> Family:
+    """The family by the model types of the whole model and of its text model."""
+    return _FAMILIES.get(whole) or _FAMILIES.get(text) or Family(text)
 
 
 def text_model_type(config: dict[str, Any]) -> str:

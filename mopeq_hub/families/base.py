@@ -1,5 +1,6 @@
 """What a family states, and what is read of the experts modules of its live model."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,10 @@ class Family:
         if not hasattr(module, "has_gate") or getattr(module, "has_post_expert_norm", False):
             return None
         return Form(GATED if module.has_gate else UNGATED, bool(module.is_transposed), bool(module.has_bias))
+
+    def expression(self, module: str) -> str:
+        """A live name as a regular expression of auto-round's `extra_config`."""
+        return re.escape(module)
 
     def place(self, index: int, modules: Sequence[ExpertsModule]) -> ExpertsModule:
         """Which of a layer's experts modules holds the expert that the file gives this number."""

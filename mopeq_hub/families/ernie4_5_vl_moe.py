@@ -6,6 +6,11 @@ from mopeq_hub.families.base import ExpertsModule, Family
 
 
 class _Ernie(Family):
+    def expression(self, module: str) -> str:
+        # auto-round's loader renames expressions as transformers does a file's names: `layers` that does not follow
+        # `language_model.`, character by character, becomes `language_model.layers`. So dots must be bare.
+        return module
+
     def place(self, index: int, modules: Sequence[ExpertsModule]) -> ExpertsModule:
         return next(module for module in modules if index < module.first + module.count)
 

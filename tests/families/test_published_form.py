@@ -3,11 +3,8 @@ project."""
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +20,8 @@ from mopeq_hub.questions import Question
 from mopeq_hub.questions.inputs import Encoder
 from tests import tiny
 from tests.conftest import edit_json
+from tests.families.conftest import PlainLoader
 
-PLAIN_LOAD = Path(__file__).parent.parent / "plain_load.py"
 IMAGE = tiny.SHAPES / "images" / "eval-002.png"
 ROUNDING = 1e-5
 """Of the largest logit, in float32."""
@@ -32,14 +29,6 @@ ROUNDING = 1e-5
 
 def shapes(folder: Path) -> Path:
     return tiny.SHAPES
-
-
-def answers_of(folders: list[Path], inputs: dict[str, torch.Tensor], scratch: Path) -> list[dict[str, Any]]:
-    """What one process gets from each."""
-    torch.save(inputs, scratch / "inputs.pt")
-    command = [sys.executable, str(PLAIN_LOAD), str(scratch / "inputs.pt"), str(scratch / "out.pt"), *map(str, folders)]
-    subprocess.run(command, check=True, capture_output=True)
-    return list(torch.load(scratch / "out.pt"))
 
 
 def dequantized(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe, target: Path) -> Path:
@@ -93,7 +82,7 @@ def dequantized(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe, t
     ],
 )
 def test_plain_from_pretrained_computes_with_the_dequantized_weights(
-    make: Callable[[Path], Path], recipe: Recipe, tmp_path: Path
+    make: Callable[[Path], Path], recipe: Recipe, tmp_path: Path, plain_loader: PlainLoader
 ) -> None:
     source = make(tmp_path / "source")
     repo = quantize(str(source), tmp_path / "quantized", recipe)
@@ -107,7 +96,7 @@ def test_plain_from_pretrained_computes_with_the_dequantized_weights(
 
     unpacked = dequantized(source, quantized, bitmap, recipe, tmp_path / "reference")
     # What is quantized comes last: auto-round's loader changes transformers for the whole process.
-    reference, original, ours = answers_of([unpacked, source, quantized], inputs, tmp_path)
+    reference, original, ours = plain_loader.answers([unpacked, source, quantized], inputs, tmp_path)
 
     assert ours["trouble"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
     largest = reference["logits"].abs().max()

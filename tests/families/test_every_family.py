@@ -1,0 +1,87 @@
+"""Every kind of model in the registry's table: a tiny instance, saved as transformers saves it, quantized with mixed
+widths, loaded in a process of its own, computes with the dequantized weights."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mopeq_hub import Recipe, quantize
+from mopeq_hub.bitmap import width_of
+PROVEN: tuple[str, ...] = ()
+from mopeq_hub.fidelity.stages import place_of
+from mopeq_hub.manifest import bitmap_of
+from mopeq_hub.model import Model, open_model
+from mopeq_hub.modeling.mends import mend_for
+from mopeq_hub.packing import Packed, dequantize
+from tests.families import zoo
+from tests.families.conftest import PlainLoader
+from tests.tiny import SHAPES
+
+RECIPE = Recipe(group_size=32)
+ROUNDING = 1e-5
+"""Of the largest logit, in float32."""
+
+
+def save(name: str, folder: Path) -> Path:
+    import transformers
+
+    auto_class = transformers.AutoModelForImageTextToText if zoo.takes_pictures(name) else transformers.AutoModelForCausalLM
+    torch.manual_seed(0)
+    model = auto_class.from_config(zoo.config_of(name), dtype=torch.bfloat16)
+    with torch.no_grad():
+        for parameter, value in model.named_parameters():
+            if ".experts." in parameter or "_proj" in parameter:
+                value.normal_(0, 0.15)
+    model.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json", *["processor_config.json"] * zoo.takes_pictures(name)):
+        shutil.copyfile(SHAPES / file, folder / file)
+    return folder
+
+
+def reference(source: Model, quantized: Path, name: str, manifest: dict) -> torch.Tensor:
+    """Logits of the original's class in float32 with the values that the packed weights stand for."""
+    import transformers
+    from safetensors.torch import load_file
+
+    layout, bitmap = source.layout, bitmap_of(manifest)
+    model = getattr(transformers, layout.auto_class).from_pretrained(source.local_folder(), dtype=torch.float32).eval()
+    packed = load_file(quantized / "model-00001-of-00001.safetensors")
+    parameters = dict(model.named_parameters())
+    with torch.inference_mode():
+        for matrix in layout.matrices:
+            bits = width_of(matrix, bitmap, RECIPE)
+            if bits == 16:
+                continue
+            parts = Packed.of(matrix.name, lambda part: packed[part].numpy())
+            place = place_of(matrix, layout)
+            whole = parameters[place.parameter]
+            if place.expert is not None:
+                whole = whole[place.expert].T if place.transposed else whole[place.expert]
+                whole = whole[slice(*place.rows)]
+            whole.copy_(torch.from_numpy(dequantize(parts, bits, RECIPE.symmetric)))
+        return model(**zoo.inputs_of(name), use_cache=False).logits
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_it_loads_and_computes_with_the_dequantized_weights(
+    name: str, tmp_path: Path, plain_loader: PlainLoader
+) -> None:
+    source = save(name, tmp_path / "source")
+    repo = quantize(str(source), tmp_path / "quantized", RECIPE)
+    assert len(set(bitmap_of(repo.manifest).bits.values())) > 1
+    model = open_model(str(source))
+    assert model.layout.ignored == ()
+    expected = reference(model, repo.folder, name, repo.manifest)
+
+    helped = mend_for(model.config["model_type"]) is not None
+    (ours,) = plain_loader.answers([repo.folder], zoo.inputs_of(name), tmp_path, helped)
+
+    assert ours["trouble"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+    assert (ours["logits"] - expected).abs().max() < ROUNDING * expected.abs().max()
+
+
+def test_the_registrys_table_has_what_is_proven_here() -> None:
+    assert {kind for kind in PROVEN if kind not in zoo.NAMES} <= {"deepseek_vl_v2", "molmo"}
+    assert set(zoo.NAMES) <= set(PROVEN)
