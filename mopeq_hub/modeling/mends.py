@@ -4,6 +4,7 @@ Each mend is for models of one type and touches no other. What needs one does no
 card and `check` say so.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -80,14 +81,27 @@ def _llama4_forward(self: Any, hidden_states: Any) -> Any:
 
 def _restore_attention(model: Any) -> None:
     """Take back what auto-round does to a function of that name in code that comes with older models of this kind."""
-    import sys
-
     module: Any = sys.modules[type(model).__module__]
     if getattr(module.eager_attention_forward, "_auto_round_mimo_patch", False):
         module.eager_attention_forward = module.eager_attention_forward.__wrapped__
 
 
+def _restore_frequencies(model: Any) -> None:
+    """Give rotary embeddings the frequencies that their own class computes."""
+    import torch
+
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "default" and hasattr(module, "original_inv_freq"):
+            own, _ = module.compute_default_rope_parameters(module.config)
+            with torch.no_grad():
+                module.inv_freq.copy_(own)
+                module.original_inv_freq.copy_(own)
+
+
 _MENDS = {
+    "ernie4_5_vl_moe": Mend(
+        "gives ERNIE's rotary embedding the frequencies of other models", loaded=_restore_frequencies
+    ),
     "llama4": Mend("weighs what comes out of Llama 4's experts instead of what goes in", prepared=_weigh_inputs),
     "qwen3_omni_moe_thinker": Mend(
         "lets transformers initialize experts that it has taken apart", prepared=_spare_initialized_blocks

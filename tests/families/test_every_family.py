@@ -9,6 +9,7 @@ import torch
 
 from mopeq_hub import Recipe, quantize
 from mopeq_hub.bitmap import width_of
+
 PROVEN: tuple[str, ...] = ()
 from mopeq_hub.fidelity.stages import place_of
 from mopeq_hub.manifest import bitmap_of
@@ -27,7 +28,9 @@ ROUNDING = 1e-5
 def save(name: str, folder: Path) -> Path:
     import transformers
 
-    auto_class = transformers.AutoModelForImageTextToText if zoo.takes_pictures(name) else transformers.AutoModelForCausalLM
+    auto_class = (
+        transformers.AutoModelForImageTextToText if zoo.takes_pictures(name) else transformers.AutoModelForCausalLM
+    )
     torch.manual_seed(0)
     model = auto_class.from_config(zoo.config_of(name), dtype=torch.bfloat16)
     with torch.no_grad():

@@ -94,7 +94,13 @@ def _gemma4() -> Any:
         "enable_moe_block": True, "top_k_experts": 2, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
         "vocab_size_per_layer_input": 208, "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"],
     }  # fmt: skip
-    vision = {**_TOWER, "num_key_value_heads": 4, "head_dim": 8, "pooling_kernel_size": 2, "position_embedding_size": 64}
+    vision = {
+        **_TOWER,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "pooling_kernel_size": 2,
+        "position_embedding_size": 64,
+    }
     tokens = {**_MARKS, "boi_token_id": 202, "eoi_token_id": 203, "audio_token_id": 205}
     return _whole("gemma4", _part("gemma4_text", **more), vision, audio_config=None, **tokens)
 
@@ -111,7 +117,11 @@ def _qwen3_omni() -> Any:
 
 def _ernie() -> Any:
     vision = {key: value for key, value in _QWEN.items() if key not in ("temporal_patch_size", "out_hidden_size")}
-    more = {"moe_intermediate_size": [96, 32], "rope_parameters": _rope(3, 3, 2), "mlp_layer_types": ["dense", "sparse"]}
+    more = {
+        "moe_intermediate_size": [96, 32],
+        "rope_parameters": _rope(3, 3, 2),
+        "mlp_layer_types": ["dense", "sparse"],
+    }
     return _whole(
         "ernie4_5_vl_moe",
         _part("ernie4_5_vl_moe_text", **more),
