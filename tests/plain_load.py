@@ -1,14 +1,10 @@
-"""Logits of models as a stranger gets them, in a process that has transformers and auto-round and nothing of this
-project: importing mopeq_hub, or a library that only it needs, fails there.
+"""`python plain_load.py INPUTS OUTPUT FOLDER|REPO@REVISION...`: logits of models as a stranger gets them.
 
-`python plain_load.py` reads jobs from standard input, one JSON object a line, and starts a process for each: folders, or
-repo@revision, a file of inputs, and one for what they give. It has imported what takes long by then.
+A process that has transformers and auto-round and nothing of this project: importing mopeq_hub, or a library that only
+it needs, fails here, but for models that need its help, where it was imported before.
 """
 
-import json
-import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +20,16 @@ class _Absent:
         return None
 
 
-_ABSENT = _Absent()
-sys.meta_path.insert(0, _ABSENT)
+if "mopeq_hub" not in sys.modules:
+    sys.meta_path.insert(0, _Absent())
 
 import torch  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText  # noqa: E402
 
 
 def main() -> None:
-    import auto_round.inference.convert_model  # noqa: F401
-
-    for line in sys.stdin:
-        job = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            try:
-                work(job)
-            except BaseException:
-                Path(job["output"]).with_suffix(".error").write_text(traceback.format_exc())
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
-
-
-def work(job: dict[str, Any]) -> None:
-    """Load each of the job's folders in turn. What needs this project's help is loaded with it where `helped` says."""
-    if job["helped"]:
-        sys.meta_path.remove(_ABSENT)
-        import mopeq_hub  # noqa: F401
-    inputs = torch.load(job["inputs"])
-    torch.save([answer(folder, inputs) for folder in job["folders"]], job["output"])
+    inputs, output, *folders = sys.argv[1:]
+    torch.save([answer(folder, torch.load(inputs)) for folder in folders], output)
 
 
 def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from mopeq_hub.selection import select, settled
 from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.variants import Variants
 from tests.conftest import edit_json
-from tests.families.conftest import PLAIN_LOAD
+from tests.families.test_published_form import PLAIN_LOAD
 from tests.hub import HubServer, client_environment
 from tests.shelf import BUDGETS, RECIPE, REPO, Shelf, Stages, shelf_of, warm
 
@@ -132,8 +132,7 @@ def test_a_variant_is_downloaded_and_loaded_by_the_name_of_its_branch(shelf: She
     torch.save({"input_ids": torch.tensor([[1, 2, 3]])}, inputs)
     environment = client_environment(shelf.hub, tmp_path / "home")
     by_name = f"{REPO}@3.5bpw"
-    job = {"inputs": str(inputs), "output": str(output), "folders": [str(by_name), str(folder)], "helped": False}
-    subprocess.run([sys.executable, PLAIN_LOAD], input=json.dumps(job), text=True, env=environment, check=True)
+    subprocess.run([sys.executable, PLAIN_LOAD, inputs, output, by_name, folder], env=environment, check=True)
     named, local = torch.load(output)
     assert named["trouble"] == local["trouble"]
     assert torch.equal(named["logits"], local["logits"])

@@ -9,15 +9,15 @@ import torch
 
 from mopeq_hub import Recipe, quantize
 from mopeq_hub.bitmap import width_of
-
-PROVEN: tuple[str, ...] = ()
+from mopeq_hub.families.proven import PROVEN, is_proven
 from mopeq_hub.fidelity.stages import place_of
 from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.modeling.mends import mend_for
 from mopeq_hub.packing import Packed, dequantize
+from tests.apart import run_apart
 from tests.families import zoo
-from tests.families.conftest import PlainLoader
+from tests.families.test_published_form import PLAIN_LOAD
 from tests.tiny import SHAPES
 
 RECIPE = Recipe(group_size=32)
@@ -68,23 +68,28 @@ def reference(source: Model, quantized: Path, name: str, manifest: dict) -> torc
 
 
 @pytest.mark.parametrize("name", zoo.NAMES)
-def test_it_loads_and_computes_with_the_dequantized_weights(
-    name: str, tmp_path: Path, plain_loader: PlainLoader
-) -> None:
+def test_it_loads_and_computes_with_the_dequantized_weights(name: str, tmp_path: Path) -> None:
     source = save(name, tmp_path / "source")
     repo = quantize(str(source), tmp_path / "quantized", RECIPE)
     assert len(set(bitmap_of(repo.manifest).bits.values())) > 1
     model = open_model(str(source))
     assert model.layout.ignored == ()
+    (kind,) = (kind for kind in PROVEN if kind.name == name)
+    assert any(matrix.index is not None for matrix in model.layout.routed) is kind.fused
+    assert is_proven(model.config)
     expected = reference(model, repo.folder, name, repo.manifest)
 
     helped = mend_for(model.config["model_type"]) is not None
-    (ours,) = plain_loader.answers([repo.folder], zoo.inputs_of(name), tmp_path, helped)
+    torch.save(zoo.inputs_of(name), tmp_path / "inputs.pt")
+    script = ("import mopeq_hub\n" if helped else "") + PLAIN_LOAD.read_text("utf-8")
+    files = tmp_path / "inputs.pt", tmp_path / "out.pt"
+    run_apart(script, *files, repo.folder, project=helped, imported=("auto_round.inference.convert_model",))
+    (ours,) = torch.load(files[1])
 
     assert ours["trouble"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
     assert (ours["logits"] - expected).abs().max() < ROUNDING * expected.abs().max()
 
 
 def test_the_registrys_table_has_what_is_proven_here() -> None:
-    assert {kind for kind in PROVEN if kind not in zoo.NAMES} <= {"deepseek_vl_v2", "molmo"}
-    assert set(zoo.NAMES) <= set(PROVEN)
+    elsewhere = {"deepseek_vl_v2", "molmo"}  # tests/families/test_our_models.py, tests/modeling
+    assert sorted(kind.name for kind in PROVEN) == sorted({*zoo.NAMES, *elsewhere})

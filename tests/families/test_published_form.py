@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from mopeq_hub.packing import Packed, dequantize
 from mopeq_hub.questions import Question
 from mopeq_hub.questions.inputs import Encoder
 from tests import tiny
+from tests.apart import run_apart
 from tests.conftest import edit_json
-from tests.families.conftest import PlainLoader
 
+PLAIN_LOAD = Path(__file__).parent.parent / "plain_load.py"
 IMAGE = tiny.SHAPES / "images" / "eval-002.png"
 ROUNDING = 1e-5
 """Of the largest logit, in float32."""
@@ -29,6 +31,13 @@ ROUNDING = 1e-5
 
 def shapes(folder: Path) -> Path:
     return tiny.SHAPES
+
+
+def answers_of(folders: list[Path], inputs: dict[str, torch.Tensor], scratch: Path) -> list[dict[str, Any]]:
+    """What one process gets from each."""
+    torch.save(inputs, scratch / "inputs.pt")
+    run_apart(PLAIN_LOAD, scratch / "inputs.pt", scratch / "out.pt", *folders)
+    return list(torch.load(scratch / "out.pt"))
 
 
 def dequantized(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe, target: Path) -> Path:
@@ -82,7 +91,7 @@ def dequantized(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe, t
     ],
 )
 def test_plain_from_pretrained_computes_with_the_dequantized_weights(
-    make: Callable[[Path], Path], recipe: Recipe, tmp_path: Path, plain_loader: PlainLoader
+    make: Callable[[Path], Path], recipe: Recipe, tmp_path: Path
 ) -> None:
     source = make(tmp_path / "source")
     repo = quantize(str(source), tmp_path / "quantized", recipe)
@@ -96,7 +105,7 @@ def test_plain_from_pretrained_computes_with_the_dequantized_weights(
 
     unpacked = dequantized(source, quantized, bitmap, recipe, tmp_path / "reference")
     # What is quantized comes last: auto-round's loader changes transformers for the whole process.
-    reference, original, ours = plain_loader.answers([unpacked, source, quantized], inputs, tmp_path)
+    reference, original, ours = answers_of([unpacked, source, quantized], inputs, tmp_path)
 
     assert ours["trouble"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
     largest = reference["logits"].abs().max()

@@ -1,5 +1,5 @@
-"""Tiny configurations of every kind of model that was proven, and what to ask an instance: token ids, a picture where it
-takes one."""
+"""Tiny configurations of every kind of model that was proven, and what to ask an instance: token ids, and a picture
+where it takes one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -74,7 +74,8 @@ _TWO_TILES = {**_LLAVA, "image_grid_pinpoints": [[112, 56]]}
 
 
 def _whole(model_type: str, text: dict[str, Any], vision: dict[str, Any], **more: Any) -> Any:
-    return CONFIG_MAPPING[model_type](text_config=text, vision_config=dict(vision), **more)
+    kind: Any = CONFIG_MAPPING[model_type]
+    return kind(text_config=text, vision_config=dict(vision), **more)
 
 
 def _deepseek_ocr2() -> Any:
@@ -92,7 +93,8 @@ def _deepseek_ocr2() -> Any:
 def _gemma4() -> Any:
     more = {
         "enable_moe_block": True, "top_k_experts": 2, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
-        "vocab_size_per_layer_input": 208, "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"],
+        "vocab_size_per_layer_input": 208, "global_head_dim": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
     }  # fmt: skip
     vision = {
         **_TOWER,
