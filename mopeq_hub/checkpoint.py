@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mopeq_hub import mxfp4
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.tensors import (
     ARRAY_DTYPES,
@@ -61,6 +62,8 @@ class Checkpoint:
                     )
                 self.tensors[info.name] = info
         self._check_index()
+        self.tensors, self._pairs = mxfp4.joined(self.tensors, files.name)
+        self._unpacked: tuple[tuple[str, int], np.ndarray] | None = None
 
     def _check_index(self) -> None:
         index = _index(self._files)
@@ -79,23 +82,36 @@ class Checkpoint:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
-        return sum(info.nbytes for info in self.tensors.values())
+        return sum(info.nbytes for info in self.tensors.values()) + sum(
+            scales.nbytes for _, scales in self._pairs.values()
+        )
 
     def array(self, name: str) -> np.ndarray:
         """The tensor as it lies in the mapped file: no copy, pages are read when touched. It cannot be written to.
 
         bfloat16 comes as uint16, float8 as uint8, since NumPy has neither.
         """
-        info = self.tensors[name]
+        return self._array(self.tensors[name])
+
+    def _array(self, info: TensorInfo) -> np.ndarray:
         if info.nbytes == 0:
             return np.empty(info.shape, ARRAY_DTYPES[info.dtype])
         mapped, position = self._mapped(info.file), self._position(info)
         if position + info.nbytes > len(mapped):
-            raise damaged(f"{info.file} of {self._files.name}", f"it ends within {name}")
+            raise damaged(f"{info.file} of {self._files.name}", f"it ends within {info.name}")
         count = info.nbytes // ITEM_BYTES[info.dtype]
         flat = np.frombuffer(mapped, ARRAY_DTYPES[info.dtype], count, position)
         # A zip archive that torch did not write may begin its records anywhere.
         return (flat if flat.flags.aligned else flat.copy()).reshape(info.shape)
+
+    def unpacked(self, name: str, index: int) -> np.ndarray:
+        """One matrix [out, in] of a stack that is stored as MXFP4, bfloat16 as uint16."""
+        # Those in it are asked for one after another.
+        if self._unpacked is None or self._unpacked[0] != (name, index):
+            blocks, scales = self._pairs[name]
+            factors = self._scales(blocks, scales)
+            self._unpacked = (name, index), mxfp4.unpacked(self._array(blocks)[index], factors[index])
+        return self._unpacked[1]
 
     def scale_of(self, name: str) -> str | None:
         """The tensor that holds the factors of a float8 tensor's blocks, None where it has none."""
@@ -119,14 +135,16 @@ class Checkpoint:
 
     def _scales(self, info: TensorInfo, scale: TensorInfo) -> np.ndarray:
         if scale.file == info.file:
-            return self.array(scale.name)
+            return self._array(scale)
         if self._far is None or self._far[0] != scale.name:
-            self._far = scale.name, self.apart(scale.name)
+            self._far = scale.name, self._apart(scale)
         return self._far[1]
 
     def apart(self, name: str) -> np.ndarray:
         """The tensor as `array` gives it, in memory, read without having the rest of its file here."""
-        info = self.tensors[name]
+        return self._apart(self.tensors[name])
+
+    def _apart(self, info: TensorInfo) -> np.ndarray:
         raw = self._files.part(info.file, self._position(info), info.nbytes)
         return np.frombuffer(raw, ARRAY_DTYPES[info.dtype]).reshape(info.shape)
 

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from mopeq_hub import mxfp4
 from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.families.base import ExpertsModule, Family
 from mopeq_hub.families.routing import Routing
@@ -51,7 +52,10 @@ class Matrix:
         return self.shape[0] * self.shape[1]
 
     def read(self, checkpoint: Checkpoint) -> Weight:
-        """The weight [out, in] as a view of the mapped file."""
+        """The weight [out, in] as a view of the mapped file, or what MXFP4 stands for."""
+        if checkpoint.tensors[self.source].dtype == mxfp4.DTYPE:
+            assert self.index is not None
+            return Weight(self._slice(checkpoint.unpacked(self.source, self.index), 1))
         values = checkpoint.array(self.source)
         values = self._slice(values if self.index is None else values[self.index], 1)
         if checkpoint.scale_of(self.source) is None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _TORCH_ONLY = {"BF16": "bfloat16", "F8_E5M2": "float8_e5m2"}
 """What NumPy has no dtype for, by its name in torch."""
-_KEPT_AS = {"F8_E4M3": "BF16"}
+_KEPT_AS = {"F8_E4M3": "BF16", "MXFP4": "BF16"}
 """What is written of tensors that are not quantized, where it is not what they are stored as: no loader that knows the
 published form knows the factors of float8."""
 

@@ -51,13 +51,13 @@ class Model:
 
 
 def _float8_block(config: dict[str, Any], where: str) -> tuple[int, int]:
-    """Rows and columns that share a factor in a model stored as float8.
+    """Rows and columns that share a factor in a model stored as float8. MXFP4's tensors tell all by themselves.
 
     Raises MopeqError where the model is quantized in any other way.
     """
     quantization = config.get("quantization_config") or {}
     method = quantization.get("quant_method") if isinstance(quantization, dict) else "some method"
-    block = quantization.get("weight_block_size", _BLOCK) if method in (None, "fp8") else None
+    block = quantization.get("weight_block_size", _BLOCK) if method in (None, "fp8", "mxfp4") else None
     if not isinstance(block, list) or len(block) != 2 or any(type(n) is not int or n < 16 or n % 16 for n in block):
         raise MopeqError(f"{where} is quantized already, by {method}", "name the model it was made from")
     return block[0], block[1]

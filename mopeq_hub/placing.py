@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mopeq_hub import mxfp4
 from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Expert, Layout, Matrix
@@ -14,7 +15,7 @@ from mopeq_hub.families.routing import find_routing
 from mopeq_hub.kept import Conversion, Kept
 
 _FLOAT8 = "F8_E4M3"
-QUANTIZABLE = ("BF16", "F16", "F32", _FLOAT8)
+QUANTIZABLE = ("BF16", "F16", "F32", _FLOAT8, mxfp4.DTYPE)
 """What weights that are to be quantized may be stored as; float8 with a factor for each block."""
 
 
@@ -183,7 +184,8 @@ class _Placer:
         rows, columns = self._shape(module, next(each for each in module.form.fused if each.name == part.name))
         together = rows * len(part.projections)
         ways = {True: (module.count, columns, together), False: (module.count, together, columns)}
-        transposed = module.form.transposed
+        # As MXFP4 a weight lies in one way, whatever the live module's.
+        transposed = module.form.transposed and info.dtype != mxfp4.DTYPE
         if info.shape != ways[transposed] and (kinds == ["Transpose"] or info.shape == ways[not transposed]):
             transposed = not transposed
         self._check_shape(info, ways[transposed])

@@ -4,6 +4,7 @@ A unit is one file of the source and the output files that come of it. Units kno
 can be done in any order, by any machine, and again.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -195,7 +196,8 @@ def check_divides(matrix: Matrix, group_size: int) -> None:
 
 
 def _planned(checkpoint: Checkpoint, matrix: Matrix, bits: int, group_size: int) -> Piece:
-    nbytes = matrix.size * ITEM_BYTES[checkpoint.tensors[matrix.source].dtype]
+    info = checkpoint.tensors[matrix.source]
+    nbytes = info.nbytes * matrix.size // math.prod(info.shape)
     if bits == 16:
         whole = TensorPlan(f"{matrix.name}.weight", kept_dtype(checkpoint, matrix.source), matrix.shape)
         return Piece(matrix.source, matrix.name, matrix, None, bits, (whole,), nbytes)
