@@ -126,9 +126,12 @@ def _take_over(path: Path, target: Path) -> None:
 
 
 def _bring_code(own: Added, folder: Path) -> None:
-    """Put the files of a model of ours into the folder, and where they are found into the processor's file."""
+    """Put the files of a model of ours into the folder, and where they are found into the processor's file, if it has
+    one."""
     for path in own.files:
         shutil.copyfile(path, folder / path.name)
+    if not own.processor:
+        return
     path = next(folder / name for name in sorted(_PICTURES, reverse=True) if (folder / name).is_file())
     content = {**read_object(path.read_text("utf-8")), "auto_map": {"AutoProcessor": own.auto_map["AutoProcessor"]}}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
