@@ -30,13 +30,13 @@ from mopeq_hub.sensitivity.initial import pinned
 class Plan:
     """What a publication would be. `recipe` is the one that `best` stands for here, where that was asked for; `choices`
     are dicts of name, bytes and experts_bpw; `manifest` needs a profile; `fidelity` is what measuring it block by block
-    would cost, `needs` what publishing it to the Hub would take."""
+    would cost, None where it is measured as a whole only, `needs` what publishing it to the Hub would take."""
 
     recipe: Recipe
     choices: list[dict[str, Any]]
     manifest: dict[str, Any] | None
     profile: Profile | None
-    fidelity: Cost
+    fidelity: Cost | None
     needs: Needs
 
 
@@ -81,7 +81,8 @@ def plan(
     ]
     original = {"name": "original", "bytes": opened.checkpoint.nbytes, "experts_bpw": None}
     needs = needs_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
-    return Plan(recipe, [original, *choices], manifest, profile, estimate(opened, asked), needs)
+    cost = None if opened.has_encoder else estimate(opened, asked)
+    return Plan(recipe, [original, *choices], manifest, profile, cost, needs)
 
 
 def settled_for(

@@ -49,7 +49,7 @@ def find_routing(model: "nn.Module", family: Family, experts: dict[int, str], co
             routers[layer] = f"{block}.{router}"
         norm: Any = getattr(model.get_submodule(around), family.norm, None)
         if tuple(getattr(getattr(norm, "weight", None), "shape", ())) != (config.hidden_size,):
-            trouble = trouble or f"{name} has no {family.norm}, the norm that is known to come before the experts"
+            trouble = trouble or f"{family.norm}, known as the norm before the experts, is not around {name}"
         else:
             norms[layer] = f"{around}.{family.norm}.weight"
             offset = _offset(norm) if len(norms) == 1 else offset

@@ -72,7 +72,9 @@ class Encoder:
         from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
         self._config = AutoConfig.from_pretrained(folder)
-        self._begin = _decoder_start(self._config, folder) if getattr(self._config, "is_encoder_decoder", False) else None
+        self._begin = (
+            _decoder_start(self._config, folder) if getattr(self._config, "is_encoder_decoder", False) else None
+        )
         self._processor: Any = None
         self._images: Any = None
         try:
@@ -144,15 +146,17 @@ class Encoder:
             end = "\n" if self._begin is None else ""
             prompt = f"{self._image_token() if question.image else ''}{question.text}{end}"
             return prompt, prompt + question.answer
-        content = [{"type": "text", "text": question.text}]
-        if question.image:
-            content.insert(0, {"type": "image"})
-        asked: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        picture = [{"type": "image"}] if question.image else []
+        asked: list[dict[str, Any]] = [{"role": "user", "content": self._content(question.text, picture)}]
         prompt = renderer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": question.answer}]}]
+        answered = [*asked, {"role": "assistant", "content": self._content(question.answer, [])}]
         whole = renderer.apply_chat_template(answered, tokenize=False)
         # Templates that rewrite earlier turns once an answer follows would shift the positions that are compared.
         return prompt, whole if whole.startswith(prompt) else prompt + question.answer
+
+    def _content(self, text: str, picture: list[dict[str, Any]]) -> Any:
+        """A message's, in parts where some may be pictures; templates of models of text alone want the text itself."""
+        return [*picture, {"type": "text", "text": text}] if self.takes_pictures else text
 
     def _encode(self, text: str, picture: Any, ends: bool = False) -> dict[str, torch.Tensor]:
         """The inputs of a text and its picture; `ends`: with what the tokenizer puts at the ends of a text."""

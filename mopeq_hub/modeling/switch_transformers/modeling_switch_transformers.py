@@ -1,12 +1,13 @@
 """Switch Transformers whose linear layers may be quantized modules, which hold no tensor called `weight`.
 
-transformers' own class cannot be loaded with quantized experts: it looks for the `weight` of each expert's matrices when
-it initialises what the files lack, and for that of `wo` whenever it computes. The first it does not do for a class that
-is not its own, since all parameters come from the files; the second is mended here. Weights that are not quantized are
-loaded, initialised and computed with as transformers does it.
+transformers' own class cannot be loaded with quantized experts: it asks each expert's matrices for their `weight`, to
+initialise what the files lack, and `wo` whenever it computes. Modules of a class that is not transformers' own are not
+initialised once all their parameters came from files; what is computed is mended here. Weights that are not quantized
+are loaded and computed with as transformers does it.
 """
 
 import torch
+from transformers import SwitchTransformersConfig
 from transformers import SwitchTransformersForConditionalGeneration as Original
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersDenseActDense
 
@@ -25,7 +26,7 @@ class DenseActDense(SwitchTransformersDenseActDense):
 class SwitchTransformersForConditionalGeneration(Original):
     """transformers' class of that name, with feed-forward networks that ask no module for its `weight`."""
 
-    def __init__(self, config):
+    def __init__(self, config: SwitchTransformersConfig) -> None:
         super().__init__(config)
         for module in self.modules():
             if type(module) is SwitchTransformersDenseActDense:
