@@ -213,11 +213,11 @@ class _Placer:
         live_name, pattern, patterns = self._live.name_of(info.name)
         module, _, parameter = live_name.rpartition(".")
         if module in self._own and parameter == "weight":
-            expert, projection = self._own[module]
+            expert, part = self._own[module]
             rows, columns = self._live.shapes[live_name]
             self._check_dtype(info)
             self._check_shape(info, (rows, columns))
-            self._matrices.append(Matrix(module, info.name, (rows, columns), expert=expert, projection=projection))
+            self._matrices.append(Matrix(module, info.name, (rows, columns), expert=expert, projection=part))
         elif module in self._experts and any(part.name == parameter for part in self._family.fused):
             self._check_dtype(info)
             projection = self._family.projection_of(parameter, pattern, patterns)

@@ -16,7 +16,7 @@ _TO_TEXT = "AutoModelForImageTextToText"
 class Added:
     """A model that transformers does not have, or not in a form that can be quantized.
 
-    package: its folder here, whose files are configuration_, modeling_ and processing_<package>.py. auto_class: which of
+    package: its folder here, of the files configuration_, modeling_ and processing_<package>.py. auto_class: which of
     transformers' is to find it. config, model, processor: names of its classes; of a model of text alone the last is
     empty. config_home: the module of the config's class where that is transformers' own.
     """

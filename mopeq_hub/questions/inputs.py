@@ -72,9 +72,8 @@ class Encoder:
         from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
         self._config = AutoConfig.from_pretrained(folder)
-        self._begin = (
-            _decoder_start(self._config, folder) if getattr(self._config, "is_encoder_decoder", False) else None
-        )
+        # What the decoder's text begins with where an encoder reads the question.
+        self._begin = _decoder_start(self._config, folder)
         self._processor: Any = None
         self._images: Any = None
         try:
@@ -185,10 +184,15 @@ class Encoder:
         return str(token)
 
 
-def _decoder_start(config: Any, folder: Path) -> int:
-    """The token that a decoder's text begins with. Raises MopeqError where the folder names none."""
+def _decoder_start(config: Any, folder: Path) -> int | None:
+    """The token that the text of a decoder beside an encoder begins with; None where there is no encoder.
+
+    Raises MopeqError where the folder names none.
+    """
     from transformers import GenerationConfig
 
+    if not getattr(config, "is_encoder_decoder", False):
+        return None
     found = getattr(config, "decoder_start_token_id", None)
     if found is None and (folder / "generation_config.json").is_file():
         found = GenerationConfig.from_pretrained(folder).decoder_start_token_id

@@ -62,9 +62,8 @@ def bits(manifest: dict[str, Any]) -> "Figure":
     rows = len(names) if by_projection(manifest) else 1
     grid = _empty(manifest, rows)
     for layer in manifest["experts"]:
-        for row, widths in zip(
-            range(rows), zip(*(split(each, names) for each in layer["bits"]), strict=True), strict=False
-        ):
+        of_each = zip(*(split(each, names) for each in layer["bits"]), strict=True)
+        for row, widths in zip(range(rows), of_each, strict=False):
             grid[layer["layer"] * rows + row, : len(widths)] = widths
     title = "Bits of each expert" if rows == 1 else f"Bits of each expert: {listed([*names])}, from top to bottom"
     colours = ListedColormap(list(COLOURS.values()))

@@ -102,8 +102,8 @@ def _counts_text(manifest: dict[str, Any]) -> "Text":
 class Heatmap:
     """The bit map for a terminal: a digit for each expert, on its width's colour where there is colour.
 
-    A line for each layer, and one for each of gate, up and down where the projections of experts differ. Where a line has no
-    room for a layer's experts, it shows a bar of how many have each width.
+    A line for each layer, and one for each of gate, up and down where the projections of experts differ. Where a line
+    has no room for a layer's experts, it shows a bar of how many have each width.
     """
 
     def __init__(self, manifest: dict[str, Any]) -> None:

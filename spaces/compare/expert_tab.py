@@ -26,9 +26,8 @@ def bit_map(experts: Experts) -> tuple[Heatmap, str]:
         for width, count in sorted(counts.items())
     )
     how = HOW + (STRIPES.format(f"{', '.join(names[:-1])} and {names[-1]}") if parted else "")
-    return Heatmap(
-        rows, partial(by_width, names=names)
-    ), f'<p class="legend">{words}</p><p>{how}</p>{_rest(experts.rest)}'
+    legend = f'<p class="legend">{words}</p><p>{how}</p>{_rest(experts.rest)}'
+    return Heatmap(rows, partial(by_width, names=names)), legend
 
 
 def _rest(widths: dict[str, int]) -> str:

@@ -98,7 +98,10 @@ class Answerer:
         device = {"device_map": "auto"} if torch.cuda.is_available() else {}
         loader = getattr(transformers, auto_class)
         self.model = loader.from_pretrained(where, revision=revision, dtype="auto", **device).eval()
-        self.processor = load_processor(where, revision, self.model.config)
+        if auto_class == "AutoModelForImageTextToText":
+            self.processor = load_processor(where, revision, self.model.config)
+        else:
+            self.processor = AutoTokenizer.from_pretrained(where, revision=revision)
         self.accepted = inspect.signature(self.model.forward).parameters
 
     @torch.inference_mode()
