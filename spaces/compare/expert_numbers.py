@@ -36,7 +36,7 @@ class Experts:
 
     def __init__(self, manifest: dict[str, Any], tensors: Tensors) -> None:
         self.layers = {layer["layer"]: layer for layer in manifest["experts"]}
-        self.projections: dict[str, str] = manifest["model"].get("projections", PROJECTIONS)
+        self.projections: dict[str, str] = manifest.get("model", {}).get("projections", PROJECTIONS)
         self.group_size = int(manifest["recipe"]["group_size"])
         self.symmetric = bool(manifest["recipe"]["symmetric"])
         self.rest: dict[str, int] = {name: int(bits) for name, bits in manifest["rest"].get("widths", {}).items()}
