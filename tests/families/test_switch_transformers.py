@@ -1,6 +1,8 @@
 """Switch Transformers: who is who in an encoder and a decoder, what each is asked, and what is measured of it."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -10,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
-from mopeq_hub import Recipe, publish, workplace
+from mopeq_hub import Recipe, publish, quantize, workplace
 from mopeq_hub.bitmap import BitMap, quantization_config
 from mopeq_hub.calibration import inputs_of, load
 from mopeq_hub.check import check
@@ -80,8 +83,6 @@ def test_the_decoders_layers_are_counted_on_from_the_encoders(model: Model) -> N
 
 
 def test_routers_are_linear_layers_and_stay_as_they_are(model: Model) -> None:
-    import re
-
     routers = set(model.layout.routers)
     assert routers == {name.removesuffix(".weight") for name in model.layout.routing.routers.values()}
     config = quantization_config(model.layout, BitMap.uniform(model.layout, 3), Recipe(group_size=32, rest_bits=8))
@@ -288,3 +289,17 @@ def test_it_is_published_with_words_that_fit_and_its_space_answers(source: Path,
     events = [json.loads(line) for line in heard.splitlines()]
     assert [each["event"] for each in events if each["event"] != "text"] == ["ready", "done", "failed"]
     assert "this model takes text alone" in events[-1]["reason"]
+
+
+def test_what_is_stored_in_float32_is_to_be_loaded_in_bfloat16(source: Path, tmp_path: Path) -> None:
+    # As auto-round's loader would make it float16, which reaches no further than 65,504.
+    folder = tmp_path / "source"
+    shutil.copytree(source, folder)
+    path = folder / "model.safetensors"
+    save_file({name: value.float() for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
+    edit_json(folder / "config.json", lambda config: config.update(dtype="float32", torch_dtype="float32"))
+    made = quantize(str(folder), tmp_path / "quantized", Recipe(group_size=32)).folder
+    config = json.loads((made / "config.json").read_text("utf-8"))
+    assert config["dtype"] == "bfloat16"
+    assert "torch_dtype" not in config
+    assert config["auto_map"].keys() == {"AutoModelForSeq2SeqLM"}
