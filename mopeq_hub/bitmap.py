@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mopeq_hub.experts import PACK_MULTIPLE, Expert, Layout, Matrix
-from mopeq_hub.families.base import PROJECTIONS
+from mopeq_hub.families.base import PROJECTIONS, UNFUSED
 from mopeq_hub.recipe import Recipe
 
 UNQUANTIZED = {"bits": 16, "data_type": "float"}
@@ -57,9 +57,9 @@ class BitMap:
         return cls.of(layout, lambda _: bits)
 
 
-def by_projection(widths: Widths) -> dict[str, int]:
-    """The width of each projection of an expert."""
-    return dict.fromkeys(PROJECTIONS, widths) if isinstance(widths, int) else widths
+def by_projection(widths: Widths, projections: Iterable[str] = PROJECTIONS) -> dict[str, int]:
+    """The width of each projection of an expert; `projections` are those it has."""
+    return dict.fromkeys(projections, widths) if isinstance(widths, int) else widths
 
 
 def width_of(matrix: Matrix, bitmap: BitMap, recipe: Recipe) -> int:
@@ -153,8 +153,9 @@ def rest_rules(blocks: str, expression: str, widths: Mapping[str, int]) -> dict[
     decoder layers, also given as an expression: one for each kind of layer and width."""
     numbers: dict[tuple[str, int], list[str]] = {}
     for name, bits in widths.items():
-        number, kind = name[len(blocks) + 1 :].split(".", 1)
-        numbers.setdefault((kind, bits), []).append(number)
+        stack = next(stack for stack in blocks.split(",") if name.startswith(f"{stack}."))
+        number, kind = name[len(stack) + 1 :].split(".", 1)
+        numbers.setdefault((stack, kind, bits), []).append(number)
     return {
         rf"^{expression}\.({'|'.join(alike)})\.{re.escape(kind)}$": UNQUANTIZED if bits == 16 else {"bits": bits}
         for (kind, bits), alike in numbers.items()

@@ -19,7 +19,7 @@ width."""
 
 @dataclass(frozen=True, order=True)
 class Expert:
-    """One feed-forward network among those a router chooses from: decoder layer and number within it, both from 0."""
+    """One feed-forward network among those a router chooses from: layer and number within it, both from 0."""
 
     layer: int
     index: int
@@ -65,6 +65,19 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """A list of layers by its live name, and the number of its first; a decoder's layers follow an encoder's."""
+
+    name: str
+    first: int
+
+    def number_of(self, name: str) -> int | None:
+        """The layer that a module or tensor is in, by its live name; None where it is in none of these."""
+        number = name[len(self.name) + 1 :].partition(".")[0]
+        return self.first + int(number) if name.startswith(f"{self.name}.") and number.isdecimal() else None
+
+
+@dataclass(frozen=True)
 class Layout:
     """Everything a checkpoint holds, in the live model's words. Made by `mopeq_hub.placing`.
 
@@ -84,6 +97,7 @@ class Layout:
     layer_count: int
     experts_per_token: int
     routing: Routing
+    routers: tuple[str, ...]
 
     @cached_property
     def experts(self) -> dict[Expert, list[Matrix]]:

@@ -76,6 +76,7 @@ def build(
             "blocks": layout.blocks,
             "layers": layout.layer_count,
             "experts_per_token": layout.experts_per_token,
+            **({"projections": dict(layout.family.modules)} if layout.family.modules != UNFUSED else {}),
         },
         "signal": profile.signal,
         "spread": spread_of(profile, recipe),
@@ -129,7 +130,7 @@ def bitmap_of(manifest: dict[str, Any]) -> BitMap:
             (Expert(entry["layer"], index), projection): bits
             for entry in manifest["experts"]
             for index, widths in enumerate(entry["bits"])
-            for projection, bits in by_projection(widths).items()
+            for projection, bits in by_projection(widths, projections_of(manifest)).items()
         },
         manifest["rest"].get("widths", {}),
     )

@@ -11,9 +11,22 @@ if TYPE_CHECKING:
 PROJECTIONS = ("gate", "up", "down")
 
 
-def matrix_name(experts: str, index: int, projection: str) -> str:
-    """Name of one projection's module once auto-round's loader has taken the fused experts apart."""
-    return f"{experts}.{index}.{projection}_proj"
+UNFUSED = (("gate", "{}.gate_proj"), ("up", "{}.up_proj"), ("down", "{}.down_proj"))
+"""Where in an experts module auto-round's loader puts an expert's projections, `{}` its number, once it has taken fused
+ones apart."""
+
+
+def matrix_name(experts: str, index: int, module: str) -> str:
+    """Name of one projection's module at load time; `module` as in `UNFUSED`."""
+    return f"{experts}.{module.format(index)}"
+
+
+def _holds(module: "torch.nn.Module", name: str) -> bool:
+    try:
+        module.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,8 @@ def _task(config: Any) -> tuple[str, Any]:
     import transformers
     from optimum.exporters.tasks import TasksManager
 
-    if added(config.model_type):
+    own = added(config.model_type)
+    if own and own.processor:
         return "image-text-to-text", transformers.AutoModelForImageTextToText
     architecture = next(iter(config.architectures or []), None)
     model_class = getattr(transformers, architecture or "", None)

@@ -62,8 +62,8 @@ def collect(
     reached: is told the experts of each layer that a token was sent to.
     """
     sums: Hessians = {}
-    blocks = live.get_submodule(layout.blocks)
-    hooks = [blocks[max(layers)].register_forward_hook(_stop)]
+    last = next(stack for stack in reversed(layout.stacks) if stack.first <= max(layers))
+    hooks = [live.get_submodule(f"{last.name}.{max(layers) - last.first}").register_forward_hook(_stop)]
     for matrix in layout.rest:
         if layout.layer_of[matrix.source] in layers:
             hooks.append(live.get_submodule(matrix.name).register_forward_pre_hook(_into_linear(sums, matrix.name)))

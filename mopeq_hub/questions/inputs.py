@@ -12,23 +12,57 @@ from typing import Any
 
 import torch
 
+from mopeq_hub.errors import MopeqError
 from mopeq_hub.questions import Question
 
 MAX_ROWS, MAX_TOKENS = 32, 4096
 """Of a batch; more gain nothing on a CPU and cost memory."""
 
 
+_DECODER_IDS = "decoder_input_ids"
+_SENTINELS = ("<extra_id_0>", "<extra_id_1>")
+"""Tokens by which T5's kin name a gap in a text, and what follows that which fills it."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """One question: model inputs of a batch of one; `prompt` of the tokens are the prompt, the rest the answer."""
+    """One question: model inputs of a batch of one. Of the tokens `ids` the first `prompt` are given, the rest are the
+    answer.
+
+    A decoder is given the question. Where an encoder reads that, the decoder is given the token it begins with.
+    """
 
     number: int
     inputs: dict[str, torch.Tensor]
     prompt: int
 
     @property
+    def ids(self) -> torch.Tensor:
+        """What the decoder reads [1, tokens], the answer included."""
+        return self.inputs.get(_DECODER_IDS, self.inputs["input_ids"])
+
+    @property
     def length(self) -> int:
-        return self.inputs["input_ids"].shape[1]
+        """Tokens that the decoder reads."""
+        return self.ids.shape[1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model reads."""
+        return self.length + (self.inputs["input_ids"].shape[1] if _DECODER_IDS in self.inputs else 0)
+
+    def answered(self, answer: list[int]) -> "Row":
+        """The row with these tokens after its own; whatever else there is for each of them is 1 in a mask, else 0."""
+        inputs = dict(self.inputs)
+        for name, value in self.inputs.items():
+            if value is self.ids:
+                more = answer
+            elif _DECODER_IDS not in self.inputs and value.shape == self.ids.shape:
+                more = [int(name == "attention_mask")] * len(answer)
+            else:
+                continue
+            inputs[name] = torch.cat([value, torch.tensor([more], dtype=value.dtype)], dim=1)
+        return Row(self.number, inputs, self.length)
 
 
 class Encoder:
@@ -38,6 +72,8 @@ class Encoder:
         from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
         self._config = AutoConfig.from_pretrained(folder)
+        # What the decoder's text begins with where an encoder reads the question.
+        self._begin = _decoder_start(self._config, folder)
         self._processor: Any = None
         self._images: Any = None
         try:
@@ -66,7 +102,7 @@ class Encoder:
         tokens = 0
         for number, question in enumerate(questions):
             row = self._row(number, question, with_answer)
-            tokens += row.length
+            tokens += row.tokens
             if limit and rows and tokens > limit:
                 break
             rows.append(row)
@@ -80,35 +116,55 @@ class Encoder:
 
         picture = Image.open(question.image).convert("RGB") if question.image else None
         prompt, whole = self._texts(question)
+        if self._begin is not None:
+            return self._row_of_two(number, prompt, whole[len(prompt) :] if with_answer else None)
         inputs = self._encode(prompt, picture)
         prompt_length = inputs["input_ids"].shape[1]
         if with_answer:
             inputs = self._encode(whole, picture)
         return Row(number, inputs, prompt_length)
 
+    def _row_of_two(self, number: int, prompt: str, answer: str | None) -> Row:
+        """The row of a model whose encoder reads the prompt. Without a template, texts end as its tokenizer ends them.
+
+        A tokenizer that knows gaps is that of a model trained to fill them in, so an answer is asked as a gap's; a
+        question that has one itself is taken as it is.
+        """
+        plain = getattr(self.tokenizer, "chat_template", None) is None
+        if plain and _SENTINELS[0] not in prompt and {*_SENTINELS} <= self.tokenizer.get_vocab().keys():
+            prompt = f"{prompt} {_SENTINELS[0]}"
+            answer = answer and f"{_SENTINELS[0]} {answer} {_SENTINELS[1]}"
+        inputs = self._encode(prompt, None, ends=plain)
+        row = Row(number, {**inputs, _DECODER_IDS: torch.tensor([[self._begin]])}, 1)
+        return row if answer is None else row.answered(self._encode(answer, None, ends=plain)["input_ids"][0].tolist())
+
     def _texts(self, question: Question) -> tuple[str, str]:
         """The prompt, and the prompt with its answer, by the chat template where there is one."""
         renderer = self._processor if getattr(self._processor, "chat_template", None) else self.tokenizer
         if getattr(renderer, "chat_template", None) is None:
-            prompt = f"{self._image_token() if question.image else ''}{question.text}\n"
+            end = "\n" if self._begin is None else ""
+            prompt = f"{self._image_token() if question.image else ''}{question.text}{end}"
             return prompt, prompt + question.answer
-        content = [{"type": "text", "text": question.text}]
-        if question.image:
-            content.insert(0, {"type": "image"})
-        asked: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        picture = [{"type": "image"}] if question.image else []
+        asked: list[dict[str, Any]] = [{"role": "user", "content": self._content(question.text, picture)}]
         prompt = renderer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-        answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": question.answer}]}]
+        answered = [*asked, {"role": "assistant", "content": self._content(question.answer, [])}]
         whole = renderer.apply_chat_template(answered, tokenize=False)
         # Templates that rewrite earlier turns once an answer follows would shift the positions that are compared.
         return prompt, whole if whole.startswith(prompt) else prompt + question.answer
 
-    def _encode(self, text: str, picture: Any) -> dict[str, torch.Tensor]:
+    def _content(self, text: str, picture: list[dict[str, Any]]) -> Any:
+        """A message's, in parts where some may be pictures; templates of models of text alone want the text itself."""
+        return [*picture, {"type": "text", "text": text}] if self.takes_pictures else text
+
+    def _encode(self, text: str, picture: Any, ends: bool = False) -> dict[str, torch.Tensor]:
+        """The inputs of a text and its picture; `ends`: with what the tokenizer puts at the ends of a text."""
         if self._processor is not None and picture is not None:
             encoded = self._processor(text=text, images=picture, return_tensors="pt", add_special_tokens=False)
         elif picture is not None:
             encoded = self._encode_in_halves(text, picture)
         else:
-            encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+            encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=ends)
         return {name: value for name, value in encoded.items() if torch.is_tensor(value) and name != "token_type_ids"}
 
     def _encode_in_halves(self, text: str, picture: Any) -> dict[str, torch.Tensor]:
@@ -128,6 +184,23 @@ class Encoder:
         return str(token)
 
 
+def _decoder_start(config: Any, folder: Path) -> int | None:
+    """The token that the text of a decoder beside an encoder begins with; None where there is no encoder.
+
+    Raises MopeqError where the folder names none.
+    """
+    from transformers import GenerationConfig
+
+    if not getattr(config, "is_encoder_decoder", False):
+        return None
+    found = getattr(config, "decoder_start_token_id", None)
+    if found is None and (folder / "generation_config.json").is_file():
+        found = GenerationConfig.from_pretrained(folder).decoder_start_token_id
+    if found is None:
+        raise MopeqError("config.json names no decoder_start_token_id", "add the token that the decoder begins with")
+    return int(found)
+
+
 def batches(rows: list[Row], most_rows: int = MAX_ROWS) -> Iterator[tuple[list[Row], dict[str, torch.Tensor]]]:
     """Rows of equal length, prompt and shapes of input together, a bounded number of them, with their collated
     inputs."""
@@ -136,7 +209,7 @@ def batches(rows: list[Row], most_rows: int = MAX_ROWS) -> Iterator[tuple[list[R
         kinds = tuple(sorted((name, value.shape[1:]) for name, value in row.inputs.items()))
         alike.setdefault((row.length, row.prompt, kinds), []).append(row)
     for same in alike.values():
-        count = max(1, min(most_rows, MAX_TOKENS // same[0].length))
+        count = max(1, min(most_rows, MAX_TOKENS // same[0].tokens))
         for start in range(0, len(same), count):
             part = same[start : start + count]
             yield part, {name: torch.cat([row.inputs[name] for row in part]) for name in part[0].inputs}

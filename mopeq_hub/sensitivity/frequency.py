@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mopeq_hub.calibration import numbers_of
 from mopeq_hub.experts import Expert
 from mopeq_hub.model import Model
 from mopeq_hub.questions.inputs import MAX_ROWS, Row, placed
