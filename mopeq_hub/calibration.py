@@ -1,13 +1,11 @@
 """What a process that runs the original works with: job, model, its weights rounded, inputs made of questions."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.activations import ACT2FN
 
 from mopeq_hub.checkpoint import use_safetensors
 from mopeq_hub.experts import Matrix
@@ -79,6 +77,7 @@ class LiveExpert:
     def __init__(self, module: Any, held: ExpertsModule, index: int) -> None:
         """index: the expert's number in its layer."""
         self._module, self._form, self._place = module, held.form, index - held.first
+        self._names = list(held.form.projections.values())
 
     def narrowed(self, states: torch.Tensor) -> torch.Tensor:
         """What its first matrices make of states [t, hidden]: gate and up side by side, or up alone."""
@@ -86,19 +85,32 @@ class LiveExpert:
 
     def gated(self, narrowed: torch.Tensor) -> torch.Tensor:
         """What goes into down [t, width]."""
-        gate = len(self._form.fused[0].projections) > 1
-        result: torch.Tensor = self._module._apply_gate(narrowed) if gate else self._module.act_fn(narrowed)
+        home = self._module if self._form.fused else self._linear(0)[0]
+        bent = home._apply_gate if len(self._names) > 2 else home.act_fn if self._form.fused else home.act
+        result: torch.Tensor = bent(narrowed)
         return result
 
     def weight(self, part: int) -> torch.Tensor:
         """The weight [out, in] of the first matrices, stacked, or of down."""
+        if not self._form.fused:
+            linear: torch.Tensor = self._linear(part)[1].weight
+            return linear
         weight = getattr(self._module, self._form.fused[part].name)[self._place]
         return weight.T if self._form.transposed else weight
 
     def bias(self, part: int) -> torch.Tensor | None:
         """Their bias [out], None where they have none."""
-        name = f"{self._form.fused[part].name}_bias"
-        return getattr(self._module, name)[self._place] if self._form.biased else None
+        return getattr(self._module, f"{self._form.fused[part].name}_bias")[self._place] if self._form.biased else None
+
+    def _linear(self, part: int) -> tuple[Any, Any]:
+        """A linear layer of an expert that is a module of its own, and that module before it."""
+        home, _, name = self._names[part].format(self._place).rpartition(".")
+        own = self._module.get_submodule(home)
+        return own, getattr(own, name)
+
+
+NO_EXPERT = -1
+"""Chosen by a token that no expert of its layer has room for, where they take no more than so many."""
 
 
 def chosen_experts(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
@@ -114,28 +126,3 @@ def chosen_experts(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor
 def numbers_of(chosen: torch.Tensor) -> list[int]:
     """The experts that any token chose."""
     return [index for index in chosen.unique().tolist() if index != NO_EXPERT]
-
-
-class LiveExpert:
-    """An expert of a live model. down: the weight [hidden, inner] of its last projection."""
-
-    def __init__(self, module: Any, index: int, layout: Layout) -> None:
-        """module: the experts module that holds it."""
-        self._module, self._fused = module, bool(layout.family.fused)
-        if self._fused:
-            self._first, self.down = module.gate_up_proj[index], module.down_proj[index]
-        else:
-            linears = {name: module.get_submodule(path.format(index)) for name, path in layout.family.modules}
-            self._first, self.down = linears["up"].weight, linears["down"].weight
-            self._activation = ACT2FN[layout.routing.activation]
-
-    def outputs(self, states: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the projections before the last make of hidden states [..., hidden], by name."""
-        whole = torch.nn.functional.linear(states, self._first)
-        return dict(zip(("gate", "up"), whole.chunk(2, -1), strict=True)) if self._fused else {"up": whole}
-
-    def inner(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What goes into the last projection [..., inner]."""
-        if self._fused:
-            return self._module._apply_gate(torch.cat([outputs["gate"], outputs["up"]], -1))
-        return self._activation(outputs["up"])

@@ -41,7 +41,7 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
         name, layer, count = module.name, module.layer, module.count
         if layer in routers:
             trouble = f"layer {layer} has experts of two kinds, each with a router"
-        block, layer_name = name.rpartition(".")[0], _layer_name(name, layer)
+        block, around = name.rpartition(".")[0], _around(model, name, family.norm)
         router = _router(model.get_submodule(block), name[len(block) + 1 :], (count, config.hidden_size))
         if router is None:
             trouble = (
@@ -49,7 +49,7 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
             )
         else:
             routers[layer] = f"{block}.{router}"
-        norm: Any = getattr(model.get_submodule(around), family.norm, None)
+        norm: Any = getattr(model.get_submodule(around), family.norm, None) if around else None
         if tuple(getattr(getattr(norm, "weight", None), "shape", ())) != (config.hidden_size,):
             trouble = trouble or f"{family.norm}, known as the norm before the experts, is not around {name}"
         else:
@@ -63,7 +63,7 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
 def _around(model: "nn.Module", experts: str, norm: str) -> str:
     """The name of the innermost module around the experts' that has the norm; empty where none has."""
     around = experts
-    while around and not hasattr(model.get_submodule(around), norm):
+    while around and not (norm and hasattr(model.get_submodule(around), norm)):
         around = around.rpartition(".")[0]
     return around
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from mopeq_hub.after_import import after_import
 
+_TO_TEXT = "AutoModelForImageTextToText"
+
 
 @dataclass(frozen=True)
 class Added:

@@ -156,7 +156,12 @@ def by_layer(layout: Layout) -> dict[int, list[Matrix]]:
 
 def input_of(matrix: Matrix) -> str:
     """A name for what goes into a matrix; gate and up of an expert are given the same."""
-    return re.sub(r"\.up_proj$", ".gate_proj", matrix.name) if matrix.projection == "up" else matrix.name
+    return input_name(matrix.name) if matrix.projection == "up" else matrix.name
+
+
+def input_name(name: str) -> str:
+    """The same of an expert's gate or up, by the name of its module."""
+    return re.sub(r"\.up_proj$", ".gate_proj", name)
 
 
 def hessian_bytes(matrices: list[Matrix]) -> int:

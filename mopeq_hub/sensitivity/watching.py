@@ -58,7 +58,7 @@ class Watch:
             states, weights = _floats(args, named, chosen.shape)
             output = self._in_graph(output)
             states, chosen, weights = (value.detach().flatten(0, -2) for value in (states, chosen, weights))
-            self.passes[module] = Pass(states, chosen + module.first, weights, output)
+            self.passes[module] = Pass(states, torch.where(chosen < 0, chosen, chosen + module.first), weights, output)
             return output
 
         return look
