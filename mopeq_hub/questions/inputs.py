@@ -72,51 +72,71 @@ class Encoder:
             rows.append(row)
         return rows
 
+    def prompt(self, messages: Sequence[dict[str, Any]], pictures: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Inputs of a batch of one that ask for the next answer. messages: of `role` and `content`, a list of parts of
+        type `image` or `text`; pictures: PIL images in RGB, one for each `image`, in order."""
+        return self._encode(self._rendered(messages), pictures)
+
     def decode(self, ids: torch.Tensor) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _row(self, number: int, question: Question, with_answer: bool) -> Row:
         from PIL import Image
 
-        picture = Image.open(question.image).convert("RGB") if question.image else None
+        pictures = [Image.open(question.image).convert("RGB")] if question.image else []
         prompt, whole = self._texts(question)
-        inputs = self._encode(prompt, picture)
+        inputs = self._encode(prompt, pictures)
         prompt_length = inputs["input_ids"].shape[1]
         if with_answer:
-            inputs = self._encode(whole, picture)
+            inputs = self._encode(whole, pictures)
         return Row(number, inputs, prompt_length)
 
     def _texts(self, question: Question) -> tuple[str, str]:
         """The prompt, and the prompt with its answer, by the chat template where there is one."""
-        renderer = self._processor if getattr(self._processor, "chat_template", None) else self.tokenizer
-        if getattr(renderer, "chat_template", None) is None:
-            prompt = f"{self._image_token() if question.image else ''}{question.text}\n"
-            return prompt, prompt + question.answer
         content = [{"type": "text", "text": question.text}]
         if question.image:
             content.insert(0, {"type": "image"})
         asked: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        prompt = renderer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+        prompt, renderer = self._rendered(asked), self._renderer()
+        if renderer is None:
+            return prompt, prompt + question.answer
         answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": question.answer}]}]
         whole = renderer.apply_chat_template(answered, tokenize=False)
         # Templates that rewrite earlier turns once an answer follows would shift the positions that are compared.
         return prompt, whole if whole.startswith(prompt) else prompt + question.answer
 
-    def _encode(self, text: str, picture: Any) -> dict[str, torch.Tensor]:
-        if self._processor is not None and picture is not None:
-            encoded = self._processor(text=text, images=picture, return_tensors="pt", add_special_tokens=False)
-        elif picture is not None:
-            encoded = self._encode_in_halves(text, picture)
+    def _renderer(self) -> Any:
+        """What has a chat template, or None."""
+        renderer = self._processor if getattr(self._processor, "chat_template", None) else self.tokenizer
+        return None if getattr(renderer, "chat_template", None) is None else renderer
+
+    def _rendered(self, messages: Sequence[dict[str, Any]]) -> str:
+        """The text that asks for the next answer: by the chat template, else pictures and texts as they come."""
+        renderer = self._renderer()
+        if renderer is not None:
+            return str(renderer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+        parts = [part for message in messages for part in message["content"]]
+        return "".join(self._image_token() if part["type"] == "image" else part["text"] for part in parts) + "\n"
+
+    def _encode(self, text: str, pictures: Sequence[Any]) -> dict[str, torch.Tensor]:
+        if self._processor is not None and pictures:
+            encoded = self._processor(text=text, images=list(pictures), return_tensors="pt", add_special_tokens=False)
+        elif pictures:
+            encoded = self._encode_in_halves(text, pictures)
         else:
             encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
         return {name: value for name, value in encoded.items() if torch.is_tensor(value) and name != "token_type_ids"}
 
-    def _encode_in_halves(self, text: str, picture: Any) -> dict[str, torch.Tensor]:
-        """What the missing processor would do: as many image tokens as the picture has merged patches."""
-        pixels = self._images(images=picture, return_tensors="pt")
-        merged = int(pixels["image_grid_thw"].prod()) // self._images.merge_size**2
+    def _encode_in_halves(self, text: str, pictures: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """What the missing processor would do: as many image tokens as each picture has merged patches."""
+        pixels = self._images(images=list(pictures), return_tensors="pt")
         token = self._image_token()
-        encoded = self.tokenizer(text.replace(token, token * merged, 1), return_tensors="pt", add_special_tokens=False)
+        first, *others = text.split(token)
+        merged = [int(grid.prod()) // self._images.merge_size**2 for grid in pixels["image_grid_thw"]]
+        if len(others) != len(merged):
+            raise ValueError(f"{len(merged)} pictures do not go with {len(others)} {token} in the text")
+        whole = first + "".join(token * count + part for count, part in zip(merged, others, strict=True))
+        encoded = self.tokenizer(whole, return_tensors="pt", add_special_tokens=False)
         kinds = (encoded["input_ids"] == self.tokenizer.convert_tokens_to_ids(token)).int()
         return {**encoded, **pixels, "mm_token_type_ids": kinds}
 
