@@ -208,9 +208,13 @@ def study(
     out: Out = None,
     truth: Truth = None,
     accuracy: Accuracy = False,
+    benchmarks: BenchmarkNames = None,
+    benchmark_limit: BenchmarkLimit = 0,
+    benchmark_tasks: BenchmarkTasks = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure which signal and allocator serve MODEL best: a folder with study.json, study.md and plots."""
+    from mopeq_hub.benchmarks import benchmarks as benchmarks_named
     from mopeq_hub.report import study as report
     from mopeq_hub.study import study as run
 
@@ -228,6 +232,7 @@ def study(
         out=out,
         truth=truth,
         accuracy=accuracy,
+        benchmarks=benchmarks_named(words(benchmarks), benchmark_limit, benchmark_tasks),
         progress=progress_for(as_json),
     )
     show(document, as_json, lambda: report.table(document))

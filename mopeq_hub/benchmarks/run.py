@@ -26,6 +26,7 @@ from mopeq_hub.version import __version__
 ABSENT = f"{SUITE} is not installed"
 TOO_LARGE = "memory does not hold the original"
 NO_NUMBER = "it gave no number for both models"
+UNEXPLAINED = "its process left nothing"
 PASSED_THROUGH = "the weights were let go as they were sent"
 Found = dict[str, Any]
 """What a task gave: `metrics`, `samples` and `of`; or `not_run`, why it gave nothing."""
@@ -115,7 +116,7 @@ def _asked(side: _Side, tasks: list[str], asked: Benchmarks, progress: Progress)
 def _measured(side: _Side, tasks: list[str], asked: Benchmarks, notes: Path, progress: Progress) -> dict[str, Found]:
     left = [task for task in tasks if task not in dict(_noted(notes))]
     failed: dict[str, list[str]] = {}
-    ended = "its process left nothing"
+    stopped = UNEXPLAINED
     if left:
         job = {
             "role": side.role,
@@ -128,14 +129,14 @@ def _measured(side: _Side, tasks: list[str], asked: Benchmarks, notes: Path, pro
         }
         try:
             with progress.stage(f"benchmarks, {side.role}", len(left), "benchmarks") as advance:
-                failed = run_module("mopeq_hub.benchmarks.worker", job, advance, _ended, online=True)["failed"]
+                failed = run_module("mopeq_hub.benchmarks.worker", job, advance, ended, online=True)["failed"]
         except MopeqError as error:
-            ended = error.what
+            stopped = error.what
             progress.say(f"benchmarks of the {side.role} model: {error}")
     for task, (_, words) in failed.items():
         progress.say(f"the benchmark {task} is not run: {words}")
     known = dict(_noted(notes))
-    return {task: known.get(task) or {"not_run": failed[task][0] if task in failed else ended} for task in tasks}
+    return {task: known.get(task) or {"not_run": failed[task][0] if task in failed else stopped} for task in tasks}
 
 
 def _noted(notes: Path) -> Iterator[tuple[str, Found]]:
@@ -144,7 +145,8 @@ def _noted(notes: Path) -> Iterator[tuple[str, Found]]:
             yield entry["task"], entry
 
 
-def _ended(status: int, words: str) -> MopeqError:
+def ended(status: int, words: str) -> MopeqError:
+    """What is said of a process that came to a bad end."""
     if status == KILLED:
         return MopeqError("its process was ended, most likely for want of memory", "use a machine with more")
     return MopeqError("its process failed", words)

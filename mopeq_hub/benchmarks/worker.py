@@ -9,22 +9,25 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.calibration import read_job
 from mopeq_hub.fidelity.worker import load
 from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.records import append
 
+if TYPE_CHECKING:
+    from mopeq_hub.benchmarks.suite import Suite
+
 
 def main(job_path: Path) -> None:
     told, sys.stdout = sys.stdout, sys.stderr
     job = read_job(job_path)
-    # Only now: what it logs to is settled when it is imported.
-    from mopeq_hub.benchmarks.suite import FailedTaskError, Suite
+    from mopeq_hub.benchmarks.suite import FailedTaskError
 
     folder, failed = Path(job["folder"]), {}
     with tempfile.TemporaryDirectory() as scratch:
-        suite = Suite(job["tasks"], Path(job["own"]) if job["own"] else None, job["limit"], Path(scratch))
+        suite = suite_for(job, Path(scratch))
         model, encoder = load(folder, job)[0], Encoder(folder)
         for task in job["tasks"]:
             try:
@@ -33,3 +36,11 @@ def main(job_path: Path) -> None:
                 failed[task] = [error.reason, str(error)]
             print(1, file=told, flush=True)
     Path(job["result"]).write_text(json.dumps({"failed": failed}), "utf-8")
+
+
+def suite_for(job: dict[str, Any], scratch: Path) -> "Suite":
+    """The tasks that a job names. Only where standard output is what lmms-eval may print to: it is settled with its
+    import."""
+    from mopeq_hub.benchmarks.suite import Suite
+
+    return Suite(job["tasks"], Path(job["own"]) if job["own"] else None, job["limit"], scratch)
