@@ -6,7 +6,6 @@ that a model took is given back for certain only when its process ends.
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.progress import Advance
+from mopeq_hub.starter import start
 from mopeq_hub.startup import collect_rarely, environment
 
 KILLED = -9
@@ -41,7 +41,7 @@ def run_module(
         job_path, result, log = (Path(scratch) / name for name in ("job.json", "result.json", "log"))
         job_path.write_text(json.dumps(_described(job, result)), "utf-8")
         with open(log, "w+", encoding="utf-8") as words:
-            status = _follow([sys.executable, "-m", __name__, module, str(job_path)], words, advance, online)
+            status = _follow(module, job_path, words, advance, online)
             if status != 0 or not result.is_file():
                 words.seek(0)
                 raise failed(status, _last_line(words.read(), status))
@@ -56,10 +56,14 @@ def _described(job: dict[str, Any], result: Path) -> dict[str, Any]:
     return {**described, "result": str(result), "threads": threads}
 
 
-def _follow(command: list[str], words: Any, advance: Advance, online: bool) -> int:
+def _follow(module: str, job: Path, words: Any, advance: Advance, online: bool) -> int:
     """Start the process, tell its steps, and give its exit status."""
-    given = {**environment(), "TOKENIZERS_PARALLELISM": "false", **({} if online else {"HF_HUB_OFFLINE": "1"})}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True, env=given) as process:
+    given = {**environment(), "TOKENIZERS_PARALLELISM": "false"}
+    if not online:
+        given["HF_HUB_OFFLINE"] = "1"
+        # Nothing is asked of the Hub there, so nobody has to be known.
+        given.pop("HF_TOKEN", None)
+    with start(module, job, words, given, anew=online) as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -72,7 +76,7 @@ def _follow(command: list[str], words: Any, advance: Advance, online: bool) -> i
 
 
 def main() -> None:
-    """The other process: `python -m mopeq_hub.processes MODULE JOB.json`."""
+    """A process started anew: `python -m mopeq_hub.processes MODULE JOB.json`."""
     module, job = sys.argv[1:]
     collect_rarely()
     import_module(module).main(Path(job))

@@ -25,6 +25,7 @@ from mopeq_hub.questions.inputs import Encoder, batches
 from mopeq_hub.sensitivity.activity import COLLECTORS
 from mopeq_hub.space import render_space
 from tests import tiny
+from tests.apart import run_apart
 from tests.conftest import ASSETS
 from tests.families.test_published_form import IMAGE, ROUNDING, dequantized
 
@@ -52,15 +53,8 @@ for folder in folders:
     }})
 torch.save(found, output)
 """
-ABSENT = """
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "mopeq_hub":
-            raise ModuleNotFoundError(f"{name} is not installed here")
-sys.meta_path.insert(0, Absent())
-"""
 WAYS = {
-    "code": LOAD.format(way=ABSENT, trust="trust_remote_code=True"),
+    "code": LOAD.format(way="", trust="trust_remote_code=True"),
     "import": LOAD.format(way="import mopeq_hub", trust=""),
 }
 
@@ -69,7 +63,7 @@ def loaded(way: str, folders: list[Path], inputs: dict[str, torch.Tensor], scrat
     """What a process of its own that loads the folders this way, one after the other, gets of each."""
     torch.save(inputs, scratch / "inputs.pt")
     places = [scratch / "inputs.pt", scratch / f"{way}.pt", *folders]
-    subprocess.run([sys.executable, "-c", WAYS[way], *map(str, places)], check=True, capture_output=True, text=True)
+    run_apart(WAYS[way], *places, project=way == "import")
     return list(torch.load(scratch / f"{way}.pt"))
 
 

@@ -3,8 +3,6 @@ project."""
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from mopeq_hub.packing import Packed, dequantize
 from mopeq_hub.questions import Question
 from mopeq_hub.questions.inputs import Encoder
 from tests import tiny
+from tests.apart import run_apart
 from tests.conftest import edit_json
 
 PLAIN_LOAD = Path(__file__).parent.parent / "plain_load.py"
@@ -36,8 +35,7 @@ def shapes(folder: Path) -> Path:
 def answers_of(folders: list[Path], inputs: dict[str, torch.Tensor], scratch: Path) -> list[dict[str, Any]]:
     """What one process gets from each."""
     torch.save(inputs, scratch / "inputs.pt")
-    command = [sys.executable, str(PLAIN_LOAD), str(scratch / "inputs.pt"), str(scratch / "out.pt"), *map(str, folders)]
-    subprocess.run(command, check=True, capture_output=True)
+    run_apart(PLAIN_LOAD, scratch / "inputs.pt", scratch / "out.pt", *folders)
     return list(torch.load(scratch / "out.pt"))
 
 

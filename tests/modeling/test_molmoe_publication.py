@@ -2,8 +2,6 @@
 published loads with transformers and auto-round alone, and with this project."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from mopeq_hub.bitmap import BitMap
 from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import open_model
 from mopeq_hub.quantization.stream import output_shards, plan_units
+from tests.apart import run_apart
 from tests.families.test_published_form import dequantized
 from tests.hub import HubServer, client_pointed_at
 from tests.modeling.molmoe import REFERENCE, as_torch_files, full_size, with_processor
@@ -25,15 +24,8 @@ RECIPE = Recipe(group_size=32)
 LOAD = """
 import sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("mopeq_hub", "numba", "typer", "jsonschema"):
-            raise ModuleNotFoundError(name)
-
 folder, output, way = sys.argv[1:]
-if way == "alone":
-    sys.meta_path.insert(0, Absent())
-else:
+if way == "with":
     import mopeq_hub
 
 import torch
@@ -61,7 +53,7 @@ torch.save({"logits": logits, "said": said, "home": home, "trouble": trouble}, o
 def loaded(folder: Path, scratch: Path, way: str) -> dict[str, Any]:
     """What a process of its own makes of the folder: `alone`, trusting its code, or `with` this project."""
     scratch.mkdir(exist_ok=True)
-    subprocess.run([sys.executable, "-c", LOAD, str(folder), str(scratch / way), way], check=True, capture_output=True)
+    run_apart(LOAD, folder, scratch / way, way, project=way == "with")
     return dict(torch.load(scratch / way))
 
 
