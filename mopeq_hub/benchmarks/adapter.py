@@ -54,9 +54,7 @@ class Asked(lmms):
 
     def _row(self, number: int, request: Instance) -> Row:
         _, messages_of, _, document, task, split = request.args
-        messages, pictures = _opened(messages_of(self.task_dict[task][split][document]))
-        inputs = self._encoder.prompt(messages, pictures)
-        return Row(number, inputs, inputs["input_ids"].shape[1])
+        return self._encoder.asked(number, *_opened(messages_of(self.task_dict[task][split][document])))
 
 
 def _alike(requests: Sequence[Instance]) -> Iterator[tuple[dict[str, Any], list[int]]]:

@@ -73,7 +73,7 @@ def test_a_linear_router_and_a_norm_that_adds_one_are_found_too() -> None:
     assert (found.routers, found.offset, found.normalized) == ({0: "layers.0.moe.router.weight"}, 1.0, True)
     del layer["post_attention_layernorm"]
     assert (
-        "layers.0 has no post_attention_layernorm"
+        "post_attention_layernorm, known as the norm before the experts, is not around layers.0.moe.experts"
         in find_routing(model, FAMILY, {0: "layers.0.moe.experts"}, CONFIG, 4).trouble
     )
     assert (
