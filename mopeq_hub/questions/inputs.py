@@ -108,20 +108,32 @@ class Encoder:
             rows.append(row)
         return rows
 
+    def asked(self, number: int, messages: Sequence[dict[str, Any]], pictures: Sequence[Any]) -> Row:
+        """The row that asks for the next answer. messages: of `role` and `content`, a list of parts of type `image` or
+        `text`; pictures: PIL images in RGB, one for each `image`, in order. Raises ValueError where the model takes
+        none."""
+        if pictures and not self.takes_pictures:
+            raise ValueError("the model takes no pictures")
+        prompt = self._rendered(messages)
+        if self._begin is not None:
+            return self._row_of_two(number, prompt, None)
+        inputs = self._encode(prompt, pictures)
+        return Row(number, inputs, inputs["input_ids"].shape[1])
+
     def decode(self, ids: torch.Tensor) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _row(self, number: int, question: Question, with_answer: bool) -> Row:
         from PIL import Image
 
-        picture = Image.open(question.image).convert("RGB") if question.image else None
+        pictures = [Image.open(question.image).convert("RGB")] if question.image else []
         prompt, whole = self._texts(question)
         if self._begin is not None:
             return self._row_of_two(number, prompt, whole[len(prompt) :] if with_answer else None)
-        inputs = self._encode(prompt, picture)
+        inputs = self._encode(prompt, pictures)
         prompt_length = inputs["input_ids"].shape[1]
         if with_answer:
-            inputs = self._encode(whole, picture)
+            inputs = self._encode(whole, pictures)
         return Row(number, inputs, prompt_length)
 
     def _row_of_two(self, number: int, prompt: str, answer: str | None) -> Row:
@@ -134,45 +146,65 @@ class Encoder:
         if plain and _SENTINELS[0] not in prompt and {*_SENTINELS} <= self.tokenizer.get_vocab().keys():
             prompt = f"{prompt} {_SENTINELS[0]}"
             answer = answer and f"{_SENTINELS[0]} {answer} {_SENTINELS[1]}"
-        inputs = self._encode(prompt, None, ends=plain)
+        inputs = self._encode(prompt, [], ends=plain)
         row = Row(number, {**inputs, _DECODER_IDS: torch.tensor([[self._begin]])}, 1)
-        return row if answer is None else row.answered(self._encode(answer, None, ends=plain)["input_ids"][0].tolist())
+        return row if answer is None else row.answered(self._encode(answer, [], ends=plain)["input_ids"][0].tolist())
 
     def _texts(self, question: Question) -> tuple[str, str]:
         """The prompt, and the prompt with its answer, by the chat template where there is one."""
-        renderer = self._processor if getattr(self._processor, "chat_template", None) else self.tokenizer
-        if getattr(renderer, "chat_template", None) is None:
-            end = "\n" if self._begin is None else ""
-            prompt = f"{self._image_token() if question.image else ''}{question.text}{end}"
+        content = [{"type": "text", "text": question.text}]
+        if question.image:
+            content.insert(0, {"type": "image"})
+        asked: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        prompt, renderer = self._rendered(asked), self._renderer()
+        if renderer is None:
             return prompt, prompt + question.answer
-        picture = [{"type": "image"}] if question.image else []
-        asked: list[dict[str, Any]] = [{"role": "user", "content": self._content(question.text, picture)}]
-        prompt = renderer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-        answered = [*asked, {"role": "assistant", "content": self._content(question.answer, [])}]
+        answered = self._told([*asked, {"role": "assistant", "content": [{"type": "text", "text": question.answer}]}])
         whole = renderer.apply_chat_template(answered, tokenize=False)
         # Templates that rewrite earlier turns once an answer follows would shift the positions that are compared.
         return prompt, whole if whole.startswith(prompt) else prompt + question.answer
 
-    def _content(self, text: str, picture: list[dict[str, Any]]) -> Any:
-        """A message's, in parts where some may be pictures; templates of models of text alone want the text itself."""
-        return [*picture, {"type": "text", "text": text}] if self.takes_pictures else text
+    def _renderer(self) -> Any:
+        """What has a chat template, or None."""
+        renderer = self._processor if getattr(self._processor, "chat_template", None) else self.tokenizer
+        return None if getattr(renderer, "chat_template", None) is None else renderer
 
-    def _encode(self, text: str, picture: Any, ends: bool = False) -> dict[str, torch.Tensor]:
-        """The inputs of a text and its picture; `ends`: with what the tokenizer puts at the ends of a text."""
-        if self._processor is not None and picture is not None:
-            encoded = self._processor(text=text, images=picture, return_tensors="pt", add_special_tokens=False)
-        elif picture is not None:
-            encoded = self._encode_in_halves(text, picture)
+    def _rendered(self, messages: Sequence[dict[str, Any]]) -> str:
+        """The text that asks for the next answer: by the chat template, else pictures and texts as they come."""
+        renderer = self._renderer()
+        if renderer is not None:
+            return str(renderer.apply_chat_template(self._told(messages), add_generation_prompt=True, tokenize=False))
+        parts = [part for message in messages for part in message["content"]]
+        texts = [self._image_token() if part["type"] == "image" else part["text"] for part in parts]
+        return "".join(texts) + ("\n" if self._begin is None else "")
+
+    def _told(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages as the template takes them: their content in parts where some may be pictures; templates of models
+        of text alone want the text itself."""
+        if self.takes_pictures:
+            return list(messages)
+        return [{**each, "content": "".join(part["text"] for part in each["content"])} for each in messages]
+
+    def _encode(self, text: str, pictures: Sequence[Any], ends: bool = False) -> dict[str, torch.Tensor]:
+        """The inputs of a text and its pictures; `ends`: with what the tokenizer puts at the ends of a text."""
+        if self._processor is not None and pictures:
+            encoded = self._processor(text=text, images=list(pictures), return_tensors="pt", add_special_tokens=False)
+        elif pictures:
+            encoded = self._encode_in_halves(text, pictures)
         else:
             encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=ends)
         return {name: value for name, value in encoded.items() if torch.is_tensor(value) and name != "token_type_ids"}
 
-    def _encode_in_halves(self, text: str, picture: Any) -> dict[str, torch.Tensor]:
-        """What the missing processor would do: as many image tokens as the picture has merged patches."""
-        pixels = self._images(images=picture, return_tensors="pt")
-        merged = int(pixels["image_grid_thw"].prod()) // self._images.merge_size**2
+    def _encode_in_halves(self, text: str, pictures: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """What the missing processor would do: as many image tokens as each picture has merged patches."""
+        pixels = self._images(images=list(pictures), return_tensors="pt")
         token = self._image_token()
-        encoded = self.tokenizer(text.replace(token, token * merged, 1), return_tensors="pt", add_special_tokens=False)
+        first, *others = text.split(token)
+        merged = [int(grid.prod()) // self._images.merge_size**2 for grid in pixels["image_grid_thw"]]
+        if len(others) != len(merged):
+            raise ValueError(f"{len(merged)} pictures do not go with {len(others)} {token} in the text")
+        whole = first + "".join(token * count + part for count, part in zip(merged, others, strict=True))
+        encoded = self.tokenizer(whole, return_tensors="pt", add_special_tokens=False)
         kinds = (encoded["input_ids"] == self.tokenizer.convert_tokens_to_ids(token)).int()
         return {**encoded, **pixels, "mm_token_type_ids": kinds}
 

@@ -20,6 +20,7 @@ from mopeq_hub.recipe import Recipe
 from mopeq_hub.report import (
     Markdown,
     account_address,
+    benchmarks,
     brings_code,
     by_projection,
     choices,
@@ -195,6 +196,7 @@ def _metadata(
     source = manifest["source"]
     from_hub = source["kind"] == "hub" and hub_address(source["name"]) is not None
     results = _results(manifest, fidelity) if fidelity else []
+    results += benchmarks.card_results(manifest["model"]["task"], fidelity) if fidelity else []
     widths = [f"{width}-bit" for width in counts(manifest)]
     return ModelCardData(
         base_model=source["name"] if from_hub else None,
@@ -285,6 +287,8 @@ def _measured(manifest: dict[str, Any], fidelity: dict[str, Any] | None) -> dict
         "fidelity": fidelity,
         "rows": list(table_rows(choices(manifest, fidelity))),
         "inputs": _inputs_name(fidelity) if fidelity else None,
+        "benchmarks": list(benchmarks.rows(fidelity)),
+        "benchmark_limit": benchmarks.limited(fidelity),
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.report import (
     Widths,
+    benchmarks,
     by_projection,
     code,
     counted,
@@ -195,6 +196,7 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: s
     accuracy = fidelity["accuracy"]
     if accuracy:
         yield "accuracy", f"{percent(accuracy['published'])}, the original has {percent(accuracy['original'])}"
+    yield from benchmarks.lines(fidelity)
     if fidelity["method"] == "blocks":
         yield "measured", "block by block: memory does not hold the original"
 
