@@ -57,9 +57,9 @@ class BitMap:
         return cls.of(layout, lambda _: bits)
 
 
-def by_projection(widths: Widths) -> dict[str, int]:
-    """The width of each projection of an expert."""
-    return dict.fromkeys(PROJECTIONS, widths) if isinstance(widths, int) else widths
+def by_projection(widths: Widths, projections: Iterable[str] = PROJECTIONS) -> dict[str, int]:
+    """The width of each projection of an expert; `projections` are those it has."""
+    return dict.fromkeys(projections, widths) if isinstance(widths, int) else widths
 
 
 def width_of(matrix: Matrix, bitmap: BitMap, recipe: Recipe) -> int:
@@ -111,17 +111,17 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
     widths = bitmap.by_layer()
     for module in layout.modules:
         mine = widths[module.layer][module.first : module.first + module.count]
-        extra |= expert_rules(layout.family.expression(module.name), mine)
-    blocks = layout.family.expression(layout.blocks)
+        extra |= expert_rules(layout.family.expression(module.name), mine, module.form.projections)
+    expression = layout.family.expression
     if recipe.rest_bits == "auto":
-        extra |= rest_rules(layout.blocks, blocks, bitmap.rest)
+        extra |= rest_rules(layout.blocks, expression, bitmap.rest)
     elif recipe.rest_bits != 16:
         kept = [matrix.name for matrix in layout.rest if width_of(matrix, bitmap, recipe) == 16]
-        extra |= rest_rules(layout.blocks, blocks, dict.fromkeys(kept, 16))
+        extra |= rest_rules(layout.blocks, expression, dict.fromkeys(kept, 16))
     if recipe.rest_bits != 16:
-        extra |= rest_rules(layout.blocks, blocks, dict.fromkeys(layout.never_quantized, 16))
+        extra |= rest_rules(layout.blocks, expression, dict.fromkeys(layout.never_quantized, 16))
     left = UNQUANTIZED if recipe.rest_bits in (16, "auto") else {"bits": recipe.rest_bits}
-    extra[rf"^{blocks}\."] = left
+    extra |= {rf"^{expression(stack.name)}\.": left for stack in layout.stacks}
     return {
         "quant_method": "auto-round",
         "packing_format": recipe.packing_format,
@@ -134,28 +134,33 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
     }
 
 
-def expert_rules(experts: str, widths: list[Widths]) -> dict[str, dict[str, Any]]:
+def expert_rules(experts: str, widths: list[Widths], modules: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The expressions for one experts module, itself given as one, and its experts' widths: one for each width, and
-    one for each projection and width of experts whose projections differ."""
+    one for each projection and width of experts whose projections differ. modules: where in it the projections are, as
+    `mopeq_hub.families.base.Form` has them."""
+    within = {projection: tuple(map(re.escape, module.split("{}"))) for projection, module in modules.items()}
+    (before, _), *_ = within.values()
     indices: dict[tuple[str, int], list[str]] = {}
     for index, width in enumerate(widths):
         for name, bits in {"": width}.items() if isinstance(width, int) else width.items():
             indices.setdefault((name, bits), []).append(str(index))
     rules = {}
     for (name, bits), alike in sorted(indices.items()):
-        module = rf"{name}_proj$" if name else ""
-        rules[rf"^{experts}\.({'|'.join(alike)})\.{module}"] = {"bits": bits}
+        after = f"{within[name][1]}$" if name else r"\."
+        rules[rf"^{experts}\.{before}({'|'.join(alike)}){after}"] = {"bits": bits}
     return rules
 
 
-def rest_rules(blocks: str, expression: str, widths: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """The expressions for linear layers outside the experts, by name, under `blocks`, the live name of the list of
-    decoder layers, also given as an expression: one for each kind of layer and width."""
-    numbers: dict[tuple[str, int], list[str]] = {}
+def rest_rules(blocks: str, expression: Callable[[str], str], widths: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """The expressions for linear layers outside the experts, by name, under `blocks`, the live names of the lists of
+    layers with commas between them: one for each kind of layer and width. expression: makes one of a live name."""
+    numbers: dict[tuple[str, str, int], list[str]] = {}
     for name, bits in widths.items():
-        number, kind = name[len(blocks) + 1 :].split(".", 1)
-        numbers.setdefault((kind, bits), []).append(number)
+        stack = next(stack for stack in blocks.split(",") if name.startswith(f"{stack}."))
+        number, kind = name[len(stack) + 1 :].split(".", 1)
+        numbers.setdefault((stack, kind, bits), []).append(number)
+    rule = {bits: UNQUANTIZED if bits == 16 else {"bits": bits} for bits in widths.values()}
     return {
-        rf"^{expression}\.({'|'.join(alike)})\.{re.escape(kind)}$": UNQUANTIZED if bits == 16 else {"bits": bits}
-        for (kind, bits), alike in numbers.items()
+        rf"^{expression(stack)}\.({'|'.join(alike)})\.{re.escape(kind)}$": rule[bits]
+        for (stack, kind, bits), alike in numbers.items()
     }

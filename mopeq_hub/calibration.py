@@ -77,6 +77,7 @@ class LiveExpert:
     def __init__(self, module: Any, held: ExpertsModule, index: int) -> None:
         """index: the expert's number in its layer."""
         self._module, self._form, self._place = module, held.form, index - held.first
+        self._names = list(held.form.projections.values())
 
     def narrowed(self, states: torch.Tensor) -> torch.Tensor:
         """What its first matrices make of states [t, hidden]: gate and up side by side, or up alone."""
@@ -84,22 +85,44 @@ class LiveExpert:
 
     def gated(self, narrowed: torch.Tensor) -> torch.Tensor:
         """What goes into down [t, width]."""
-        gate = len(self._form.fused[0].projections) > 1
-        result: torch.Tensor = self._module._apply_gate(narrowed) if gate else self._module.act_fn(narrowed)
+        home = self._module if self._form.fused else self._linear(0)[0]
+        bent = home._apply_gate if len(self._names) > 2 else home.act_fn if self._form.fused else home.act
+        result: torch.Tensor = bent(narrowed)
         return result
 
     def weight(self, part: int) -> torch.Tensor:
         """The weight [out, in] of the first matrices, stacked, or of down."""
+        if not self._form.fused:
+            linear: torch.Tensor = self._linear(part)[1].weight
+            return linear
         weight = getattr(self._module, self._form.fused[part].name)[self._place]
         return weight.T if self._form.transposed else weight
 
     def bias(self, part: int) -> torch.Tensor | None:
         """Their bias [out], None where they have none."""
-        name = f"{self._form.fused[part].name}_bias"
-        return getattr(self._module, name)[self._place] if self._form.biased else None
+        return getattr(self._module, f"{self._form.fused[part].name}_bias")[self._place] if self._form.biased else None
+
+    def _linear(self, part: int) -> tuple[Any, Any]:
+        """A linear layer of an expert that is a module of its own, and that module before it."""
+        home, _, name = self._names[part].format(self._place).rpartition(".")
+        own = self._module.get_submodule(home)
+        return own, getattr(own, name)
+
+
+NO_EXPERT = -1
+"""Chosen by a token that no expert of its layer has room for, where they take no more than so many."""
 
 
 def chosen_experts(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
-    """The numbers of each token's experts among what an experts module is called with: the one tensor of whole
-    numbers."""
-    return next(value for value in (*args, *named.values()) if not value.is_floating_point())
+    """The numbers of each token's experts [..., k] among what an experts module is called with, the first its hidden
+    states: the one tensor of whole numbers, or of a flag for each expert."""
+    states, *others = (*args, *named.values())
+    chosen = next(value for value in others if not value.is_floating_point())
+    if chosen.dim() == states.dim():
+        return chosen
+    return torch.where(chosen.any(-1), chosen.argmax(-1), NO_EXPERT)
+
+
+def numbers_of(chosen: torch.Tensor) -> list[int]:
+    """The experts that any token chose."""
+    return [index for index in chosen.unique().tolist() if index != NO_EXPERT]

@@ -143,8 +143,8 @@ def _configuration(published: Published, manifest: dict[str, Any]) -> None:
     made = manifest["model"]
     family = family_of(made["model_type"], made["text_model_type"])
     for module, widths in experts_modules(manifest):
-        expected |= expert_rules(family.expression(module), widths)
-    expected |= rest_rules(made["blocks"], family.expression(made["blocks"]), manifest["rest"].get("widths", {}))
+        expected |= expert_rules(family.expression(module), widths, manifests.projections_of(manifest))
+    expected |= rest_rules(made["blocks"], family.expression, manifest["rest"].get("widths", {}))
     found = list(config["extra_config"].items())[: len(expected)]
     for (pattern, rule), (found_pattern, found_rule) in zip_longest(expected.items(), found, fillvalue=("nothing", {})):
         if (pattern, rule) != (found_pattern, found_rule):

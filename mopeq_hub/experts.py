@@ -1,6 +1,6 @@
 """Who is who in a checkpoint: which slice of which tensor is which expert's projection, and what everything else is."""
 
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +20,7 @@ width."""
 
 @dataclass(frozen=True, order=True)
 class Expert:
-    """One feed-forward network among those a router chooses from: decoder layer and number within it, both from 0."""
+    """One feed-forward network among those a router chooses from: layer and number within it, both from 0."""
 
     layer: int
     index: int
@@ -69,12 +69,25 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """A list of layers by its live name, and the number of its first; a decoder's layers follow an encoder's."""
+
+    name: str
+    first: int
+
+    def number_of(self, name: str) -> int | None:
+        """The layer that a module or tensor is in, by its live name; None where it is in none of these."""
+        number = name[len(self.name) + 1 :].partition(".")[0]
+        return self.first + int(number) if name.startswith(f"{self.name}.") and number.isdecimal() else None
+
+
+@dataclass(frozen=True)
 class Layout:
     """Everything a checkpoint holds, in the live model's words. Made by `mopeq_hub.placing`.
 
     matrices: routed experts' projections and other linear layers of the text model, in the order of the files.
     kept: by live name, tensors written as they are. modules: the live modules that hold routed experts, layer by layer.
-    blocks: live name of the list of decoder layers. routing: what chooses and feeds the experts.
+    stacks: of the text model's layers, an encoder's first. routing: what chooses and feeds the experts.
     """
 
     family: Family
@@ -84,7 +97,7 @@ class Layout:
     kept: dict[str, Kept]
     ignored: tuple[str, ...]
     modules: tuple[ExpertsModule, ...]
-    blocks: str
+    stacks: tuple[Stack, ...]
     layer_count: int
     experts_per_token: int
     routing: Routing
@@ -137,12 +150,23 @@ class Layout:
         """Modules within the decoder layers whose weight is a matrix and is kept: auto-round's loader may take some of
         them, such as routers, for linear layers like others."""
         weights = (kept for name, kept in self.kept.items() if name.endswith(".weight") and len(kept.shape) == 2)
-        return [kept.name.removesuffix(".weight") for kept in weights if kept.name.startswith(f"{self.blocks}.")]
+        inside = (kept.name for kept in weights if layer_number(self.stacks, kept.name) is not None)
+        return [name.removesuffix(".weight") for name in inside]
+
+    @property
+    def blocks(self) -> str:
+        """The names of the lists of layers, with commas between them."""
+        return ",".join(stack.name for stack in self.stacks)
 
     @cached_property
     def layer_of(self) -> dict[str, int]:
-        """The decoder layer of each tensor of the file that belongs to one."""
-        inside = re.compile(rf"{re.escape(self.blocks)}\.(\d+)\.")
+        """The layer of each tensor of the file that belongs to one."""
         of = {matrix.source: matrix.name for matrix in self.matrices}
         of |= {source: name for name, kept in self.kept.items() for source in kept.sources}
-        return {source: int(found[1]) for source, name in of.items() if (found := inside.match(name))}
+        found = {source: layer_number(self.stacks, name) for source, name in of.items()}
+        return {source: number for source, number in found.items() if number is not None}
+
+
+def layer_number(stacks: Iterable[Stack], name: str) -> int | None:
+    """The layer that a module or tensor is in, None where it is in none."""
+    return next((number for stack in stacks if (number := stack.number_of(name)) is not None), None)

@@ -16,7 +16,7 @@ from mopeq_hub.allocation.spread import spread_of
 from mopeq_hub.bitmap import BitMap, Widths, by_projection, bytes_of, competing, width_of
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Expert, Matrix
-from mopeq_hub.families.base import matrix_name
+from mopeq_hub.families.base import UNFUSED, matrix_name
 from mopeq_hub.model import Model
 from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.quantization.stream import written_bytes
@@ -54,6 +54,7 @@ def build(
     """The manifest of a publication; `files` as `describe_files` gives it, `calibration` where weights were tuned,
     `selection` where maps were tried."""
     layout, source = model.layout, model.source
+    projections = layout.modules[0].form.projections
     bits, sensitivities = bitmap.by_layer(), profile.by_layer()
     kept = [matrix.name for matrix in layout.rest if width_of(matrix, bitmap, recipe) == 16]
     return {
@@ -76,6 +77,7 @@ def build(
             "blocks": layout.blocks,
             "layers": layout.layer_count,
             "experts_per_token": layout.experts_per_token,
+            **({"projections": projections} if projections != dict(UNFUSED) else {}),
         },
         "signal": profile.signal,
         "spread": spread_of(profile, recipe),
@@ -112,13 +114,19 @@ def experts_modules(manifest: dict[str, Any]) -> Iterator[tuple[str, list[Widths
             yield module, entry["bits"][first:end]
 
 
+def projections_of(manifest: dict[str, Any]) -> dict[str, str]:
+    """The projections of each expert, and where in the experts module each is, as a `Form` has them."""
+    return dict(manifest["model"].get("projections", UNFUSED))
+
+
 def expert_widths(manifest: dict[str, Any]) -> dict[str, int]:
     """The width of each projection of each routed expert, by its module's name at load time."""
+    modules = projections_of(manifest)
     return {
-        matrix_name(module, index, projection): bits
+        matrix_name(module, index, modules[projection]): bits
         for module, experts in experts_modules(manifest)
         for index, widths in enumerate(experts)
-        for projection, bits in by_projection(widths).items()
+        for projection, bits in by_projection(widths, modules).items()
     }
 
 
@@ -129,7 +137,7 @@ def bitmap_of(manifest: dict[str, Any]) -> BitMap:
             (Expert(entry["layer"], index), projection): bits
             for entry in manifest["experts"]
             for index, widths in enumerate(entry["bits"])
-            for projection, bits in by_projection(widths).items()
+            for projection, bits in by_projection(widths, projections_of(manifest)).items()
         },
         manifest["rest"].get("widths", {}),
     )

@@ -8,7 +8,7 @@ from typing import Any
 from mopeq_hub import mxfp4
 from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Expert, Layout, Matrix
+from mopeq_hub.experts import Expert, Layout, Matrix, Stack, layer_number
 from mopeq_hub.families.base import ExpertsModule, Family, Fused
 from mopeq_hub.families.live import LiveModel
 from mopeq_hub.families.routing import find_routing
@@ -59,10 +59,17 @@ class _Placer:
             f"{module.name}.{part.name}": (module, part) for module in self._modules for part in module.form.fused
         }
         self._biases = {f"{name}_bias": held for name, held in self._fused.items() if held[0].form.biased}
+        self._own = {
+            module.matrix_name(index, projection): (Expert(module.layer, index), projection)
+            for module in self._modules
+            if not module.form.fused
+            for index in range(module.count)
+            for projection in module.form.projections
+        }
         self._linears = {
             name
             for name, module in modules.items()
-            if type(module) is nn.Linear and name.startswith(self._blocks + ".")
+            if type(module) is nn.Linear and layer_number(self._stacks, name) is not None
         }
         self._matrices: list[Matrix] = []
         self._kept: dict[str, Kept] = {}
@@ -71,7 +78,7 @@ class _Placer:
 
     def _experts_modules(self, modules: dict[str, Any]) -> list[ExpertsModule]:
         """The live modules of the routed experts, in the order of the layers. Raises MopeqError where there are none,
-        or some outside the list of decoder layers."""
+        or some outside the list of decoder layers, an encoder's and a decoder's aside."""
         forms = {name: form for name, module in modules.items() if (form := self._family.form(module))}
         if not forms:
             raise MopeqError(
@@ -79,18 +86,24 @@ class _Placer:
                 f"apart into single ones",
                 "this kind of model is not supported",
             )
-        self._blocks = re.split(r"\.\d+\.", next(iter(forms)))[0]
-        outside = [name for name in forms if not name.startswith(f"{self._blocks}.")]
-        if outside:
+        lists = list(dict.fromkeys(re.split(r"\.\d+\.", name)[0] for name in forms))
+        if len(lists) > 1 and not getattr(self._live.model.config, "is_encoder_decoder", False):
             raise MopeqError(
-                f"{self._where} has experts in two parts, {self._blocks} and {outside[0]}",
+                f"{self._where} has experts in two parts, {lists[0]} and {lists[1]}",
                 "this kind of model is not supported",
             )
+        lengths = [len(list(modules[name].children())) for name in lists]
+        self._stacks = tuple(Stack(name, sum(lengths[:place])) for place, name in enumerate(lists))
+        self._layer_count = sum(lengths)
         found: list[ExpertsModule] = []
         first: dict[int, int] = {}
         for name, form in forms.items():
-            layer = int(name[len(self._blocks) + 1 :].split(".", 1)[0])
-            count = self._live.shapes[f"{name}.{form.fused[-1].name}"][0]
+            layer = layer_number(self._stacks, name)
+            assert layer is not None
+            if form.fused:
+                count = self._live.shapes[f"{name}.{form.fused[-1].name}"][0]
+            else:
+                count = len(list(modules[name].children()))
             found.append(ExpertsModule(name, layer, first.get(layer, 0), count, form))
             first[layer] = first.get(layer, 0) + count
         return found
@@ -114,7 +127,12 @@ class _Placer:
         """A tensor that is a live parameter as it lies."""
         self._check_shape(info, self._live.shapes[live_name])
         module = live_name.removesuffix(".weight")
-        if module in self._linears and not module.endswith(self._family.whole):
+        if module in self._own:
+            expert, projection = self._own[module]
+            self._check_dtype(info)
+            shape = (info.shape[0], info.shape[1])
+            self._matrices.append(Matrix(module, info.name, shape, expert=expert, projection=projection))
+        elif module in self._linears and not module.endswith(self._family.whole):
             self._check_dtype(info)
             self._matrices.append(Matrix(module, info.name, (info.shape[0], info.shape[1])))
         else:
@@ -237,8 +255,8 @@ class _Placer:
             kept=self._kept,
             ignored=tuple(self._ignored),
             modules=tuple(self._modules),
-            blocks=self._blocks,
-            layer_count=len(live.model.get_submodule(self._blocks)),  # type: ignore[arg-type]
+            stacks=self._stacks,
+            layer_count=self._layer_count,
             experts_per_token=live.experts_per_token,
             routing=find_routing(live.model, self._family, self._modules, text),
         )
@@ -286,7 +304,7 @@ class _Placer:
     def _missing_experts(self, layout: Layout) -> list[str]:
         missing = []
         for module in layout.modules:
-            projections = sum(len(part.projections) for part in module.form.fused)
+            projections = len(module.form.projections)
             for index in range(module.first, module.first + module.count):
                 if len(layout.experts.get(Expert(module.layer, index), ())) != projections:
                     missing.append(f"projections of expert {index} of layer {module.layer}")
@@ -295,6 +313,7 @@ class _Placer:
     def _missing_tensors(self, layout: Layout) -> list[str]:
         """Tensors of the live model outside the experts that the file does not hold, but for those tied to another."""
         present = set(layout.kept) | {f"{matrix.name}.weight" for matrix in layout.rest}
+        present |= {f"{name}.weight" for name in self._own}
         return sorted(set(self._live.shapes) - present - set(self._fused) - set(self._biases) - self._live.tied)
 
 

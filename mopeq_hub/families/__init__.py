@@ -9,8 +9,10 @@ from mopeq_hub.families.ernie4_5_vl_moe import ERNIE4_5_VL_MOE
 from mopeq_hub.families.llama4 import LLAMA4
 from mopeq_hub.families.molmoe import MOLMOE
 from mopeq_hub.families.stated import STATED
+from mopeq_hub.families.switch_transformers import SWITCH_TRANSFORMERS
 
-_FAMILIES = {family.model_type: family for family in (DEEPSEEK_VL2, MOLMOE, ERNIE4_5_VL_MOE, LLAMA4, *STATED)}
+_OWN_FILES = (DEEPSEEK_VL2, MOLMOE, ERNIE4_5_VL_MOE, LLAMA4, SWITCH_TRANSFORMERS)
+_FAMILIES = {family.model_type: family for family in (*_OWN_FILES, *STATED)}
 """Families with something to state; of all others transformers tells everything."""
 _TEXT_CONFIGS = ("text_config", "language_config", "thinker_config", "llm_config")
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")

@@ -9,11 +9,14 @@ if TYPE_CHECKING:
     import torch
 
 PROJECTIONS = ("gate", "up", "down")
+UNFUSED = (("gate", "{}.gate_proj"), ("up", "{}.up_proj"), ("down", "{}.down_proj"))
+"""Where in an experts module auto-round's loader puts an expert's projections, `{}` its number, once it has taken fused
+ones apart."""
 
 
-def matrix_name(experts: str, index: int, projection: str) -> str:
-    """Name of one projection's module once auto-round's loader has taken the fused experts apart."""
-    return f"{experts}.{index}.{projection}_proj"
+def matrix_name(experts: str, index: int, module: str) -> str:
+    """Name of one projection's module at load time; `module` as in `UNFUSED`."""
+    return f"{experts}.{module.format(index)}"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ UNGATED = (Fused("up_proj", ("up",)), Fused("down_proj", ("down",)))
 @dataclass(frozen=True)
 class Form:
     """How a live experts module holds its experts: `fused`, parameters [experts, out, in], or [experts, in, out] where
-    it is `transposed`; `biased` ones have a parameter `<name>_bias` [experts, out] beside each.
+    it is `transposed`; `biased` ones have a parameter `<name>_bias` [experts, out] beside each. modules: by projection,
+    its linear layer within the module at load time, `{}` the expert's number; where nothing is fused, also before.
 
     Where gate and up are interleaved in the live module, auto-round's loader still calls the first half of their rows
     gate and the second up, and puts both together again before the module's own activation: so do we.
@@ -40,6 +44,13 @@ class Form:
     fused: tuple[Fused, ...]
     transposed: bool
     biased: bool
+    modules: tuple[tuple[str, str], ...] = UNFUSED
+
+    @property
+    def projections(self) -> dict[str, str]:
+        """Those that its experts have, in order, and where each is at load time."""
+        stacked = [name for part in self.fused for name in part.projections]
+        return {name: module for name, module in self.modules if name in stacked or not stacked}
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class ExpertsModule:
 
     def matrix_name(self, index: int, projection: str) -> str:
         """The module of a projection at load time; `index` is the expert's within the layer."""
-        return matrix_name(self.name, index - self.first, projection)
+        return matrix_name(self.name, index - self.first, self.form.projections[projection])
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,15 @@ class Family:
     """A kind of text model, and what transformers cannot tell of it.
 
     model_type: of the text model, as config.json says it.
-    norm: the module in a decoder layer through which hidden states reach router and experts; empty where there is none.
+    norm: the module around the experts' through which hidden states reach router and experts; empty where none is.
     whole: linear layers, by the ends of their names, that are never quantized.
+    normalized: whether the weights of the experts that are chosen are made to sum to 1, where the config says nothing.
     """
 
     model_type: str
     norm: str = "post_attention_layernorm"
     whole: tuple[str, ...] = ()
+    normalized: bool = True
 
     def form(self, module: "torch.nn.Module") -> Form | None:
         """How this live module holds routed experts; None where it holds none that auto-round's loader takes apart.

@@ -112,6 +112,10 @@ _PER_TOKEN = (
 )
 
 
+_ONE_PER_TOKEN = ("switch_transformers",)
+"""Whose config has no number, since it is always this."""
+
+
 def _experts_per_token(config: Any) -> int:
     """How many experts the router chooses, by a name that a text config has for it.
 
@@ -119,6 +123,8 @@ def _experts_per_token(config: Any) -> int:
     """
     from optimum.utils import NormalizedTextConfig
 
+    if config.model_type in _ONE_PER_TOKEN:
+        return 1
     for name in _PER_TOKEN:
         found = getattr(NormalizedTextConfig.with_args(allow_new=True, per_token=name)(config), "per_token", None)
         if isinstance(found, list):
@@ -136,7 +142,8 @@ def _task(config: Any) -> tuple[str, Any]:
     import transformers
     from optimum.exporters.tasks import TasksManager
 
-    if added(config.model_type):
+    own = added(config.model_type)
+    if own and own.processor:
         return "image-text-to-text", transformers.AutoModelForImageTextToText
     architecture = next(iter(config.architectures or []), None)
     model_class = getattr(transformers, architecture or "", None)

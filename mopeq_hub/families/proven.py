@@ -46,7 +46,7 @@ _TEXTS = (
     "deepseek_v4", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa",
     "hunyuan_v1_moe", "hy_v3", "jamba", "kolibri1", "laguna", "lfm2_moe", "mellum", "mimo_v2_flash", "minimax",
     "minimax_m2", "mixtral", "nemotron_h", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe",
-    "qwen3_next", "qwen4_exp_text", "solar_open",
+    "qwen3_next", "qwen4_exp_text", "solar_open", "switch_transformers",
 )  # fmt: skip
 _FUSED_TEXTS = ("gpt_oss", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hy_v4", "zaya")
 _SEEING = (

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_ACTIVATIONS = ("hidden_act", "hidden_activation", "dense_act_fn")
+"""What a config calls the experts' activation."""
+
+
 @dataclass(frozen=True)
 class Routing:
     """By live names. routers: by layer, the parameter [experts, hidden] that the router multiplies hidden states by.
@@ -37,7 +41,7 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
         name, layer, count = module.name, module.layer, module.count
         if layer in routers:
             trouble = f"layer {layer} has experts of two kinds, each with a router"
-        block, layer_name = name.rpartition(".")[0], _layer_name(name, layer)
+        block, around = name.rpartition(".")[0], _around(model, name, family.norm)
         router = _router(model.get_submodule(block), name[len(block) + 1 :], (count, config.hidden_size))
         if router is None:
             trouble = (
@@ -45,22 +49,23 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
             )
         else:
             routers[layer] = f"{block}.{router}"
-        norm: Any = getattr(model.get_submodule(layer_name), family.norm, None)
+        norm: Any = getattr(model.get_submodule(around), family.norm, None) if around else None
         if tuple(getattr(getattr(norm, "weight", None), "shape", ())) != (config.hidden_size,):
-            trouble = trouble or f"{layer_name} has no {family.norm}, the norm that is known to come before the experts"
+            trouble = trouble or f"{family.norm}, known as the norm before the experts, is not around {name}"
         else:
-            norms[layer] = f"{layer_name}.{family.norm}.weight"
+            norms[layer] = f"{around}.{family.norm}.weight"
             offset = _offset(norm) if len(norms) == 1 else offset
-    # transformers' classes without the setting normalise.
-    normalized = getattr(config, "norm_topk_prob", True) is not False
-    activation = str(getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", "silu"))
-    return Routing(routers, norms, trouble, offset, activation, normalized)
+    normalized = getattr(config, "norm_topk_prob", family.normalized) is not False
+    activation = next((getattr(config, name) for name in _ACTIVATIONS if getattr(config, name, None)), "silu")
+    return Routing(routers, norms, trouble, offset, str(activation), normalized)
 
 
-def _layer_name(experts: str, layer: int) -> str:
-    """The decoder layer's name, of that of the experts module in it."""
-    before, number, _ = experts.partition(f".{layer}.")
-    return before + number[:-1]
+def _around(model: "nn.Module", experts: str, norm: str) -> str:
+    """The name of the innermost module around the experts' that has the norm; empty where none has."""
+    around = experts
+    while around and not (norm and hasattr(model.get_submodule(around), norm)):
+        around = around.rpartition(".")[0]
+    return around
 
 
 def _router(block: "nn.Module", experts: str, shape: tuple[int, int]) -> str | None:

@@ -49,6 +49,7 @@ def measure(
     cannot be measured in this machine's memory.
     """
     if way.blocks:
+        check_blocks(model)
         from mopeq_hub.fidelity.by_blocks import measure_by_blocks
 
         _check_memory(model, questions)
@@ -85,6 +86,17 @@ def way_of(model: Model, available: int) -> Way:
         return Way(blocks=False, dtype="float32")
     held = max(model.checkpoint.nbytes, 2 * weights if float8 else 0)
     return Way(blocks=held > room, dtype=stored_dtype(model))
+
+
+def check_blocks(model: Model) -> None:
+    """Raises MopeqError where a model cannot be measured block by block."""
+    if model.has_encoder:
+        needed = (model.checkpoint.nbytes + _PROCESS_BYTES) / 1e9
+        raise MopeqError(
+            f"{workplace.free_memory() / 1e9:.1f} GB of free memory do not hold {model.source.name}, and a model with "
+            "an encoder is not measured block by block",
+            f"use a machine with {math.ceil(needed)} GB free",
+        )
 
 
 def _check_memory(model: Model, questions: Questions) -> None:

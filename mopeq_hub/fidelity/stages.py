@@ -80,6 +80,8 @@ def place_of(matrix: Matrix, layout: Layout) -> Place:
     if matrix.expert is None:
         return Place(f"{matrix.name}.weight")
     module = layout.module_of(matrix.expert)
+    if not module.form.fused:
+        return Place(f"{matrix.name}.weight")
     part = next(part for part in module.form.fused if matrix.projection in part.projections)
     first = part.projections.index(str(matrix.projection)) * matrix.shape[0]
     rows = (first, first + matrix.shape[0])

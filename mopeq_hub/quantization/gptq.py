@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from mopeq_hub import workplace
-from mopeq_hub.calibration import Inputs, LiveExpert, calibration_inputs, chosen_experts, load, read_job
+from mopeq_hub.calibration import Inputs, LiveExpert, calibration_inputs, chosen_experts, load, numbers_of, read_job
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.families.base import ExpertsModule
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.packing import Packed
-from mopeq_hub.quantization.calibrated import by_layer, hessian_bytes, input_of
+from mopeq_hub.quantization.calibrated import by_layer, hessian_bytes, input_name, input_of
 from mopeq_hub.quantization.compensation import Inverse, compensate
 from mopeq_hub.quantization.handover import finish, save
 from mopeq_hub.questions.inputs import Encoder, placed
@@ -62,8 +62,8 @@ def collect(
     reached: is told the experts of each layer that a token was sent to.
     """
     sums: Hessians = {}
-    blocks = live.get_submodule(layout.blocks)
-    hooks = [blocks[max(layers)].register_forward_hook(_stop)]
+    last = next(stack for stack in reversed(layout.stacks) if stack.first <= max(layers))
+    hooks = [live.get_submodule(f"{last.name}.{max(layers) - last.first}").register_forward_hook(_stop)]
     for matrix in layout.rest:
         if layout.layer_of[matrix.source] in layers:
             hooks.append(live.get_submodule(matrix.name).register_forward_pre_hook(_into_linear(sums, matrix.name)))
@@ -93,17 +93,17 @@ def _into_linear(sums: Hessians, name: str) -> Callable[..., None]:
 
 
 def _into_experts(sums: Hessians, held: ExpertsModule, reached: set[int]) -> Callable[..., None]:
-    """Sums what goes into each expert's gate and up, and into its down, of all tokens that an experts module gets."""
-    first = held.form.fused[0].projections[0]
+    """Sums what goes into each expert's first matrices, and into its down, of all tokens that the module gets."""
+    first = next(iter(held.form.projections))
 
     def look(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         chosen = chosen_experts(args, named).flatten(0, -2)
         states = next(iter((*args, *named.values()))).flatten(0, -2)
-        for place in chosen.unique().tolist():
+        for place in numbers_of(chosen):
             index = place + held.first
             reached.add(index)
             mine, expert = states[(chosen == place).any(-1)], LiveExpert(module, held, index)
-            _add(sums, held.matrix_name(index, first), mine)
+            _add(sums, input_name(held.matrix_name(index, first)), mine)
             _add(sums, held.matrix_name(index, "down"), expert.gated(expert.narrowed(mine)))
 
     return look

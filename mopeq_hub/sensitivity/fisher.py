@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mopeq_hub.calibration import LiveExpert, Rounded
+from mopeq_hub.calibration import LiveExpert, Rounded, numbers_of
 from mopeq_hub.experts import Expert, Matrix
 from mopeq_hub.families.base import ExpertsModule
 from mopeq_hub.model import Model
@@ -61,7 +61,7 @@ class Collector:
         width = sum(matrix.shape[0] for matrix in layout.rest)
         width += layout.experts_per_token * expert * len(layout.modules)
         vocabulary = self._live.get_output_embeddings().weight.shape[0]
-        numbers = max(row.length * width + (row.length - row.prompt) * vocabulary for row in rows)
+        numbers = max(row.tokens * width + (row.length - row.prompt) * vocabulary for row in rows)
         return max(1, min(MAX_ROWS, GRAPH_BYTES // (4 * _KEPT * numbers)))
 
     def run(self, part: list[Row], inputs: dict[str, torch.Tensor]) -> None:
@@ -79,10 +79,10 @@ class Collector:
         with torch.no_grad():
             for held, each in passes.items():
                 slopes = next(gradients)
-                for index in each.chosen.unique().tolist():
-                    self._add_expert(squares, held, index, each, slopes, part[0].length)
+                for index in numbers_of(each.chosen):
+                    self._add_expert(squares, held, index, each, slopes)
             for name, flow in flows.items():
-                self._add_linear(squares, self._rest[name], flow, next(gradients), part[0].length)
+                self._add_linear(squares, self._rest[name], flow, next(gradients))
         self._groups[-1].add(squares.reshape(-1, *squares.shape[2:]), DRAWS * logits.shape[0] * logits.shape[1])
 
     def _drawn(self, logits: torch.Tensor) -> torch.Tensor:
@@ -99,18 +99,17 @@ class Collector:
         index: int,
         seen: Pass,
         gradients: torch.Tensor,
-        length: int,
     ) -> None:
         """Put the squares of one expert's projections into [draws, rows, matrices, widths]."""
         expert = LiveExpert(self._modules[held], held, index)
         places, states, weights = seen.of(index)
-        rows = (places // length).cpu()
+        rows = (places // (len(seen.states) // squares.shape[1])).cpu()
         slope = gradients[:, places] * weights
         narrowed, down = expert.narrowed(states), expert.weight(1)
         hidden = expert.gated(narrowed)
         # What a change of the hidden states is worth is the same for each width.
         inner = slope @ down
-        stacked = held.form.fused[0].projections
+        stacked = list(held.form.projections)
         for matrix in self._experts[Expert(held.layer, index)]:
             for place, bits in enumerate(self._widths):
                 weight = self._rounded.weight(matrix, bits).to(states)
@@ -125,12 +124,10 @@ class Collector:
                     change = (inner * (expert.gated(changed) - hidden)).sum(-1)
                 self._put(squares, matrix, place, rows, change)
 
-    def _add_linear(
-        self, squares: np.ndarray, matrix: Matrix, seen: Flow, gradients: torch.Tensor, length: int
-    ) -> None:
+    def _add_linear(self, squares: np.ndarray, matrix: Matrix, seen: Flow, gradients: torch.Tensor) -> None:
         """Put the squares of a linear layer beside the experts into [draws, rows, matrices, widths]."""
         weight = self._live.get_submodule(matrix.name).weight
-        rows = torch.arange(len(seen.states)) // length
+        rows = torch.arange(len(seen.states)) // (len(seen.states) // squares.shape[1])
         for place, bits in enumerate(self._widths):
             lost = self._rounded.weight(matrix, bits).to(seen.states) - weight
             change = (gradients * torch.nn.functional.linear(seen.states, lost)).sum(-1)

@@ -15,8 +15,8 @@ from mopeq_hub.families.base import ExpertsModule
 class Pass:
     """One layer's experts in one forward pass of t tokens.
 
-    states [t, hidden]; chosen [t, k], the experts' numbers; weights [t, k], what each chosen one's output is multiplied
-    by; output [..., hidden], in the graph where gradients are wanted.
+    states [t, hidden]; chosen [t, k], the experts' numbers (`chosen_experts`); weights [t, k], what each chosen one's
+    output is multiplied by; output [..., hidden], in the graph where gradients are wanted.
     """
 
     states: torch.Tensor
@@ -58,7 +58,7 @@ class Watch:
             states, weights = _floats(args, named, chosen.shape)
             output = self._in_graph(output)
             states, chosen, weights = (value.detach().flatten(0, -2) for value in (states, chosen, weights))
-            self.passes[module] = Pass(states, chosen + module.first, weights, output)
+            self.passes[module] = Pass(states, torch.where(chosen < 0, chosen, chosen + module.first), weights, output)
             return output
 
         return look

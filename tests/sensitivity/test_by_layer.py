@@ -74,7 +74,8 @@ def test_a_linear_router_and_a_norm_that_adds_one_are_found_too() -> None:
     found = find_routing(model, FAMILY, four, CONFIG)
     assert (found.routers, found.offset, found.normalized) == ({0: "layers.0.moe.router.weight"}, 1.0, True)
     del layer["post_attention_layernorm"]
-    assert "layers.0 has no post_attention_layernorm" in find_routing(model, FAMILY, four, CONFIG).trouble
+    trouble = "post_attention_layernorm, known as the norm before the experts, is not around layers.0.moe.experts"
+    assert find_routing(model, FAMILY, four, CONFIG).trouble == trouble
     assert "no parameter of shape [5, 16]" in find_routing(model, FAMILY, five, CONFIG).trouble
 
 
