@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ class _Placer:
         self._kept: dict[str, Kept] = {}
         self._ignored: list[str] = []
         self._converted: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
+        self._alike: dict[str, tuple[str, str | None, Any]] = {}
+        self._in_layer = {layer: [*modules] for layer, modules in groupby(self._modules, lambda each: each.layer)}
 
     def _experts_modules(self, modules: dict[str, Any]) -> list[ExpertsModule]:
         """The live modules of the routed experts, in the order of the layers. Raises MopeqError where there are none,
@@ -109,7 +112,7 @@ class _Placer:
         return found
 
     def place(self, info: TensorInfo) -> None:
-        live_name, pattern, converter = self._live.name_of(info.name)
+        live_name, pattern, converter = self._name_of(info.name)
         if live_name in self._fused:
             self._check_dtype(info)
             self._matrices += self._of_experts(info, *self._fused[live_name], pattern, converter)
@@ -122,6 +125,17 @@ class _Placer:
                 self._converted.setdefault(live_name, (converter, []))[1].append((info.name, pattern))
         else:
             self._place_one(info, live_name)
+
+    def _name_of(self, source: str) -> tuple[str, str | None, Any]:
+        """As the live model's; of a layer's experts, stored one by one, only the first is asked for: what becomes of
+        each is one and the same."""
+        found = _NUMBERED.search(source)
+        if found is None:
+            return self._live.name_of(source)
+        first = f"{source[: found.start(1)]}0{source[found.end(1) :]}"
+        if first not in self._alike:
+            self._alike[first] = self._live.name_of(first)
+        return self._alike[first] if self._alike[first][0] in self._fused else self._live.name_of(source)
 
     def _place_one(self, info: TensorInfo, live_name: str) -> None:
         """A tensor that is a live parameter as it lies."""
@@ -176,10 +190,12 @@ class _Placer:
 
     def _one_expert(self, info: TensorInfo, module: ExpertsModule, part: Fused, pattern: str, converter: Any) -> Matrix:
         """The projection that a file with one tensor an expert stores under this name."""
-        before, after = (re.escape(piece) for piece in pattern.split("*"))
-        found = re.search(rf"{before}(\d+){after}", info.name) or re.search(r"\.(\d+)\.\w+(\.weight)?$", info.name)
-        assert found is not None
-        index, layer = int(found[1]), [each for each in self._modules if each.layer == module.layer]
+        found = _NUMBERED.search(info.name)
+        if found is None:
+            raise MopeqError(
+                f"{info.name} of {self._where} does not say which expert's it is", "report the model's name"
+            )
+        index, layer = int(found[1]), self._in_layer[module.layer]
         if index >= layer[-1].first + layer[-1].count:
             raise MopeqError(
                 f"{info.name} of {self._where} is expert {index}, but the config counts "
@@ -317,6 +333,7 @@ class _Placer:
         return sorted(set(self._live.shapes) - present - set(self._fused) - set(self._biases) - self._live.tied)
 
 
+_NUMBERED = re.compile(r"experts\.(\d+)\.")
 _ERNIE = "ErnieFuseAndSplitTextVisionExperts"
 
 
