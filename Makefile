@@ -1,6 +1,7 @@
 # make publish | make test | make lint | make types | make wheel-test | make bench
 PYTHON ?= python3
 CONSTRAINTS = .ci/constraints.txt
+LMMS_EVAL = .ci/lmms-eval.txt
 INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 BUNDLED = tests/assets/shapes-moe-vl
@@ -43,8 +44,9 @@ bench: .venv/.develop
 	$(INSTALL) --editable .
 	touch $@
 
-.venv/.develop: .venv/bin/python pyproject.toml $(CONSTRAINTS)
+.venv/.develop: .venv/bin/python pyproject.toml $(CONSTRAINTS) $(LMMS_EVAL)
 	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps --requirement $(LMMS_EVAL)
 	touch .venv/.publish $@
 
 clean:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mopeq_hub.experts import PACK_MULTIPLE, Expert, Layout, Matrix
-from mopeq_hub.families.base import PROJECTIONS
+from mopeq_hub.families.base import PROJECTIONS, UNFUSED
 from mopeq_hub.recipe import Recipe
 
 UNQUANTIZED = {"bits": 16, "data_type": "float"}
@@ -57,9 +57,9 @@ class BitMap:
         return cls.of(layout, lambda _: bits)
 
 
-def by_projection(widths: Widths) -> dict[str, int]:
-    """The width of each projection of an expert."""
-    return dict.fromkeys(PROJECTIONS, widths) if isinstance(widths, int) else widths
+def by_projection(widths: Widths, projections: Iterable[str] = PROJECTIONS) -> dict[str, int]:
+    """The width of each projection of an expert; `projections` are those it has."""
+    return dict.fromkeys(projections, widths) if isinstance(widths, int) else widths
 
 
 def width_of(matrix: Matrix, bitmap: BitMap, recipe: Recipe) -> int:
@@ -109,14 +109,14 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
     """
     extra: dict[str, dict[str, Any]] = {}
     for layer, widths in bitmap.by_layer().items():
-        extra |= expert_rules(layout.experts_modules[layer], widths)
+        extra |= expert_rules(layout.experts_modules[layer], widths, layout.family.modules)
     if recipe.rest_bits == "auto":
         extra |= rest_rules(layout.blocks, bitmap.rest)
     elif recipe.rest_bits != 16:
         kept = [matrix.name for matrix in layout.rest if width_of(matrix, bitmap, recipe) == 16]
-        extra |= rest_rules(layout.blocks, dict.fromkeys(kept, 16))
+        extra |= rest_rules(layout.blocks, dict.fromkeys([*kept, *layout.routers], 16))
     left = UNQUANTIZED if recipe.rest_bits in (16, "auto") else {"bits": recipe.rest_bits}
-    extra[rf"^{re.escape(layout.blocks)}\."] = left
+    extra |= {rf"^{re.escape(stack.name)}\.": left for stack in layout.stacks}
     return {
         "quant_method": "auto-round",
         "packing_format": recipe.packing_format,
@@ -129,28 +129,33 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
     }
 
 
-def expert_rules(experts: str, widths: list[Widths]) -> dict[str, dict[str, Any]]:
+def expert_rules(
+    experts: str, widths: list[Widths], modules: Iterable[tuple[str, str]] = UNFUSED
+) -> dict[str, dict[str, Any]]:
     """The expressions for one layer's experts module and its experts' widths: one for each width, and one for each
-    projection and width of experts whose projections differ."""
+    projection and width of experts whose projections differ. modules: as a family has them."""
+    within = {projection: tuple(map(re.escape, module.split("{}"))) for projection, module in modules}
+    (before, _), *_ = within.values()
     indices: dict[tuple[str, int], list[str]] = {}
     for index, width in enumerate(widths):
         for name, bits in {"": width}.items() if isinstance(width, int) else width.items():
             indices.setdefault((name, bits), []).append(str(index))
     rules = {}
     for (name, bits), alike in sorted(indices.items()):
-        module = rf"{name}_proj$" if name else ""
-        rules[rf"^{re.escape(experts)}\.({'|'.join(alike)})\.{module}"] = {"bits": bits}
+        after = f"{within[name][1]}$" if name else r"\."
+        rules[rf"^{re.escape(experts)}\.{before}({'|'.join(alike)}){after}"] = {"bits": bits}
     return rules
 
 
 def rest_rules(blocks: str, widths: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """The expressions for linear layers outside the experts, by name, under `blocks`, the live name of the list of
-    decoder layers: one for each kind of layer and width."""
-    numbers: dict[tuple[str, int], list[str]] = {}
+    """The expressions for linear layers outside the experts, by name, under `blocks`, the live names of the lists of
+    layers with commas between them: one for each kind of layer and width."""
+    numbers: dict[tuple[str, str, int], list[str]] = {}
     for name, bits in widths.items():
-        number, kind = name[len(blocks) + 1 :].split(".", 1)
-        numbers.setdefault((kind, bits), []).append(number)
+        stack = next(stack for stack in blocks.split(",") if name.startswith(f"{stack}."))
+        number, kind = name[len(stack) + 1 :].split(".", 1)
+        numbers.setdefault((stack, kind, bits), []).append(number)
     return {
-        rf"^{re.escape(blocks)}\.({'|'.join(alike)})\.{re.escape(kind)}$": UNQUANTIZED if bits == 16 else {"bits": bits}
-        for (kind, bits), alike in numbers.items()
+        rf"^{re.escape(stack)}\.({'|'.join(alike)})\.{re.escape(kind)}$": UNQUANTIZED if bits == 16 else {"bits": bits}
+        for (stack, kind, bits), alike in numbers.items()
     }

@@ -1,14 +1,16 @@
 """What a process that runs the original works with: job, model, its weights rounded, inputs made of questions."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.activations import ACT2FN
 
 from mopeq_hub.checkpoint import use_safetensors
-from mopeq_hub.experts import Matrix
+from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.model import Model
 from mopeq_hub.packing import Packed, dequantize, quantize
 from mopeq_hub.questions import read_questions
@@ -70,7 +72,45 @@ def inputs_of(rows: list[Row]) -> list[Inputs]:
     return [{**inputs, "use_cache": False} for _, inputs in batches(whole, MAX_TOKENS)]
 
 
+NO_EXPERT = -1
+"""Chosen by a token that no expert of its layer has room for, where they take no more than so many."""
+
+
 def chosen_experts(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
-    """The numbers of each token's experts among what an experts module is called with: the one tensor of whole
-    numbers."""
-    return next(value for value in (*args, *named.values()) if not value.is_floating_point())
+    """The numbers of each token's experts [..., k] among what an experts module is called with, the first its hidden
+    states: the one tensor of whole numbers, or of a flag for each expert."""
+    states, *others = (*args, *named.values())
+    chosen = next(value for value in others if not value.is_floating_point())
+    if chosen.dim() == states.dim():
+        return chosen
+    return torch.where(chosen.any(-1), chosen.argmax(-1), NO_EXPERT)
+
+
+def numbers_of(chosen: torch.Tensor) -> list[int]:
+    """The experts that any token chose."""
+    return [index for index in chosen.unique().tolist() if index != NO_EXPERT]
+
+
+class LiveExpert:
+    """An expert of a live model. down: the weight [hidden, inner] of its last projection."""
+
+    def __init__(self, module: Any, index: int, layout: Layout) -> None:
+        """module: the experts module that holds it."""
+        self._module, self._fused = module, bool(layout.family.fused)
+        if self._fused:
+            self._first, self.down = module.gate_up_proj[index], module.down_proj[index]
+        else:
+            linears = {name: module.get_submodule(path.format(index)) for name, path in layout.family.modules}
+            self._first, self.down = linears["up"].weight, linears["down"].weight
+            self._activation = ACT2FN[layout.routing.activation]
+
+    def outputs(self, states: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the projections before the last make of hidden states [..., hidden], by name."""
+        whole = torch.nn.functional.linear(states, self._first)
+        return dict(zip(("gate", "up"), whole.chunk(2, -1), strict=True)) if self._fused else {"up": whole}
+
+    def inner(self, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What goes into the last projection [..., inner]."""
+        if self._fused:
+            return self._module._apply_gate(torch.cat([outputs["gate"], outputs["up"]], -1))
+        return self._activation(outputs["up"])

@@ -9,10 +9,9 @@ from itertools import zip_longest
 from typing import Any
 
 from mopeq_hub import manifest as manifests
-from mopeq_hub.bitmap import by_projection, expert_rules, rest_rules
+from mopeq_hub.bitmap import expert_rules, rest_rules
 from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.families.base import matrix_name
 from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.hub import destination_for
 from mopeq_hub.hub.published import Published
@@ -110,12 +109,9 @@ def _tensors(published: Published, manifest: dict[str, Any]) -> None:
     tensors = Checkpoint(published.source).tensors
     group_size = manifest["recipe"]["group_size"]
     packed = {name.rpartition(".")[0] for name in tensors if name.endswith((".qweight", ".qzeros"))}
-    for entry in manifest["experts"]:
-        for index, widths in enumerate(entry["bits"]):
-            for projection, bits in by_projection(widths).items():
-                name = matrix_name(entry["module"], index, projection)
-                _check_width(name, bits, group_size, tensors)
-                packed.discard(name)
+    for name, bits in manifests.expert_widths(manifest).items():
+        _check_width(name, bits, group_size, tensors)
+        packed.discard(name)
     rest = manifest["rest"]
     of = {name: bits for name, bits in rest.get("widths", dict.fromkeys(packed, rest["bits"])).items() if bits != 16}
     for name, bits in of.items():
@@ -144,7 +140,7 @@ def _configuration(published: Published, manifest: dict[str, Any]) -> None:
     config = json.loads((published.folder("config.json") / "config.json").read_text("utf-8"))["quantization_config"]
     expected: dict[str, Any] = {}
     for entry in manifest["experts"]:
-        expected |= expert_rules(entry["module"], entry["bits"])
+        expected |= expert_rules(entry["module"], entry["bits"], manifests.projections_of(manifest).items())
     expected |= rest_rules(manifest["model"]["blocks"], manifest["rest"].get("widths", {}))
     found = list(config["extra_config"].items())[: len(expected)]
     for (pattern, rule), (found_pattern, found_rule) in zip_longest(expected.items(), found, fillvalue=("nothing", {})):

@@ -13,6 +13,9 @@ from mopeq_hub.options import (
     Accuracy,
     Allocators,
     AsJson,
+    BenchmarkLimit,
+    BenchmarkNames,
+    BenchmarkTasks,
     Bits,
     Budgets,
     CalibrationOption,
@@ -99,6 +102,9 @@ def publish(
     calibration: CalibrationOption = None,
     fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
     compare: Compare = None,
+    benchmarks: BenchmarkNames = None,
+    benchmark_limit: BenchmarkLimit = 0,
+    benchmark_tasks: BenchmarkTasks = None,
     space: Space = True,
     private: Private = False,
     dry_run: DryRun = False,
@@ -112,16 +118,18 @@ def publish(
     budgets: Sequence[str] = (),
 ) -> None:
     """Quantize MODEL expert by expert, prove the result, and publish it with its card and its Space."""
+    from mopeq_hub.benchmarks import benchmarks as benchmarks_named
     from mopeq_hub.engines.choice import check_options, engine_named
 
     check_options(engine, ray_address=ray_address, flavor=flavor, timeout=timeout)
+    asked = benchmarks_named(words(benchmarks), benchmark_limit, benchmark_tasks)
     if engine == "jobs":
         if sign:
             raise UsageError("a job on the Hub has neither an OIDC identity nor your key", "sign with --engine local")
         from mopeq_hub import jobs
 
         options = given(context, {"model", "to", "engine", "flavor", "timeout", "as_json"})
-        say, files = Quiet().say if as_json else print, (questions, calibration)
+        say, files = Quiet().say if as_json else print, (questions, calibration, benchmark_tasks)
         job = jobs.publish(model, to, options, say, files=files, flavor=flavor, timeout=timeout)
         show(asdict(job), as_json, lambda: f"job {job.id} is done")
         return
@@ -133,6 +141,7 @@ def publish(
             "calibration": calibration,
             "fidelity_tokens": fidelity_tokens,
             "compare": compare,
+            "benchmarks": asked,
             "space": space,
             "private": private,
             "dry_run": dry_run,
@@ -199,9 +208,13 @@ def study(
     out: Out = None,
     truth: Truth = None,
     accuracy: Accuracy = False,
+    benchmarks: BenchmarkNames = None,
+    benchmark_limit: BenchmarkLimit = 0,
+    benchmark_tasks: BenchmarkTasks = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure which signal and allocator serve MODEL best: a folder with study.json, study.md and plots."""
+    from mopeq_hub.benchmarks import benchmarks as benchmarks_named
     from mopeq_hub.report import study as report
     from mopeq_hub.study import study as run
 
@@ -219,6 +232,7 @@ def study(
         out=out,
         truth=truth,
         accuracy=accuracy,
+        benchmarks=benchmarks_named(words(benchmarks), benchmark_limit, benchmark_tasks),
         progress=progress_for(as_json),
     )
     show(document, as_json, lambda: report.table(document))
@@ -256,10 +270,14 @@ def evaluate(
     original: Annotated[str | None, typer.Option(help="The original, where it is no longer where it was.")] = None,
     fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
     compare: Compare = None,
+    benchmarks: BenchmarkNames = None,
+    benchmark_limit: BenchmarkLimit = 0,
+    benchmark_tasks: BenchmarkTasks = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the quantized model in DIR against its original; leaves fidelity.json."""
     from mopeq_hub import pipeline
+    from mopeq_hub.benchmarks import benchmarks as benchmarks_named
     from mopeq_hub.manifest import read_manifest
     from mopeq_hub.report import summary
 
@@ -269,6 +287,7 @@ def evaluate(
         original=original,
         fidelity_tokens=fidelity_tokens,
         compare=compare,
+        benchmarks=benchmarks_named(words(benchmarks), benchmark_limit, benchmark_tasks),
         progress=progress_for(as_json),
     )
     show(fidelity, as_json, lambda: summary.result_lines(read_manifest(folder), fidelity, str(folder)))

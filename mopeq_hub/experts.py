@@ -1,7 +1,7 @@
 """Who is who in a checkpoint: which slice of which tensor is which expert's projection, and what everything else is."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 
 from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.families.base import Family, matrix_name
+from mopeq_hub.families.base import Family
 from mopeq_hub.families.live import LiveModel
 from mopeq_hub.families.routing import Routing, find_routing
 from mopeq_hub.kernels.weight import ROWS, Weight
@@ -27,7 +27,7 @@ QUANTIZABLE = ("BF16", "F16", "F32", _FLOAT8)
 
 @dataclass(frozen=True, order=True)
 class Expert:
-    """One feed-forward network among those a router chooses from: decoder layer and number within it, both from 0."""
+    """One feed-forward network among those a router chooses from: layer and number within it, both from 0."""
 
     layer: int
     index: int
@@ -72,13 +72,26 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """A list of layers by its live name, and the number of its first; a decoder's layers follow an encoder's."""
+
+    name: str
+    first: int
+
+    def number_of(self, name: str) -> int | None:
+        """The layer that a module or tensor is in, by its live name; None where it is in none of these."""
+        number = name[len(self.name) + 1 :].partition(".")[0]
+        return self.first + int(number) if name.startswith(f"{self.name}.") and number.isdecimal() else None
+
+
+@dataclass(frozen=True)
 class Layout:
     """Everything a checkpoint holds, in the live model's words. Made by `read_layout`.
 
     matrices: routed experts' projections and other linear layers of the text model, in the order of the files.
     kept: live name by source name, of tensors written as they are.
-    experts_modules: live name of the experts module by layer. blocks: live name of the list of decoder layers.
-    routing: what chooses and feeds the experts.
+    experts_modules: live name of the experts module by layer. stacks: of the text model's layers, an encoder's first.
+    routing: what chooses and feeds the experts. routers: routers that are linear layers, which are never quantized.
     """
 
     family: Family
@@ -88,10 +101,11 @@ class Layout:
     kept: dict[str, str]
     ignored: tuple[str, ...]
     experts_modules: dict[int, str]
-    blocks: str
+    stacks: tuple[Stack, ...]
     layer_count: int
     experts_per_token: int
     routing: Routing
+    routers: tuple[str, ...]
 
     @cached_property
     def experts(self) -> dict[Expert, list[Matrix]]:
@@ -122,8 +136,18 @@ class Layout:
     def layer_of(self) -> dict[str, int]:
         """The decoder layer of each tensor of the file that belongs to one."""
         live_names = {**self.kept, **{matrix.source: matrix.name for matrix in self.matrices}}
-        inside = re.compile(rf"{re.escape(self.blocks)}\.(\d+)\.")
-        return {source: int(found[1]) for source, name in live_names.items() if (found := inside.match(name))}
+        found = {source: layer_number(self.stacks, name) for source, name in live_names.items()}
+        return {source: number for source, number in found.items() if number is not None}
+
+    @property
+    def blocks(self) -> str:
+        """The names of the lists of layers, with commas between them."""
+        return ",".join(stack.name for stack in self.stacks)
+
+
+def layer_number(stacks: Iterable[Stack], name: str) -> int | None:
+    """The layer that a module or tensor is in, None where it is in none."""
+    return next((number for stack in stacks if (number := stack.number_of(name)) is not None), None)
 
 
 def read_layout(checkpoint: Checkpoint, family: Family, config_path: Path, where: str) -> Layout:
@@ -166,12 +190,21 @@ class _Placer:
             raise MopeqError(
                 f"{where} has no experts module as {family.model_type} has them", "this variant is not supported yet"
             )
-        self._blocks = re.split(r"\.\d+\.", self._experts[0])[0]
-        self._linears = {
+        self._stacks, self._layer_count = self._found_stacks()
+        self._experts_modules = {self._layer(name): name for name in self._experts}
+        self._routing = find_routing(
+            live.model, family, self._experts_modules, live.model.config.get_text_config(), live.normalized.num_experts
+        )
+        linears = {
             name
             for name, module in self._modules.items()
-            if type(module) is nn.Linear and name.startswith(self._blocks + ".")
+            if type(module) is nn.Linear and layer_number(self._stacks, name) is not None
         }
+        routers = {name.rpartition(".")[0] for name in self._routing.routers.values()}
+        self._routers = tuple(sorted(routers & linears))
+        # Of a family whose experts are linear layers in the live model: what each is.
+        self._own = {} if family.fused else self._own_linears()
+        self._linears = linears - routers - self._own.keys()
         self._matrices: list[Matrix] = []
         self._kept: dict[str, str] = {}
         self._ignored: list[str] = []
@@ -179,7 +212,13 @@ class _Placer:
     def place(self, info: TensorInfo) -> None:
         live_name, pattern, patterns = self._live.name_of(info.name)
         module, _, parameter = live_name.rpartition(".")
-        if module in self._experts and any(part.name == parameter for part in self._family.fused):
+        if module in self._own and parameter == "weight":
+            expert, part = self._own[module]
+            rows, columns = self._live.shapes[live_name]
+            self._check_dtype(info)
+            self._check_shape(info, (rows, columns))
+            self._matrices.append(Matrix(module, info.name, (rows, columns), expert=expert, projection=part))
+        elif module in self._experts and any(part.name == parameter for part in self._family.fused):
             self._check_dtype(info)
             projection = self._family.projection_of(parameter, pattern, patterns)
             if projection is None or pattern is None:
@@ -215,8 +254,7 @@ class _Placer:
 
     def layout(self) -> Layout:
         """What was placed. Raises MopeqError where the live model needs something that was not in the file."""
-        experts_modules = {self._layer(name): name for name in self._experts}
-        normalized = self._live.normalized
+        normalized, per_token = self._live.normalized, self._family.experts_per_token
         layout = Layout(
             family=self._family,
             task=self._live.task,
@@ -224,17 +262,12 @@ class _Placer:
             matrices=tuple(self._matrices),
             kept=self._kept,
             ignored=tuple(self._ignored),
-            experts_modules=experts_modules,
-            blocks=self._blocks,
-            layer_count=normalized.num_layers,
-            experts_per_token=normalized.experts_per_token,
-            routing=find_routing(
-                self._live.model,
-                self._family,
-                experts_modules,
-                self._live.model.config.get_text_config(),
-                normalized.num_experts,
-            ),
+            experts_modules=self._experts_modules,
+            stacks=self._stacks,
+            layer_count=self._layer_count,
+            experts_per_token=per_token if isinstance(per_token, int) else normalized.experts_per_token,
+            routing=self._routing,
+            routers=self._routers,
         )
         missing = self._missing_experts(layout) + self._missing_tensors(layout)
         if missing:
@@ -256,7 +289,7 @@ class _Placer:
                 f"{info.name} of {self._where} is expert {index}, but the config counts {count}",
                 "use the config.json that belongs to these weights",
             )
-        name = matrix_name(module, index, projection)
+        name = self._family.matrix_name(module, index, projection)
         return Matrix(name, info.name, shape, expert=Expert(self._layer(module), index), projection=projection)
 
     def _fused_experts(self, info: TensorInfo, module: str, parameter: str) -> Iterator[Matrix]:
@@ -273,7 +306,7 @@ class _Placer:
         for index in range(count):
             for position, projection in enumerate(stacked):
                 yield Matrix(
-                    matrix_name(module, index, projection),
+                    self._family.matrix_name(module, index, projection),
                     info.name,
                     (rows, columns),
                     index=index,
@@ -283,8 +316,27 @@ class _Placer:
                     projection=projection,
                 )
 
+    def _found_stacks(self) -> tuple[tuple[Stack, ...], int]:
+        """The lists of layers that hold experts, in the model's order, and how many layers they have together."""
+        stacks, count = [], 0
+        for name in dict.fromkeys(re.split(r"\.\d+\.", experts)[0] for experts in self._experts):
+            stacks.append(Stack(name, count))
+            count += len(list(self._modules[name].children()))
+        return tuple(stacks), count
+
+    def _own_linears(self) -> dict[str, tuple[Expert, str]]:
+        """By the name of its linear layer, each expert's projection."""
+        return {
+            self._family.matrix_name(module, index, projection): (Expert(self._layer(module), index), projection)
+            for module in self._experts
+            for index in range(self._live.normalized.num_experts)
+            for projection, _ in self._family.modules
+        }
+
     def _layer(self, module: str) -> int:
-        return int(module[len(self._blocks) + 1 :].split(".", 1)[0])
+        number = layer_number(self._stacks, module)
+        assert number is not None
+        return number
 
     def _check_dtype(self, info: TensorInfo) -> None:
         if info.dtype not in QUANTIZABLE:
@@ -300,7 +352,7 @@ class _Placer:
 
     def _missing_experts(self, layout: Layout) -> list[str]:
         missing = []
-        projections = sum(len(part.projections) for part in self._family.fused)
+        projections = len(self._family.modules)
         for layer in layout.experts_modules:
             for expert in (Expert(layer, index) for index in range(self._live.normalized.num_experts)):
                 if len(layout.experts.get(expert, ())) != projections:
@@ -310,5 +362,6 @@ class _Placer:
     def _missing_tensors(self, layout: Layout) -> list[str]:
         """Tensors of the live model outside the experts that the file does not hold, but for those tied to another."""
         present = set(layout.kept.values()) | {f"{matrix.name}.weight" for matrix in layout.rest}
+        present |= {f"{name}.weight" for name in self._own}
         fused = {f"{module}.{part.name}" for module in self._experts for part in self._family.fused}
         return sorted(set(self._live.shapes) - present - fused - self._live.tied)

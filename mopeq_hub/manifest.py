@@ -16,6 +16,7 @@ from mopeq_hub.allocation.spread import spread_of
 from mopeq_hub.bitmap import BitMap, by_projection, bytes_of, competing, width_of
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Expert, Matrix
+from mopeq_hub.families.base import UNFUSED, matrix_name
 from mopeq_hub.model import Model
 from mopeq_hub.quantization.shards import ShardPlan
 from mopeq_hub.quantization.stream import written_bytes
@@ -75,6 +76,7 @@ def build(
             "blocks": layout.blocks,
             "layers": layout.layer_count,
             "experts_per_token": layout.experts_per_token,
+            **({"projections": dict(layout.family.modules)} if layout.family.modules != UNFUSED else {}),
         },
         "signal": profile.signal,
         "spread": spread_of(profile, recipe),
@@ -96,6 +98,22 @@ def build(
     }
 
 
+def projections_of(manifest: dict[str, Any]) -> dict[str, str]:
+    """The projections of each expert, and where in the experts module each is, as a family has them."""
+    return dict(manifest["model"].get("projections", UNFUSED))
+
+
+def expert_widths(manifest: dict[str, Any]) -> dict[str, int]:
+    """The width of each projection of each routed expert, by its module's name at load time."""
+    modules = projections_of(manifest)
+    return {
+        matrix_name(entry["module"], index, modules[projection]): bits
+        for entry in manifest["experts"]
+        for index, widths in enumerate(entry["bits"])
+        for projection, bits in by_projection(widths, modules).items()
+    }
+
+
 def bitmap_of(manifest: dict[str, Any]) -> BitMap:
     """The bit map that a manifest describes."""
     return BitMap(
@@ -103,7 +121,7 @@ def bitmap_of(manifest: dict[str, Any]) -> BitMap:
             (Expert(entry["layer"], index), projection): bits
             for entry in manifest["experts"]
             for index, widths in enumerate(entry["bits"])
-            for projection, bits in by_projection(widths).items()
+            for projection, bits in by_projection(widths, projections_of(manifest)).items()
         },
         manifest["rest"].get("widths", {}),
     )

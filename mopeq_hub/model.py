@@ -35,6 +35,11 @@ class Model:
     def takes_pictures(self) -> bool:
         return self.layout.task == "image-text-to-text"
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads what is asked, and a decoder writes the answer."""
+        return self.layout.task == "text2text-generation"
+
     def local_folder(self) -> Path:
         """The folder on this machine that holds all that loading the model takes, which is fetched if it is not here.
 

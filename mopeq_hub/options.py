@@ -46,6 +46,22 @@ Compare = Annotated[
     bool | None,
     typer.Option("--compare/--no-compare", help="Measure uniform widths too.", show_default="for models up to 1 GB"),
 ]
+BenchmarkNames = Annotated[
+    str | None,
+    typer.Option(
+        "--benchmarks",
+        help="Asked of both models by lmms-eval (`pip install 'mopeq-hub[eval]'`), with commas: MME, TextVQA, DocVQA, "
+        "MMMU, InfoVQA, AI2D, RealWorldQA, ScienceQA, BLINK, `paper` for all of these, or tasks of lmms-eval.",
+        show_default="none",
+    ),
+]
+BenchmarkLimit = Annotated[
+    int, typer.Option("--benchmark-limit", help="Questions of each benchmark's tasks, from the first; 0 for all.")
+]
+BenchmarkTasks = Annotated[
+    Path | None,
+    typer.Option("--benchmark-tasks", metavar="DIR", help="Task files for lmms-eval that --benchmarks may name, too."),
+]
 Space = Annotated[
     bool, typer.Option("--space/--no-space", help="Publish the Space that shows both models side by side.")
 ]

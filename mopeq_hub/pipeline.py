@@ -9,6 +9,7 @@ from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import workplace
+from mopeq_hub.benchmarks import Benchmarks
 from mopeq_hub.delivery import (
     Publication,
     card,
@@ -63,6 +64,7 @@ def publish(
     calibration: str | Path | None = None,
     fidelity_tokens: int = DEFAULT_TOKENS,
     compare: bool | None = None,
+    benchmarks: Benchmarks | None = None,
     space: bool = True,
     private: bool = False,
     dry_run: bool = False,
@@ -79,11 +81,12 @@ def publish(
     Space; what a repo compares with other budgets is kept on its branch. recipe: None is `best`; `Recipe()` is the
     paper's. questions: a file that fidelity is measured on; None takes the bundled set. fidelity_tokens: how many of
     its tokens, from the first question; 0 for all. calibration: questions for what the recipe tunes on, where it does.
-    compare: measure uniform widths too; None does so for small models. dry_run: do everything but push. stream: let go
-    of every shard of a Hub model once it is quantized and sent; None does so where the disk cannot hold it. again: even
-    where the destination says that it holds this already. sign: `oidc` for the identity of the run that this is, or the
-    file of a private key; None leaves it unsigned. engine: who measures and quantizes shards; one that works elsewhere
-    always streams to the Hub.
+    compare: measure uniform widths too; None does so for small models. benchmarks: what `benchmarks.benchmarks` makes
+    of their names; both models answer them, and what cannot be run is said to be not run. dry_run: do everything but
+    push. stream: let go of every shard of a Hub model once it is quantized and sent; None does so where the disk cannot
+    hold it. again: even where the destination says that it holds this already. sign: `oidc` for the identity of the run
+    that this is, or the file of a private key; None leaves it unsigned. engine: who measures and quantizes shards; one
+    that works elsewhere always streams to the Hub.
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
@@ -111,7 +114,7 @@ def publish(
             destination.check_writable(space=space)
     if is_there(destination, name, signer) and not again:
         same = unchanged(destination, name, opened.source.location, space=space, dry_run=dry_run)
-        return replace(same, note=_note_on(same, asked, main, compared))
+        return replace(same, note=_note_on(same, asked, main, compared, benchmarks))
     note = None
     if compared and destination is main:
         note = _note_on_replacing(main, compared)
@@ -123,10 +126,10 @@ def publish(
             send = sending.send if sending else None
             if sending and engine.elsewhere:
                 sending.prepare()
-            repo, fidelity = prove_on_the_way(opened, recipe, work, asked, progress, given, send, engine)
+            repo, fidelity = prove_on_the_way(opened, recipe, work, asked, progress, given, send, engine, benchmarks)
         else:
             repo = build(opened, recipe, None, work, progress, given, engine=engine)
-            fidelity = prove(opened, repo, asked, compare, progress)
+            fidelity = prove(opened, repo, asked, compare, progress, benchmarks)
         _say_spread(repo, progress)
         card(repo.folder, destination, space=space)
         if dry_run:
@@ -144,7 +147,13 @@ def bound_for(destination: Destination, engine: Engine, stream: bool | None, *, 
     return {"place": place, "to_hub": to_hub, "stream": True if sent_elsewhere else stream}
 
 
-def _note_on(there: Publication, asked: Questions, main: Destination, compared: Mapping[str, str]) -> str | None:
+def _note_on(
+    there: Publication,
+    asked: Questions,
+    main: Destination,
+    compared: Mapping[str, str],
+    benchmarks: Benchmarks | None,
+) -> str | None:
     """What whoever asks for a publication that is there already should know of it."""
     notes = []
     measured = (there.fidelity or {}).get("inputs", {})
@@ -152,6 +161,8 @@ def _note_on(there: Publication, asked: Questions, main: Destination, compared: 
         notes.append(
             f"its fidelity was measured on {measured.get('name')}; to measure on others, use evaluate and push"
         )
+    if benchmarks:
+        notes.append("no benchmarks were run; `quantize` and `evaluate` run them in a folder")
     if compared:
         notes.append(f"{main.name} compares it with others: {', '.join(compared)}")
     return "\n".join(notes) or None
@@ -213,11 +224,13 @@ def evaluate(
     original: str | None = None,
     fidelity_tokens: int = DEFAULT_TOKENS,
     compare: bool | None = None,
+    benchmarks: Benchmarks | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a quantized folder against its original and leave fidelity.json in it.
 
-    original: the source, where it is no longer at the place it was quantized from. fidelity_tokens: as in `publish`.
+    original: the source, where it is no longer at the place it was quantized from. fidelity_tokens, benchmarks: as in
+    `publish`; without benchmarks those that are known of these weights stay.
     """
     progress, folder = progress or Quiet(), Path(folder)
     asked = read_questions(questions, fidelity_tokens)
@@ -231,7 +244,8 @@ def evaluate(
             f"{opened.source.location} is not what {folder} was made from: its contents have changed",
             "quantize it again, or name the original with --original",
         )
-    return prove(opened, QuantizedRepo(folder, manifest), asked.askable(opened.takes_pictures), compare, progress)
+    asked = asked.askable(opened.takes_pictures)
+    return prove(opened, QuantizedRepo(folder, manifest), asked, compare, progress, benchmarks)
 
 
 def push(

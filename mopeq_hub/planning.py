@@ -10,7 +10,7 @@ from mopeq_hub.allocation import allocate
 from mopeq_hub.bitmap import BitMap
 from mopeq_hub.budget import room_for
 from mopeq_hub.fidelity.cost import Cost, estimate
-from mopeq_hub.fidelity.measure import way_of
+from mopeq_hub.fidelity.measure import check_blocks, way_of
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.needs import PROGRAM_BYTES, Needs, check_fits, needs_of
 from mopeq_hub.progress import Progress, Quiet
@@ -30,13 +30,13 @@ from mopeq_hub.sensitivity.initial import pinned
 class Plan:
     """What a publication would be. `recipe` is the one that `best` stands for here, where that was asked for; `choices`
     are dicts of name, bytes and experts_bpw; `manifest` needs a profile; `fidelity` is what measuring it block by block
-    would cost, `needs` what publishing it to the Hub would take."""
+    would cost, None where it is measured as a whole only, `needs` what publishing it to the Hub would take."""
 
     recipe: Recipe
     choices: list[dict[str, Any]]
     manifest: dict[str, Any] | None
     profile: Profile | None
-    fidelity: Cost
+    fidelity: Cost | None
     needs: Needs
 
 
@@ -81,7 +81,8 @@ def plan(
     ]
     original = {"name": "original", "bytes": opened.checkpoint.nbytes, "experts_bpw": None}
     needs = needs_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
-    return Plan(recipe, [original, *choices], manifest, profile, estimate(opened, asked), needs)
+    cost = None if opened.has_encoder else estimate(opened, asked)
+    return Plan(recipe, [original, *choices], manifest, profile, cost, needs)
 
 
 def settled_for(
@@ -125,14 +126,14 @@ def needs_for(
     widest = BitMap.uniform(model.layout, max(recipe.bits))
     units = plan_units(model.checkpoint, model.layout, widest, recipe)
     profiled, tries = profiles.cache_of(model, recipe).is_file(), recipe.allocator == MEASURED
-    if recipe.quantizer in CALIBRATED or recipe.signal in RUNNING or tries:
-        # The whole model is run before the first weight is written.
+    if recipe.quantizer in CALIBRATED or recipe.signal in RUNNING or tries or (questions and model.has_encoder):
+        # The whole model is run before the first weight is written, or once all are.
         stream = False
     needs = needs_of(model, units, place, to_hub=to_hub, profiled=profiled, passing=stream)
     if tries or (recipe.signal in RUNNING and not profiled):
         running = memory_needed(model, recipe.bits) if tries else memory_of(model, recipe)
         needs = replace(needs, memory=max(needs.memory, running))
-    if questions is None or not (needs.passing or way_of(model, workplace.free_memory()).blocks):
+    if questions is None or model.has_encoder or not (needs.passing or way_of(model, workplace.free_memory()).blocks):
         return needs
     proof = estimate(model, questions)
     # The proof rides along, or comes afterwards, when nothing else is in memory.
@@ -146,6 +147,8 @@ def checked_needs(
     """The same, once it is known that this machine has it. Raises MopeqError where it has not."""
     check_memory(model, recipe)
     selection.check_memory(model, recipe)
+    if questions and way_of(model, workplace.free_memory()).blocks:
+        check_blocks(model)
     needs = needs_for(model, recipe, questions, place, to_hub=to_hub, stream=stream)
     check_fits(needs, place)
     return needs

@@ -83,7 +83,8 @@ def show_plans(model: str, plans: dict[str, "Plan"], as_json: bool) -> None:
         choices = [*choices[:-1], *({**each.choices[-1], "name": name} for name, each in plans.items())]
     console().print(summary.plan_table(model, choices, manifest if len(plans) == 1 else None))
     print(summary.needs_line(planned.needs) + ("; each budget in turn" if len(plans) > 1 else ""))
-    print(summary.cost_line(planned.fidelity))
+    if planned.fidelity:
+        print(summary.cost_line(planned.fidelity))
     if manifest is None:
         print(_without_map(planned.recipe.signal))
     elif len(plans) == 1:
@@ -101,7 +102,7 @@ def _without_map(signal: str) -> str:
 
 
 def _document(planned: "Plan") -> dict[str, Any]:
-    cost, needs = asdict(planned.fidelity), asdict(planned.needs)
+    cost, needs = planned.fidelity and asdict(planned.fidelity), asdict(planned.needs)
     recipe = planned.recipe.to_dict()
     return {
         "recipe": recipe, "choices": planned.choices, "manifest": planned.manifest, "fidelity": cost, "needs": needs

@@ -23,19 +23,25 @@ KILLED = -9
 
 
 def run_module(
-    module: str, job: dict[str, Any], advance: Advance, failed: Callable[[int, str], MopeqError]
+    module: str,
+    job: dict[str, Any],
+    advance: Advance,
+    failed: Callable[[int, str], MopeqError],
+    *,
+    online: bool = False,
 ) -> dict[str, Any]:
     """Run `main(Path(JOB.json))` of a module to its end and read its result.
 
     job: JSON types and paths, which are made absolute; `result` (where to write) and `threads` are added to it. Every
-    line that the process prints as a number is told to `advance`. Raises what `failed` makes of the exit status and the
-    last words on standard error; however this ends, the process has ended too.
+    line that the process prints as a number is told to `advance`. online: whether it may ask the Hub for anything; what
+    loads a model has it all on the disk. Raises what `failed` makes of the exit status and the last words on standard
+    error; however this ends, the process has ended too.
     """
     with tempfile.TemporaryDirectory() as scratch:
         job_path, result, log = (Path(scratch) / name for name in ("job.json", "result.json", "log"))
         job_path.write_text(json.dumps(_described(job, result)), "utf-8")
         with open(log, "w+", encoding="utf-8") as words:
-            status = _follow(module, job_path, words, advance)
+            status = _follow(module, job_path, words, advance, online)
             if status != 0 or not result.is_file():
                 words.seek(0)
                 raise failed(status, _last_line(words.read(), status))
@@ -50,12 +56,14 @@ def _described(job: dict[str, Any], result: Path) -> dict[str, Any]:
     return {**described, "result": str(result), "threads": threads}
 
 
-def _follow(module: str, job: Path, words: Any, advance: Advance) -> int:
+def _follow(module: str, job: Path, words: Any, advance: Advance, online: bool) -> int:
     """Start the process, tell its steps, and give its exit status."""
-    given = {**environment(), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # Nothing is asked of the Hub there, so nobody has to be known.
-    given.pop("HF_TOKEN", None)
-    with start(module, job, words, given) as process:
+    given = {**environment(), "TOKENIZERS_PARALLELISM": "false"}
+    if not online:
+        given["HF_HUB_OFFLINE"] = "1"
+        # Nothing is asked of the Hub there, so nobody has to be known.
+        given.pop("HF_TOKEN", None)
+    with start(module, job, words, given, anew=online) as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:

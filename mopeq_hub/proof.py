@@ -7,6 +7,8 @@ from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import workplace
+from mopeq_hub.benchmarks import Benchmarks
+from mopeq_hub.benchmarks import run as benchmarking
 from mopeq_hub.bitmap import BitMap
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
@@ -29,18 +31,34 @@ COMPARED_BYTES = 1_000_000_000
 
 
 def prove(
-    model: Model, repo: QuantizedRepo, questions: Questions, compare: bool | None, progress: Progress
+    model: Model,
+    repo: QuantizedRepo,
+    questions: Questions,
+    compare: bool | None,
+    progress: Progress,
+    benchmarks: Benchmarks | None = None,
 ) -> dict[str, Any]:
     """Measure a quantized folder and leave fidelity.json in it; the document.
 
-    compare: measure uniform widths too; None does so for small models. Raises MopeqError as `measure` does.
+    compare: measure uniform widths too; None does so for small models. benchmarks: those that both models are to answer
+    as well; None keeps what is known of these weights. Raises MopeqError as `measure` does.
     """
     way = way_of(model, workplace.free_memory())
     fidelity = measure(model, repo.folder, repo.manifest, questions, way, progress)
     if compare if compare is not None else model.checkpoint.nbytes <= COMPARED_BYTES:
         fidelity["comparisons"] = _comparisons(model, repo.manifest, questions, way, progress)
+    if benchmarks:
+        fidelity["benchmarks"] = benchmarking.run(model, repo.folder, repo.manifest, benchmarks, way, progress)
+    elif known := _known_benchmarks(repo, fidelity):
+        fidelity["benchmarks"] = known
     manifests.write_json(repo.folder / manifests.FIDELITY_NAME, fidelity, "fidelity")
     return fidelity
+
+
+def _known_benchmarks(repo: QuantizedRepo, fidelity: dict[str, Any]) -> dict[str, Any] | None:
+    """What the folder's fidelity.json says of benchmarks, where it is of the same weights."""
+    before = manifests.read_fidelity(repo.folder) or {}
+    return before.get("benchmarks") if before.get("weights_digest") == fidelity["weights_digest"] else None
 
 
 def _comparisons(
@@ -95,11 +113,13 @@ def prove_on_the_way(
     given: Given = NOTHING,
     send: Send | None = None,
     engine: Engine = LOCAL,
+    benchmarks: Benchmarks | None = None,
 ) -> tuple[QuantizedRepo, dict[str, Any]]:
     """Quantize a model that only passes through into `work`/repo, its weights sent if there is `send`, and measure it
     meanwhile; the folder, with its fidelity.json, and that document.
 
-    Goes on from what an earlier run left in `work`. Raises MopeqError as `build` and `measure` do.
+    Goes on from what an earlier run left in `work`. benchmarks: cannot be run on weights that are let go, which the
+    document says. Raises MopeqError as `build` and `measure` do.
     """
     from mopeq_hub.fidelity.riding import RidingProof
 
@@ -108,5 +128,8 @@ def prove_on_the_way(
     proof = RidingProof(model, questions, recipe, work / "states")
     repo = build(model, recipe, None, work, progress, given, send, proof, engine)
     fidelity = proof.document(repo.folder, repo.manifest, progress)
+    if benchmarks:
+        progress.say(f"benchmarks are not run: {benchmarking.PASSED_THROUGH}")
+        fidelity["benchmarks"] = benchmarking.not_run(benchmarks, benchmarking.PASSED_THROUGH)
     manifests.write_json(repo.folder / manifests.FIDELITY_NAME, fidelity, "fidelity")
     return repo, fidelity

@@ -13,6 +13,7 @@ from mopeq_hub.bitmap import BitMap, quantization_config
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.fidelity.cost import stored_dtype
 from mopeq_hub.model import Model
 from mopeq_hub.modeling.registry import Added, added
 from mopeq_hub.progress import Progress
@@ -94,6 +95,9 @@ def build(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         _take_over(model.source.path(name), folder / name)
     config = {**_without_code(model.config), "quantization_config": quantization_config(model.layout, bitmap, recipe)}
+    if model.has_encoder and stored_dtype(model) == "float32":
+        # The loader makes float16 of float32, which the activations of T5's kin go beyond.
+        config = {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": "bfloat16"}
     if own := added(model.config["model_type"]):
         config["auto_map"] = own.auto_map
         _bring_code(own, folder)
@@ -126,9 +130,12 @@ def _take_over(path: Path, target: Path) -> None:
 
 
 def _bring_code(own: Added, folder: Path) -> None:
-    """Put the files of a model of ours into the folder, and where they are found into the processor's file."""
+    """Put the files of a model of ours into the folder, and where they are found into the processor's file, if it has
+    one."""
     for path in own.files:
         shutil.copyfile(path, folder / path.name)
+    if not own.processor:
+        return
     path = next(folder / name for name in sorted(_PICTURES, reverse=True) if (folder / name).is_file())
     content = {**read_object(path.read_text("utf-8")), "auto_map": {"AutoProcessor": own.auto_map["AutoProcessor"]}}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -40,6 +40,8 @@ def render_space(folder: Path, manifest: dict[str, Any], model: str, original: s
         "space_readme.md.jinja",
         {"yaml": _yaml_string},
         title=publication["title"],
+        task=manifest["model"]["task"],
+        takes_pictures=manifest["model"]["task"] == "image-text-to-text",
         licence=licence if isinstance(licence, str) and _LICENCE.fullmatch(licence) else None,
         page=page,
         on_hub=[name for name in (model, original) if name and _page(folder, name)],

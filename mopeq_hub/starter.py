@@ -75,12 +75,15 @@ def _end_idle() -> None:
 os.register_at_fork(after_in_child=_idle.clear)
 
 
-def start(module: str, job: Path, words: TextIO, given: Mapping[str, str]) -> "Copy | subprocess.Popen[str]":
+def start(
+    module: str, job: Path, words: TextIO, given: Mapping[str, str], *, anew: bool = False
+) -> "Copy | subprocess.Popen[str]":
     """Begin `main(job)` of a module; its standard output is piped, its standard error goes to `words`.
 
-    given: its environment. Where processes cannot be copied safely (anything but Linux), it is started anew.
+    given: its environment. Where processes cannot be copied safely (anything but Linux), it is started anew; so is one
+    that asks the Hub (`anew`), whose address and place on the disk are read by what a copy has imported.
     """
-    if sys.platform != "linux":
+    if anew or sys.platform != "linux":
         return subprocess.Popen(_command(module, job), stdout=subprocess.PIPE, stderr=words, text=True, env=given)
     settings = _read_early(given)
     while _idle:

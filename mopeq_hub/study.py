@@ -19,6 +19,8 @@ import numpy as np
 
 from mopeq_hub import workplace
 from mopeq_hub.allocation import ALLOCATORS, Room, allocate
+from mopeq_hub.benchmarks import Benchmarks
+from mopeq_hub.benchmarks.trials import answer
 from mopeq_hub.bitmap import BitMap, bytes_of
 from mopeq_hub.budget import room_for
 from mopeq_hub.errors import MopeqError, UsageError
@@ -80,6 +82,7 @@ def study(
     out: str | Path | None = None,
     truth: bool | None = None,
     accuracy: bool = False,
+    benchmarks: Benchmarks | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run a study, leave study.json, study.md and plots in `out`, and return what study.json says.
@@ -90,7 +93,8 @@ def study(
     `rest_bits` of what is no expert; None for the defaults with the rest at 16 bits. questions: what is measured on;
     calibration: what signals may look at; None for the bundled ones. initial: an earlier checkpoint for `router`. out:
     None is ./studies/{name}; what was measured there before is not measured again. truth: whether to measure the ground
-    truth; None does so where it takes at most `TRUTH_SECONDS`. accuracy: let each bit map answer the questions.
+    truth; None does so where it takes at most `TRUTH_SECONDS`.
+    accuracy: let each bit map answer the questions. benchmarks: what each but the random ones is to answer.
     Raises MopeqError where memory does not hold the model, or a budget cannot be met.
     """
     progress, base = progress or Quiet(), _base(recipe)
@@ -107,12 +111,18 @@ def study(
     given = Given(Path(calibration) if calibration else None, initial)
     profiles, left_out = _profiles(opened, base, names, given, progress)
     bench = _Bench(opened, base, asked, folder / NOTES, progress)
-    ways = [*_uniform(opened, base, rooms), *_random(opened, base, rooms), *_by_signals(profiles, kinds, base, rooms)]
-    rows = bench.rows(ways, accuracy)
+    entries = [
+        *_uniform(opened, base, rooms),
+        *_random(opened, base, rooms),
+        *_by_signals(profiles, kinds, base, rooms),
+    ]
+    rows = bench.rows(entries, accuracy)
     known, why_not = _truth(bench, truth)
     if known is not None:
         by_expert = replace(base, granularity="expert")
-        rows += bench.rows(_within(TRUTH, known, "knapsack", by_expert, rooms), accuracy)
+        entries += list(_within(TRUTH, known, "knapsack", by_expert, rooms))
+        rows += bench.rows(entries[len(rows) :], accuracy)
+    answered = bench.answered(entries, benchmarks) if benchmarks else None
     document = {
         "format": 1,
         "version": __version__,
@@ -132,6 +142,7 @@ def study(
         "truth": _described(known, base.bits) if known is not None else None,
         "truth_left_out": why_not,
         "correlations": _correlations(profiles, known, base.bits) if known is not None else [],
+        "benchmarks": answered,
     }
     (folder / "study.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     report.write(document, folder)
@@ -284,6 +295,13 @@ class _Bench:
             "loss": figures["loss"],
             "accuracy": figures["accuracy"] if accuracy else None,
         }
+
+    def answered(self, entries: Sequence[Entry], asked: Benchmarks) -> dict[str, Any]:
+        """What the original answers of benchmarks, and each entry of one bit map."""
+        maps = [
+            widths_of(self.model, entry.bitmaps[0], self.base) if len(entry.bitmaps) == 1 else None for entry in entries
+        ]
+        return answer(self.model, maps, self.base, asked, self.progress, self._notes)
 
     def seconds(self, maps: Sequence[dict[str, int]]) -> float:
         """About how long it takes to try those of these maps that are not known."""

@@ -23,7 +23,12 @@ class _Absent:
 sys.meta_path.insert(0, _Absent())
 
 import torch  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+)
 
 
 def main() -> None:
@@ -34,9 +39,14 @@ def main() -> None:
 def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     name, _, revision = (folder, "", "") if Path(folder).is_dir() else folder.partition("@")
     options = {"revision": revision} if revision else {}
-    text_alone = AutoConfig.from_pretrained(name, **options).architectures[0].endswith("ForCausalLM")
-    auto_class: Any = AutoModelForCausalLM if text_alone else AutoModelForImageTextToText
-    loaded: Any = auto_class.from_pretrained(name, output_loading_info=True, **options)
+    config = AutoConfig.from_pretrained(name, **options)
+    auto_class: Any = AutoModelForImageTextToText
+    if config.architectures[0].endswith("ForCausalLM"):
+        auto_class = AutoModelForCausalLM
+    elif config.is_encoder_decoder:
+        auto_class = AutoModelForSeq2SeqLM
+    trusted = {"trust_remote_code": True} if getattr(config, "auto_map", None) else {}
+    loaded: Any = auto_class.from_pretrained(name, output_loading_info=True, **options, **trusted)
     model, info = loaded
     # auto-round's loader chooses half precision; what was loaded is compared in float32,
     # past the refusal that transformers puts before changing the dtype of a quantized model.
@@ -45,7 +55,11 @@ def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     with torch.inference_mode():
         logits = model(**given, use_cache=False).logits.float()
     trouble = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    return {"logits": logits, "trouble": trouble}
+    found = {"logits": logits, "trouble": trouble, "home": type(model).__module__.split(".")[0]}
+    if config.is_encoder_decoder:
+        asked = {name: value for name, value in given.items() if name != "decoder_input_ids"}
+        found["said"] = model.generate(**asked, max_new_tokens=6, do_sample=False)[0].tolist()
+    return found
 
 
 if __name__ == "__main__":

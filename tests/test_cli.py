@@ -31,10 +31,15 @@ def test_each_stage_works_alone_from_what_the_one_before_left(
     folder, target = tmp_path / "repo", tmp_path / "target"
     manifest = json.loads(run(capsys, "quantize", shapes, folder, "--bits", "3,4", "--scope", "layer", "--json"))
     assert {bits for layer in manifest["experts"] for bits in layer["bits"]} == {3, 4}
-    fidelity = json.loads(run(capsys, "evaluate", folder, "--questions", some_questions, "--no-compare", "--json"))
+    monkeypatch.setattr("mopeq_hub.benchmarks.run.version", lambda: None)
+    asked: list[str | Path] = ["--questions", some_questions, "--no-compare", "--benchmarks", "mme"]
+    fidelity = json.loads(run(capsys, "evaluate", folder, *asked, "--json"))
     assert fidelity["publication"] == manifest["publication"]
+    assert [(each["name"], each["not_run"]) for each in fidelity["benchmarks"]["results"]] == [
+        ("MME", "lmms-eval is not installed")
+    ]
     assert "README.md" in run(capsys, "card", folder)
-    assert "# " in (folder / "README.md").read_text()
+    assert "| MME | not run&#58; lmms-eval is not installed |" in (folder / "README.md").read_text()
     assert (folder / "plots" / "bits.png").is_file()
     assert "dry run" in run(capsys, "push", folder, target, "--dry-run")
     assert not target.exists()

@@ -35,6 +35,7 @@ def main(path):
     print(7, flush=True)
     print("this is no number", flush=True)
     found = {"pid": os.getpid(), "parent": os.getppid(), "folder": os.getcwd(), "new": not hasattr(mopeq_hub, "mark")}
+    found["offline"] = os.environ.get("HF_HUB_OFFLINE")
     found |= {"token": os.environ.get("HF_TOKEN"), "said": os.environ.get("SAID"), "imported": sorted(sys.modules)}
     mopeq_hub.mark = True
     Path(job["result"]).write_text(json.dumps(found))
@@ -61,6 +62,15 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def run(what: str = "", advance: Callable[[int], None] = lambda amount: None) -> dict[str, Any]:
     return run_module("a_job", {"what": what}, advance, failed)
+
+
+def test_a_job_that_may_ask_the_hub_is_started_anew_and_knows_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_these_tests")
+    found = run_module("a_job", {"what": ""}, lambda amount: None, failed, online=True)
+    assert found["parent"] == os.getpid()
+    assert (found["offline"], found["token"]) == (None, "hf_of_these_tests")
+    apart = run()
+    assert (apart["offline"], apart["token"]) == ("1", None)
 
 
 def test_each_job_has_a_process_of_its_own_in_which_nothing_happened_before() -> None:

@@ -92,6 +92,26 @@ def mixtral(folder: Path) -> Path:
     return folder
 
 
+def switch_transformers(folder: Path) -> Path:
+    """Switch Transformers: every second layer of encoder and decoder has experts, each a module of two matrices."""
+    from safetensors.torch import load_file, save_file
+    from transformers import GenerationConfig, SwitchTransformersConfig, SwitchTransformersForConditionalGeneration
+
+    config = SwitchTransformersConfig(
+        vocab_size=208, d_model=64, d_kv=16, d_ff=96, num_layers=4, num_sparse_encoder_layers=2, num_decoder_layers=2,
+        num_sparse_decoder_layers=1, num_heads=4, num_experts=8, eos_token_id=2,
+    )  # fmt: skip
+    config.decoder_start_token_id = 0
+    _save(SwitchTransformersForConditionalGeneration, config, folder)
+    GenerationConfig(decoder_start_token_id=0, eos_token_id=2, pad_token_id=0).save_pretrained(folder)
+    # Else, embeddings being the head's too, it repeats the token it read.
+    tensors = load_file(folder / "model.safetensors")
+    tensors["shared.weight"] *= 0.3
+    tensors["decoder.final_layer_norm.weight"] *= 6
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def deepseek_vl2(folder: Path, kind: str = "tiny") -> Path:
     """DeepSeek-VL2 as `kind` is built (tests/assets/README.md), in the layout of its repos: no architecture named, the
     processor's and tokenizer's files with their tokens in the vocabulary."""

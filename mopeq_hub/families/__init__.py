@@ -9,8 +9,17 @@ from mopeq_hub.families.llava import OVER_DEEPSEEK_V2, OVER_QWEN3_MOE
 from mopeq_hub.families.mixtral import MIXTRAL
 from mopeq_hub.families.molmoe import MOLMOE
 from mopeq_hub.families.qwen3_vl_moe import QWEN3_VL_MOE
+from mopeq_hub.families.switch_transformers import SWITCH_TRANSFORMERS
 
-FAMILIES: tuple[Family, ...] = (OVER_QWEN3_MOE, OVER_DEEPSEEK_V2, QWEN3_VL_MOE, DEEPSEEK_VL2, MOLMOE, MIXTRAL)
+FAMILIES: tuple[Family, ...] = (
+    OVER_QWEN3_MOE,
+    OVER_DEEPSEEK_V2,
+    QWEN3_VL_MOE,
+    DEEPSEEK_VL2,
+    MOLMOE,
+    MIXTRAL,
+    SWITCH_TRANSFORMERS,
+)
 
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 

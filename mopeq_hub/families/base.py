@@ -11,9 +11,22 @@ if TYPE_CHECKING:
 PROJECTIONS = ("gate", "up", "down")
 
 
-def matrix_name(experts: str, index: int, projection: str) -> str:
-    """Name of one projection's module once auto-round's loader has taken the fused experts apart."""
-    return f"{experts}.{index}.{projection}_proj"
+UNFUSED = (("gate", "{}.gate_proj"), ("up", "{}.up_proj"), ("down", "{}.down_proj"))
+"""Where in an experts module auto-round's loader puts an expert's projections, `{}` its number, once it has taken fused
+ones apart."""
+
+
+def matrix_name(experts: str, index: int, module: str) -> str:
+    """Name of one projection's module at load time; `module` as in `UNFUSED`."""
+    return f"{experts}.{module.format(index)}"
+
+
+def _holds(module: "torch.nn.Module", name: str) -> bool:
+    try:
+        module.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -31,21 +44,30 @@ class Family:
     model_type: of the whole model, as config.json says it. marks: what else config.json has to say, where others have
     the same model type.
     text_model_types: those of the text model that were proven; empty where the model type alone decides.
-    experts_count, experts_per_token: attributes of the text config that hold the counts.
-    norm: the module in a decoder layer through which hidden states reach router and experts.
-    fused: parameters of the live experts module, [experts, out, in].
+    experts_count, experts_per_token: attributes of the text config that hold the counts; a number where it is always
+    the same.
+    norm: the module around the experts' through which hidden states reach router and experts.
+    normalized: whether the weights of the experts that are chosen are made to sum to 1, where the config says nothing.
+    fused: parameters of the live experts module, [experts, out, in]; none where it holds linear layers instead.
+    modules: by projection, its linear layer in the experts module at load time, `{}` the expert's number.
     """
 
     model_type: str
     text_model_types: tuple[str, ...] = ()
     marks: tuple[tuple[str, str], ...] = ()
     experts_count: str = "num_experts"
-    experts_per_token: str = "num_experts_per_tok"
+    experts_per_token: str | int = "num_experts_per_tok"
     norm: str = "post_attention_layernorm"
     fused: tuple[FusedParameter, ...] = (
         FusedParameter("gate_up_proj", ("gate", "up")),
         FusedParameter("down_proj", ("down",)),
     )
+    normalized: bool = True
+    modules: tuple[tuple[str, str], ...] = UNFUSED
+
+    def matrix_name(self, experts: str, index: int, projection: str) -> str:
+        """Name of one projection's module at load time; `experts` is that of the experts module."""
+        return matrix_name(experts, index, dict(self.modules)[projection])
 
     def stacked(self, parameter: str) -> tuple[str, ...]:
         """The projections that a live experts parameter of this name stacks."""
@@ -54,6 +76,8 @@ class Family:
     def is_experts(self, module: "torch.nn.Module") -> bool:
         """Whether this live module holds the routed experts of one layer."""
         parameters = dict(module.named_parameters(recurse=False))
+        if not self.fused:
+            return all(_holds(module, name.format(0)) for _, name in self.modules)
         return all(part.name in parameters and parameters[part.name].dim() == 3 for part in self.fused)
 
     def projection_of(self, parameter: str, source_pattern: str | None, patterns: Sequence[str]) -> str | None:

@@ -63,7 +63,7 @@ class LiveModel:
             ) from None
         mapping = get_model_conversion_mapping(model)
         counts = NormalizedTextConfig.with_args(
-            allow_new=True, num_experts=family.experts_count, experts_per_token=family.experts_per_token
+            allow_new=True, num_experts=family.experts_count, experts_per_token=str(family.experts_per_token)
         )
         return cls(
             model=model,
@@ -111,7 +111,8 @@ def _task(config: Any) -> tuple[str, Any]:
     import transformers
     from optimum.exporters.tasks import TasksManager
 
-    if added(config.model_type):
+    own = added(config.model_type)
+    if own and own.processor:
         return "image-text-to-text", transformers.AutoModelForImageTextToText
     architecture = next(iter(config.architectures or []), None)
     model_class = getattr(transformers, architecture or "", None)

@@ -2,6 +2,8 @@
 model, found by structure."""
 
 import copy
+import inspect
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_SCORES = ("scoring_func", "expert_selection_fn")
+"""What a config calls the function that makes scores of a router's logits."""
+_SIGMOID = re.compile(r"logits(\.float\(\))?\.sigmoid\(|sigmoid\((router_)?logits")
+"""How transformers' routers score by the sigmoid, where their config does not say so."""
+_ACTIVATIONS = ("hidden_act", "hidden_activation", "dense_act_fn")
+"""What a config calls the experts' activation."""
+
+
 @dataclass(frozen=True)
 class Routing:
     """By live names. routers: by layer, the parameter [experts, hidden] that the router multiplies hidden states by.
@@ -20,6 +30,8 @@ class Routing:
     trouble: in one line, why one of them was not found; empty where all were.
     offset: what the norm adds to its weight, 1 in some families, 0 in most. activation: the experts', by transformers'
     name. normalized: whether the weights of the experts that are chosen are made to sum to 1.
+    scores: `softmax` or `sigmoid`, what the router makes of its logits. biases: by layer, what is added to the scores
+    [experts] while experts are chosen, and not to what they weigh; empty in families that add nothing.
     """
 
     routers: dict[int, str]
@@ -28,14 +40,16 @@ class Routing:
     offset: float
     activation: str
     normalized: bool
+    scores: str
+    biases: dict[int, str]
 
 
 def find_routing(model: "nn.Module", family: Family, experts: dict[int, str], config: Any, count: int) -> Routing:
     """The routing of a model on the meta device; `experts` has the name of each layer's experts module, `config` is the
     text model's, `count` how many experts a layer has."""
-    routers, norms, trouble, offset = {}, {}, "", 0.0
+    routers, norms, biases, trouble, offset, scores = {}, {}, {}, "", 0.0, "softmax"
     for layer, name in experts.items():
-        block, layer_name = name.rpartition(".")[0], _layer_name(name, layer)
+        block, around = name.rpartition(".")[0], _around(model, name, family.norm)
         router = _router(model.get_submodule(block), name[len(block) + 1 :], (count, config.hidden_size))
         if router is None:
             trouble = (
@@ -43,22 +57,26 @@ def find_routing(model: "nn.Module", family: Family, experts: dict[int, str], co
             )
         else:
             routers[layer] = f"{block}.{router}"
-        norm: Any = getattr(model.get_submodule(layer_name), family.norm, None)
+            scores = _scores(model, (routers[layer].rpartition(".")[0], block), config)
+            if bias := _bias(model.get_submodule(block), count):
+                biases[layer] = f"{block}.{bias}"
+        norm: Any = getattr(model.get_submodule(around), family.norm, None)
         if tuple(getattr(getattr(norm, "weight", None), "shape", ())) != (config.hidden_size,):
-            trouble = trouble or f"{layer_name} has no {family.norm}, the norm that is known to come before the experts"
+            trouble = trouble or f"{family.norm}, known as the norm before the experts, is not around {name}"
         else:
-            norms[layer] = f"{layer_name}.{family.norm}.weight"
+            norms[layer] = f"{around}.{family.norm}.weight"
             offset = _offset(norm) if len(norms) == 1 else offset
-    # transformers' classes without the setting normalise.
-    normalized = getattr(config, "norm_topk_prob", True) is not False
-    activation = str(getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", "silu"))
-    return Routing(routers, norms, trouble, offset, activation, normalized)
+    normalized = getattr(config, "norm_topk_prob", family.normalized) is not False
+    activation = next((getattr(config, name) for name in _ACTIVATIONS if getattr(config, name, None)), "silu")
+    return Routing(routers, norms, trouble, offset, str(activation), normalized, scores, biases)
 
 
-def _layer_name(experts: str, layer: int) -> str:
-    """The decoder layer's name, of that of the experts module in it."""
-    before, number, _ = experts.partition(f".{layer}.")
-    return before + number[:-1]
+def _around(model: "nn.Module", experts: str, norm: str) -> str:
+    """The name of the innermost module around the experts' that has the norm; empty where none has."""
+    around = experts
+    while around and not hasattr(model.get_submodule(around), norm):
+        around = around.rpartition(".")[0]
+    return around
 
 
 def _router(block: "nn.Module", experts: str, shape: tuple[int, int]) -> str | None:
@@ -70,6 +88,24 @@ def _router(block: "nn.Module", experts: str, shape: tuple[int, int]) -> str | N
         if tuple(parameter.shape) == shape and not name.startswith(f"{experts}.")
     ]
     return _only(name for name in fitting if name.count(".") == min(each.count(".") for each in fitting))
+
+
+def _scores(model: "nn.Module", names: Iterable[str], config: Any) -> str:
+    """What becomes of logits: as the config says or, where that says nothing, as the code of the modules of these names
+    does."""
+    said = next((getattr(config, name) for name in _SCORES if getattr(config, name, None)), None)
+    if said:
+        return str(said)
+    codes = (inspect.getsource(type(model.get_submodule(name))) for name in names)
+    return "sigmoid" if any(_SIGMOID.search(code) for code in codes) else "softmax"
+
+
+def _bias(block: "nn.Module", count: int) -> str | None:
+    """The name within the block of what is added to its experts' scores while they are chosen, as all families that
+    have it call it."""
+    tensors = [*block.named_parameters(), *block.named_buffers()]
+    found = (name for name, value in tensors if name.endswith("correction_bias") and value.numel() == count)
+    return next(found, None)
 
 
 def _only(names: Iterable[str]) -> str | None:

@@ -28,13 +28,20 @@ class Exam:
 
     def _answers(self, model: Any, told: Callable[[int], None]) -> Iterator[tuple[int, str]]:
         """Answers by question number."""
-        for part, inputs in batches(self._asked):
-            given = placed(inputs, model.dtype, model.device)
-            with torch.inference_mode():
-                ids = model.generate(**given, max_new_tokens=self._longest, do_sample=False)
-            for position, row in enumerate(part):
-                yield row.number, self._encoder.decode(ids[position, row.length :])
-            told(len(part))
+        for row, text in answers(model, self._encoder, self._asked, max_new_tokens=self._longest, do_sample=False):
+            yield row.number, text
+            told(1)
+
+
+def answers(model: Any, encoder: Encoder, rows: list[Row], **options: Any) -> Iterator[tuple[Row, str]]:
+    """Each row with the text that the model goes on with, in the order in which they are batched; `options` are those
+    of `generate`."""
+    for part, inputs in batches(rows):
+        given = placed(inputs, model.dtype, model.device)
+        with torch.inference_mode():
+            ids = model.generate(**given, **options)
+        for position, row in enumerate(part):
+            yield row, encoder.decode(ids[position, row.length :])
 
 
 def _same(answer: str, reference: str) -> bool:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mopeq_hub import workplace
-from mopeq_hub.bitmap import by_projection
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.families.base import matrix_name
 from mopeq_hub.fidelity.cost import estimate, stored_dtype
 from mopeq_hub.fidelity.document import Outcome, document
 from mopeq_hub.fidelity.runner import Job, run
+from mopeq_hub.manifest import expert_widths
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.questions import Questions
@@ -50,6 +49,7 @@ def measure(
     cannot be measured in this machine's memory.
     """
     if way.blocks:
+        check_blocks(model)
         from mopeq_hub.fidelity.by_blocks import measure_by_blocks
 
         _check_memory(model, questions)
@@ -86,6 +86,17 @@ def way_of(model: Model, available: int) -> Way:
         return Way(blocks=False, dtype="float32")
     held = max(model.checkpoint.nbytes, 2 * weights if float8 else 0)
     return Way(blocks=held > room, dtype=stored_dtype(model))
+
+
+def check_blocks(model: Model) -> None:
+    """Raises MopeqError where a model cannot be measured block by block."""
+    if model.has_encoder:
+        needed = (model.checkpoint.nbytes + _PROCESS_BYTES) / 1e9
+        raise MopeqError(
+            f"{workplace.free_memory() / 1e9:.1f} GB of free memory do not hold {model.source.name}, and a model with "
+            "an encoder is not measured block by block",
+            f"use a machine with {math.ceil(needed)} GB free",
+        )
 
 
 def _check_memory(model: Model, questions: Questions) -> None:
@@ -130,12 +141,7 @@ def check_loading(loading: dict[str, Any], manifest: dict[str, Any]) -> None:
         if names := loading[kind]:
             others = f" and {len(names) - 1} others are" if len(names) > 1 else " is"
             raise MopeqError(f"the published form does not load: {names[0]}{others} {words}", hint)
-    expected = {
-        matrix_name(entry["module"], index, projection): bits
-        for entry in manifest["experts"]
-        for index, widths in enumerate(entry["bits"])
-        for projection, bits in by_projection(widths).items()
-    } | manifest["rest"].get("widths", {})
+    expected = expert_widths(manifest) | manifest["rest"].get("widths", {})
     for name, bits in expected.items():
         found_bits = loading["widths"].get(name, 16)
         if found_bits != bits:

@@ -25,7 +25,7 @@ class Comparison:
     def add(self, row: Row, original: torch.Tensor, published: torch.Tensor) -> None:
         """Take one row's answer logits, both float32 [answer tokens, vocabulary]."""
         place = slice(self._starts[row.number], self._starts[row.number + 1])
-        ids = row.inputs["input_ids"][0, row.prompt :]
+        ids = row.ids[0, row.prompt :]
         ours, theirs = (torch.log_softmax(logits.double(), -1) for logits in (published, original))
         self._divergences[place] = (theirs.exp() * (theirs - ours)).sum(-1).numpy()
         self._agreements[place] = (theirs.argmax(-1) == ours.argmax(-1)).numpy()

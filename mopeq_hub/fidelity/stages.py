@@ -67,7 +67,7 @@ def stages_of(layout: Layout, model: StagedModel) -> list[Stage]:
 
 def place_of(matrix: Matrix, layout: Layout) -> Place:
     """Where a matrix goes; experts' projections lie along the output rows of their layer's fused parameter."""
-    if matrix.expert is None:
+    if matrix.expert is None or not layout.family.fused:
         return Place(f"{matrix.name}.weight")
     part = next(part for part in layout.family.fused if matrix.projection in part.projections)
     first = part.projections.index(str(matrix.projection)) * matrix.shape[0]

@@ -45,26 +45,22 @@ def main(job_path: Path) -> None:
     Path(job["result"]).write_text(json.dumps({"maps": len(maps)}), "utf-8")
 
 
-class Bench:
+class Changing:
     """The `live` original, whose weights are exchanged from map to map."""
 
-    def __init__(self, model: Model, live: Any, rows: list[Row], job: dict[str, Any], scratch: Path) -> None:
-        """scratch: a folder for the original's logits, which may be larger than memory."""
-        self._model, self.live, self._rows = model, live, rows
+    def __init__(self, model: Model, live: Any, job: dict[str, Any]) -> None:
+        self._model, self.live = model, live
         self._matrices = {matrix.name: matrix for matrix in model.layout.matrices}
         self._rounded = Rounded(model, job["group_size"], job["symmetric"], job["search"])
         self._now: dict[str, int] = {}
-        self._original = scratch / "logits.npy"
-        write_logits(live, rows, self._original)
 
-    def measure(self, widths: dict[str, int]) -> dict[str, Any]:
-        """The figures of `Comparison` with these bits for matrices by name; those not named stay as they are."""
+    def take(self, widths: dict[str, int]) -> None:
+        """Give matrices these bits by name; those not named have their original weights."""
         for name in {*widths, *self._now}:
             bits = widths.get(name, 16)
             if bits != self._now.get(name, 16):
                 self._put(self._matrices[name], bits)
         self._now = {name: bits for name, bits in widths.items() if bits != 16}
-        return compare(self.live, self._rows, self._original)
 
     def _put(self, matrix: Matrix, bits: int) -> None:
         """Give a matrix of the live model so many bits, or its original weight."""
@@ -75,3 +71,18 @@ class Bench:
             part.copy_(torch.from_numpy(matrix.read(self._model.checkpoint).float32()))
         else:
             part.copy_(self._rounded.weight(matrix, bits))
+
+
+class Bench(Changing):
+    """The same, measured against what it gave before anything was exchanged."""
+
+    def __init__(self, model: Model, live: Any, rows: list[Row], job: dict[str, Any], scratch: Path) -> None:
+        """scratch: a folder for the original's logits, which may be larger than memory."""
+        super().__init__(model, live, job)
+        self._rows, self._original = rows, scratch / "logits.npy"
+        write_logits(live, rows, self._original)
+
+    def measure(self, widths: dict[str, int]) -> dict[str, Any]:
+        """The figures of `Comparison` with these bits for matrices by name; those not named stay as they are."""
+        self.take(widths)
+        return compare(self.live, self._rows, self._original)

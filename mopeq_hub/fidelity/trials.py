@@ -96,19 +96,20 @@ def _try(
             "questions": questions.path,
             "limit": questions.limit,
             "accuracy": accuracy,
-            **_settings(recipe),
+            **settings_of(recipe),
         }
         run_module("mopeq_hub.fidelity.trial_worker", job, advance, _failed)
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What a process that rounds weights in memory is told of the recipe."""
     return {"group_size": recipe.group_size, "symmetric": recipe.symmetric, "search": recipe.quantizer != "rtn"}
 
 
 def _key(model: Model, widths: Widths, recipe: Recipe, questions: Questions) -> str:
     """A digest of all that decides what a map gives."""
     asked = [questions.digest, questions.limit]
-    whole = json.dumps([model.source.commit, asked, _settings(recipe), widths], sort_keys=True)
+    whole = json.dumps([model.source.commit, asked, settings_of(recipe), widths], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:32]
 
 

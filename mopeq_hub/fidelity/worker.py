@@ -45,13 +45,17 @@ def main(job_path: Path) -> None:
 
 
 def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model as a user would load it, and what the loader said of every weight; then made float32 if asked for."""
+    """The model as a user would load it, and what the loader said of every weight; then made float32 if asked for.
+
+    On the CPU, unless the job has a `device_map`.
+    """
     import transformers
 
     _quiet()
     auto_class = getattr(transformers, job["auto_class"])
     published = job["role"] == "published"
     options: dict[str, Any] = {"dtype": job["dtype"]} if job["dtype"] and not published else {}
+    options |= {"device_map": job["device_map"]} if job.get("device_map") else {}
     safe = use_safetensors(folder)
     model, info = auto_class.from_pretrained(folder, output_loading_info=True, use_safetensors=safe, **options)
     if published and job["dtype"] == "float32":

@@ -9,17 +9,32 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+_TO_TEXT = "AutoModelForImageTextToText"
+
 
 @dataclass(frozen=True)
 class Added:
-    """A model that transformers does not have. package: its folder here, whose files are configuration_, modeling_ and
-    processing_<package>.py; the classes in them by name."""
+    """A model that transformers does not have, or not in a form that can be quantized.
+
+    package: its folder here, of the files configuration_, modeling_ and processing_<package>.py. auto_class: which of
+    transformers' is to find it. config, model, processor: names of its classes; of a model of text alone the last is
+    empty. config_home: the module of the config's class where that is transformers' own.
+    """
 
     package: str
     model_type: str
     config: str
     model: str
-    processor: str
+    processor: str = ""
+    auto_class: str = _TO_TEXT
+    config_home: str = ""
+
+    @property
+    def parts(self) -> dict[str, tuple[str, str]]:
+        """What files of ours hold: by transformers' auto class, the part it is and the name of the class."""
+        parts = {"AutoConfig": ("configuration", "" if self.config_home else self.config)}
+        parts |= {self.auto_class: ("modeling", self.model), "AutoProcessor": ("processing", self.processor)}
+        return {auto: (part, name) for auto, (part, name) in parts.items() if name}
 
     def load(self, part: str) -> Any:
         """The class that is this part: `configuration`, `modeling` or `processing`."""
@@ -34,12 +49,7 @@ class Added:
     @property
     def auto_map(self) -> dict[str, str]:
         """By which transformers' auto classes find the classes in the files of a repo, where remote code is trusted."""
-        auto_classes = {
-            "AutoConfig": ("configuration", self.config),
-            "AutoModelForImageTextToText": ("modeling", self.model),
-            "AutoProcessor": ("processing", self.processor),
-        }
-        return {auto: f"{part}_{self.package}.{name}" for auto, (part, name) in auto_classes.items()}
+        return {auto: f"{part}_{self.package}.{name}" for auto, (part, name) in self.parts.items()}
 
     @property
     def files(self) -> list[Path]:
@@ -47,6 +57,8 @@ class Added:
         return sorted(path for path in (Path(__file__).parent / self.package).glob("*.py") if path.stem != "__init__")
 
     def _module(self, part: str) -> str:
+        if part == "configuration" and self.config_home:
+            return self.config_home
         return f"mopeq_hub.modeling.{self.package}.{part}_{self.package}"
 
 
@@ -59,6 +71,14 @@ ADDED = (
         "DeepseekVLV2Processor",
     ),
     Added("molmoe", "molmo", "MolmoeConfig", "MolmoeForConditionalGeneration", "MolmoProcessor"),
+    Added(
+        "switch_transformers",
+        "switch_transformers",
+        "SwitchTransformersConfig",
+        "SwitchTransformersForConditionalGeneration",
+        auto_class="AutoModelForSeq2SeqLM",
+        config_home="transformers.models.switch_transformers.configuration_switch_transformers",
+    ),
 )
 
 
@@ -75,17 +95,18 @@ class _Later:
 class _OnDemand(MutableMapping[Any, Any]):
     """What a mapping holds, and models of ours beside it: key and class of each are imported when somebody looks."""
 
-    def __init__(self, known: Mapping[Any, Any], part: str) -> None:
+    def __init__(self, known: Mapping[Any, Any], auto_class: str) -> None:
         self._known = dict(known)
-        self._part = part
-        self._waiting = list(ADDED)
+        self._auto_class = auto_class
+        self._waiting = [each for each in ADDED if auto_class in each.parts]
 
     def _settled(self) -> dict[Any, Any]:
         for each in list(self._waiting):
-            key = each.model_type if self._part == "configuration" else each.config_unless_halfway()
+            key = each.model_type if self._auto_class == "AutoConfig" else each.config_unless_halfway()
             if key is not None and each in self._waiting:
                 self._waiting.remove(each)
-                self._known.setdefault(key, _Later(lambda each=each: each.load(self._part)))  # type: ignore[misc]
+                part, _ = each.parts[self._auto_class]
+                self._known.setdefault(key, _Later(lambda each=each, part=part: each.load(part)))  # type: ignore[misc]
         return self._known
 
     def __getitem__(self, key: Any) -> Any:
@@ -110,29 +131,31 @@ class _OnDemand(MutableMapping[Any, Any]):
         return len(self._settled())
 
 
-def _put_off(mapping: Any, part: str) -> None:
+def _put_off(mapping: Any, auto_class: str) -> None:
     """Have one of transformers' auto mappings find our classes, without importing them before they are looked up.
 
     A mapping without the place where transformers keeps registered classes gets them by `register`, at once.
     """
     if isinstance(getattr(mapping, "_extra_content", None), dict):
-        mapping._extra_content = _OnDemand(mapping._extra_content, part)
+        mapping._extra_content = _OnDemand(mapping._extra_content, auto_class)
         return
     for each in ADDED:
-        key = each.model_type if part == "configuration" else each.load("configuration")
-        mapping.register(key, each.load(part), exist_ok=True)
+        if auto_class in each.parts:
+            key = each.model_type if auto_class == "AutoConfig" else each.load("configuration")
+            mapping.register(key, each.load(each.parts[auto_class][0]), exist_ok=True)
 
 
 def _configs(module: ModuleType) -> None:
-    _put_off(module.CONFIG_MAPPING, "configuration")
+    _put_off(module.CONFIG_MAPPING, "AutoConfig")
 
 
 def _models(module: ModuleType) -> None:
-    _put_off(module.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, "modeling")
+    _put_off(module.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, _TO_TEXT)
+    _put_off(module.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, "AutoModelForSeq2SeqLM")
 
 
 def _processors(module: ModuleType) -> None:
-    _put_off(module.PROCESSOR_MAPPING, "processing")
+    _put_off(module.PROCESSOR_MAPPING, "AutoProcessor")
 
 
 _PLACES: dict[str, Callable[[ModuleType], None]] = {

@@ -6,6 +6,7 @@ packed weights, which this project's writer puts into place like those that it q
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -67,6 +68,11 @@ def check_memory(model: Model, recipe: Recipe) -> None:
     by_running.check_memory(model, recipe)
     if recipe.quantizer not in CALIBRATED:
         return
+    if recipe.quantizer == "signround" and model.has_encoder:
+        raise MopeqError(
+            f"--quantizer signround tunes decoders alone, and {model.source.name} has an encoder",
+            "use --quantizer gptq, or --quantizer search",
+        )
     needed, free = memory_needed(model, recipe, _has_gpu()), workplace.free_memory()
     if needed > free:
         raise MopeqError(
@@ -150,7 +156,7 @@ def by_layer(layout: Layout) -> dict[int, list[Matrix]]:
 
 def input_of(matrix: Matrix) -> str:
     """A name for what goes into a matrix; gate and up of an expert are given the same."""
-    return matrix.name.removesuffix("up_proj") + "gate_proj" if matrix.projection == "up" else matrix.name
+    return re.sub(r"\.up_proj$", ".gate_proj", matrix.name) if matrix.projection == "up" else matrix.name
 
 
 def hessian_bytes(matrices: list[Matrix]) -> int:

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from mopeq_hub import workplace
-from mopeq_hub.calibration import Inputs, calibration_inputs, chosen_experts, load, read_job
-from mopeq_hub.experts import Layout, Matrix
-from mopeq_hub.families.base import matrix_name
+from mopeq_hub.calibration import Inputs, LiveExpert, calibration_inputs, chosen_experts, load, numbers_of, read_job
+from mopeq_hub.experts import Expert, Layout, Matrix
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.packing import Packed
 from mopeq_hub.quantization.calibrated import by_layer, hessian_bytes, input_of
@@ -62,16 +61,16 @@ def collect(
     reached: is told the experts of each layer that a token was sent to.
     """
     sums: Hessians = {}
-    blocks = live.get_submodule(layout.blocks)
-    hooks = [blocks[max(layers)].register_forward_hook(_stop)]
+    last = next(stack for stack in reversed(layout.stacks) if stack.first <= max(layers))
+    hooks = [live.get_submodule(f"{last.name}.{max(layers) - last.first}").register_forward_hook(_stop)]
     for matrix in layout.rest:
         if layout.layer_of[matrix.source] in layers:
             hooks.append(live.get_submodule(matrix.name).register_forward_pre_hook(_into_linear(sums, matrix.name)))
     for layer in layers:
         if layer in layout.experts_modules:
-            name = layout.experts_modules[layer]
-            hook = _into_experts(sums, name, reached[layer])
-            hooks.append(live.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
+            module = live.get_submodule(layout.experts_modules[layer])
+            hook = _into_experts(sums, layout, layer, reached[layer])
+            hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     with torch.inference_mode():
         for batch in inputs:
             with suppress(_EnoughError):
@@ -93,18 +92,18 @@ def _into_linear(sums: Hessians, name: str) -> Callable[..., None]:
     return lambda _, args: _add(sums, name, args[0])
 
 
-def _into_experts(sums: Hessians, name: str, reached: set[int]) -> Callable[..., None]:
-    """Sums what goes into each expert's gate and up, and into its down, of all tokens that an experts module gets."""
+def _into_experts(sums: Hessians, layout: Layout, layer: int, reached: set[int]) -> Callable[..., None]:
+    """Sums what goes into each expert's first projections, and into its last, of all tokens that its layer gets."""
 
     def look(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         chosen = chosen_experts(args, named).flatten(0, -2)
         states = next(iter((*args, *named.values()))).flatten(0, -2)
-        for index in chosen.unique().tolist():
+        for index in numbers_of(chosen):
             reached.add(index)
-            mine = states[(chosen == index).any(-1)]
-            _add(sums, matrix_name(name, index, "gate"), mine)
-            gate_up = torch.nn.functional.linear(mine, module.gate_up_proj[index])
-            _add(sums, matrix_name(name, index, "down"), module._apply_gate(gate_up))
+            mine, live = states[(chosen == index).any(-1)], LiveExpert(module, index, layout)
+            into = {input_of(matrix): matrix.projection for matrix in layout.experts[Expert(layer, index)]}
+            for name, projection in into.items():
+                _add(sums, name, live.inner(live.outputs(mine)) if projection == "down" else mine)
 
     return look
 

@@ -19,6 +19,6 @@ def save(job: dict[str, Any], layer: int, weights: Mapping[str, Packed]) -> None
 
 def finish(job: dict[str, Any], inputs: list[Inputs], reached: Mapping[int, set[int]]) -> None:
     """Write the result; `reached` are the experts of each layer that a token was sent to."""
-    tokens = sum(batch["input_ids"].numel() for batch in inputs)
+    tokens = sum(batch[name].numel() for batch in inputs for name in batch if name.endswith("input_ids"))
     experts = {str(layer): sorted(seen) for layer, seen in reached.items()}
     Path(job["result"]).write_text(json.dumps({"tokens": tokens, "reached": experts}), "utf-8")

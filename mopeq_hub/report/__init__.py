@@ -8,7 +8,7 @@ fidelity.json as plain dicts, so that a report can be made again from the two fi
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,18 +127,31 @@ def by_projection(manifest: dict[str, Any]) -> bool:
     return any(not isinstance(widths, int) for layer in manifest["experts"] for widths in layer["bits"])
 
 
-def split(widths: Widths) -> tuple[int, ...]:
-    """An expert's widths: of gate, up and down."""
-    return (widths,) * len(PROJECTIONS) if isinstance(widths, int) else tuple(widths[name] for name in PROJECTIONS)
+def projections(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """The names of an expert's projections, in their order: gate, up and down, unless the manifest says others."""
+    return tuple(manifest["model"].get("projections", PROJECTIONS))
+
+
+def split(widths: Widths, names: Sequence[str] = PROJECTIONS) -> tuple[int, ...]:
+    """An expert's widths, of each of its projections."""
+    return (widths,) * len(names) if isinstance(widths, int) else tuple(widths[name] for name in names)
 
 
 def widths_in(manifest: dict[str, Any], layer: dict[str, Any]) -> list[int]:
     """The widths of a layer's experts, or of their projections where those are counted."""
-    return [width for each in layer["bits"] for width in split(each)] if by_projection(manifest) else layer["bits"]
+    names = projections(manifest)
+    if not by_projection(manifest):
+        return list(layer["bits"])
+    return [width for each in layer["bits"] for width in split(each, names)]
+
+
+def has_encoder(manifest: dict[str, Any]) -> bool:
+    """Whether an encoder reads what the model is asked."""
+    return bool(manifest["model"]["task"] == "text2text-generation")
 
 
 def brings_code(manifest: dict[str, Any]) -> bool:
-    """Whether the publication holds the code of its model, one that transformers does not have."""
+    """Whether the publication holds the code of its model, which transformers does not have, or not so."""
     return any(name.endswith(".py") for name in manifest["files"])
 
 

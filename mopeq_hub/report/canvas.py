@@ -70,3 +70,16 @@ def thin(set_ticks: Callable[[list[int]], Any], count: int, inches: float, room:
     steps = (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, 200, 256, 500)
     step = next((step for step in steps if step * inches / count >= room), count)
     set_ticks(list(range(0, count, step)))
+
+
+def logarithmic(axes: "Axes", values: list[float], room: float = 2.5) -> None:
+    """A logarithmic y axis with so many times the values for room, and plain numbers for ticks: within one decade,
+    matplotlib's own are products too wide for the margin."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = min(values) / room, max(values) * room
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -20,12 +20,14 @@ from mopeq_hub.recipe import Recipe
 from mopeq_hub.report import (
     Markdown,
     account_address,
+    benchmarks,
     brings_code,
     by_projection,
     choices,
     code,
     counted,
     counts,
+    has_encoder,
     hub_address,
     link,
     listed,
@@ -33,6 +35,7 @@ from mopeq_hub.report import (
     number,
     one_line,
     percent,
+    projections,
     size,
     table_rows,
     this_variant,
@@ -193,6 +196,7 @@ def _metadata(
     source = manifest["source"]
     from_hub = source["kind"] == "hub" and hub_address(source["name"]) is not None
     results = _results(manifest, fidelity) if fidelity else []
+    results += benchmarks.card_results(manifest["model"]["task"], fidelity) if fidelity else []
     widths = [f"{width}-bit" for width in counts(manifest)]
     return ModelCardData(
         base_model=source["name"] if from_hub else None,
@@ -253,6 +257,10 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "spread": Markdown(in_words(manifest["spread"])) if "spread" in manifest else None,
         "auto_class": _auto_class(manifest),
         "takes_pictures": manifest["model"]["task"] == "image-text-to-text",
+        "has_encoder": has_encoder(manifest),
+        "layers_of": "encoder and the decoder" if has_encoder(manifest) else "decoder",
+        "projections": listed([*projections(manifest)]),
+        "own_class": not any(name.startswith("configuration_") for name in manifest["files"]),
         "brings_code": brings_code(manifest),
         "command": Markdown(_command(manifest)),
     }
@@ -279,6 +287,8 @@ def _measured(manifest: dict[str, Any], fidelity: dict[str, Any] | None) -> dict
         "fidelity": fidelity,
         "rows": list(table_rows(choices(manifest, fidelity))),
         "inputs": _inputs_name(fidelity) if fidelity else None,
+        "benchmarks": list(benchmarks.rows(fidelity)),
+        "benchmark_limit": benchmarks.limited(fidelity),
     }
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mopeq_hub.report import PROJECTIONS, by_projection, counted, counts, one_line, split, widths_in
+from mopeq_hub.report import by_projection, counted, counts, listed, one_line, projections, split, widths_in
 from mopeq_hub.report.canvas import COLOURS, FAINT, INK, LEFT, PALE, RIGHT, WIDTH, figure_of, thin
 
 if TYPE_CHECKING:
@@ -53,17 +53,19 @@ def sensitivity(manifest: dict[str, Any]) -> "Figure":
 def bits(manifest: dict[str, Any]) -> "Figure":
     """The bit map; with the width written into each cell that is large enough.
 
-    Where the projections of experts differ, each layer has three rows of cells: gate, up and down.
+    Where the projections of experts differ, each layer has a row of cells for each: gate, up and down.
     """
     import numpy as np
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
-    rows = len(PROJECTIONS) if by_projection(manifest) else 1
+    names = projections(manifest)
+    rows = len(names) if by_projection(manifest) else 1
     grid = _empty(manifest, rows)
     for layer in manifest["experts"]:
-        for row, widths in zip(range(rows), zip(*map(split, layer["bits"]), strict=True), strict=False):
+        of_each = zip(*(split(each, names) for each in layer["bits"]), strict=True)
+        for row, widths in zip(range(rows), of_each, strict=False):
             grid[layer["layer"] * rows + row, : len(widths)] = widths
-    title = "Bits of each expert" if rows == 1 else "Bits of each expert: gate, up and down, from top to bottom"
+    title = "Bits of each expert" if rows == 1 else f"Bits of each expert: {listed([*names])}, from top to bottom"
     colours = ListedColormap(list(COLOURS.values()))
     norm = BoundaryNorm([1.5, 2.5, 3.5, 6, 12], len(COLOURS))
     figure, axes, _ = _heatmap(grid, manifest, title, 0.85, cmap=colours, norm=norm)

@@ -11,7 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.report import Choice, maps, one_line, side_by_side, size, variants
-from mopeq_hub.report.canvas import CLEAR, COLOURS, DPI, FAINT, LEFT, OURS, PALE, RIGHT, WIDTH, figure_of, style, thin
+from mopeq_hub.report.canvas import (
+    CLEAR,
+    COLOURS,
+    DPI,
+    FAINT,
+    LEFT,
+    OURS,
+    PALE,
+    RIGHT,
+    WIDTH,
+    figure_of,
+    logarithmic,
+    style,
+    thin,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +88,8 @@ def _size_fidelity(rows: list[Choice], variants: Collection[Choice]) -> "Figure"
     ours = [row is compared[-1] or row in variants for row in shown]
     figure, axes = figure_of(3.2, 0.6)
     _size_axis(axes, original.bytes, max(row.bytes for row in rows))
-    _kl_axis(axes, [kl for _, kl in points] or [floor])
+    logarithmic(axes, [kl for _, kl in points] or [floor])
+    axes.set_ylabel("mean KL divergence, nats")
     axes.axvline(original.bytes, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
     joined = sorted(point for point, mine in zip(points, ours, strict=True) if mine)
     axes.plot(*zip(*joined, strict=True), color=OURS, linewidth=1, alpha=0.5)
@@ -100,19 +115,6 @@ def _size_axis(axes: "Axes", original: int, largest: int) -> None:
     axes.xaxis.set_major_locator(MultipleLocator(step * scale))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:g}"))
     axes.set_xlabel(f"size of all tensors, {unit}")
-
-
-def _kl_axis(axes: "Axes", values: list[float]) -> None:
-    """Logarithmic, with room around the values (nats) and plain numbers for ticks."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = min(values) / 2.5, max(values) * 2.5
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel("mean KL divergence, nats")
 
 
 def _shortened(name: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.report import Markdown, code, hub_address, link, listed, number, one_line, percent, size, study_plots
+from mopeq_hub.report.benchmarks import figure
 from mopeq_hub.report.templating import render
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def write(document: dict[str, Any], folder: Path) -> None:
         stand_ins=[
             (each["name"], each["signal"]["stand_in"]) for each in document["signals"] if "stand_in" in each["signal"]
         ],
+        benchmarks=_benchmarks(document),
         correlations=[_correlation_cells(row) for row in document["correlations"]],
     )
     (folder / "study.md").write_text(text, "utf-8")
@@ -95,6 +97,32 @@ def _cells(row: dict[str, Any], document: dict[str, Any]) -> list[str]:
     if document["original"]["accuracy"] is not None:
         cells.append("–" if row["accuracy"] is None else percent(row["accuracy"]))
     return cells
+
+
+def _benchmarks(document: dict[str, Any]) -> dict[str, Any] | None:
+    """A table of what each bit map answered, the original's first, with a column for each metric; None without any."""
+    answered = document.get("benchmarks")
+    if answered is None:
+        return None
+    columns = [(name, metric) for name, metrics in answered["original"].items() for metric in metrics]
+    shown = [("original", "–", answered["original"])]
+    for row, found in zip(document["rows"], answered["rows"], strict=True):
+        if found is not None:
+            within = f", {row['budget']}" if row["budget"] else ""
+            shown.append((row["method"] + within, f"{row['experts_bpw']:.2f}", found))
+    return {
+        "columns": [(name, code(metric), *answered["samples"][name].values()) for name, metric in columns],
+        "rows": [
+            [
+                method,
+                bpw,
+                *("–" if metric not in found[name] else figure(found[name][metric]) for name, metric in columns),
+            ]
+            for method, bpw, found in shown
+        ],
+        "not_run": answered["not_run"],
+        "version": answered["version"],
+    }
 
 
 def _correlation_cells(row: dict[str, Any]) -> list[str]:

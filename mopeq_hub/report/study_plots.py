@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.report import size
-from mopeq_hub.report.canvas import COLOURS, FAINT, INK, LEFT, PALE, RIGHT, WIDTH, figure_of, style, thin
+from mopeq_hub.report.canvas import COLOURS, FAINT, INK, LEFT, PALE, RIGHT, WIDTH, figure_of, logarithmic, style, thin
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,8 +65,7 @@ def _kl(document: dict[str, Any]) -> "Figure":
     figure, first = figure_of(3.4, below)
     panels = _panels(figure, first, len(kinds), 3.4, below)
     for kind, axes in zip(kinds, panels, strict=True):
-        axes.set_yscale("log")
-        axes.set_ylim(min(values) / 1.8, max(values) * 1.8)
+        logarithmic(axes, values, room=1.8)
         _reference(axes, rows, scale)
         for name, look in looks.items():
             points = sorted(

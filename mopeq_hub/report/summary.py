@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.report import (
-    PROJECTIONS,
     Widths,
+    benchmarks,
     by_projection,
     code,
     counted,
@@ -20,6 +20,7 @@ from mopeq_hub.report import (
     number,
     one_line,
     percent,
+    projections,
     side_by_side,
     size,
     split,
@@ -102,14 +103,15 @@ def _counts_text(manifest: dict[str, Any]) -> "Text":
 class Heatmap:
     """The bit map for a terminal: a digit for each expert, on its width's colour where there is colour.
 
-    A line for each layer, and three for gate, up and down where the projections of experts differ. Where a line has no
-    room for a layer's experts, it shows a bar of how many have each width.
+    A line for each layer, and one for each of gate, up and down where the projections of experts differ. Where a line
+    has no room for a layer's experts, it shows a bar of how many have each width.
     """
 
     def __init__(self, manifest: dict[str, Any]) -> None:
         self._rows: dict[int, list[Widths]] = {layer["layer"]: layer["bits"] for layer in manifest["experts"]}
         self._layers = manifest["model"]["layers"]
-        self._parts = PROJECTIONS if by_projection(manifest) else ("",)
+        self._names = projections(manifest)
+        self._parts = self._names if by_projection(manifest) else ("",)
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> Iterator["RenderableType"]:
         from rich.text import Text
@@ -124,7 +126,7 @@ class Heatmap:
                 continue
             for place, name in enumerate(self._parts):
                 line = Text(head + name.ljust(part), no_wrap=True, overflow="ellipsis")
-                bits = [split(widths)[place] for widths in self._rows[layer]]
+                bits = [split(widths, self._names)[place] for widths in self._rows[layer]]
                 head = " " * number
                 yield _digits(line, bits) if fits else line.append_text(_bar(bits))
 
@@ -194,6 +196,7 @@ def _results(manifest: dict[str, Any], fidelity: dict[str, Any] | None, where: s
     accuracy = fidelity["accuracy"]
     if accuracy:
         yield "accuracy", f"{percent(accuracy['published'])}, the original has {percent(accuracy['original'])}"
+    yield from benchmarks.lines(fidelity)
     if fidelity["method"] == "blocks":
         yield "measured", "block by block: memory does not hold the original"
 

@@ -74,7 +74,7 @@ def main(job_path: Path) -> None:
         collector.begin()
         for part, inputs in batches(group.rows, collector.rows_at_once(group.rows)):
             collector.run(part, inputs)
-            print(sum(row.length for row in part), flush=True)
+            print(_tokens(part), flush=True)
     described = [{"name": group.name, "rows": len(group.rows), "tokens": _tokens(group.rows)} for group in groups]
     Path(job["result"]).write_text(json.dumps({"groups": described, **collector.result()}), "utf-8")
 
@@ -101,7 +101,7 @@ def _answered(live: Any, encoder: Encoder, questions: Iterator[Question], tokens
         for row in _answers(live, encoder.rows(list(islice(questions, count)), with_answer=False)):
             if left > 0:
                 rows.append(Row(len(rows), row.inputs, row.prompt))
-                left -= row.length
+                left -= row.tokens
         # As many as are needed if they have the tokens of those before.
         count = min(_MOST, math.ceil(left * len(rows) / (tokens - left)))
     return rows
@@ -117,7 +117,7 @@ def _answers(live: Any, asked: list[Row]) -> Iterable[Row]:
         with torch.inference_mode():
             made = live.generate(**given, max_new_tokens=ANSWER_TOKENS, do_sample=False).cpu()
         for row, ids in zip(part, made, strict=True):
-            answered[row.number] = _with_answer(row, _until(ids[row.length :].tolist(), stops))
+            answered[row.number] = row.answered(_until(ids[row.length :].tolist(), stops))
     return [answered[row.number] for row in asked]
 
 
@@ -127,15 +127,5 @@ def _until(ids: list[int], stops: set[int | None]) -> list[int]:
     return ids[: end + 1]
 
 
-def _with_answer(row: Row, answer: list[int]) -> Row:
-    """The row and its answer's tokens; whatever else there is for each token is 1 in a mask, else 0."""
-    inputs = dict(row.inputs)
-    for name, value in row.inputs.items():
-        if value.shape == row.inputs["input_ids"].shape:
-            more = answer if name == "input_ids" else [int(name == "attention_mask")] * len(answer)
-            inputs[name] = torch.cat([value, torch.tensor([more], dtype=value.dtype)], dim=1)
-    return Row(row.number, inputs, row.length)
-
-
 def _tokens(rows: list[Row]) -> int:
-    return sum(row.length for row in rows)
+    return sum(row.tokens for row in rows)

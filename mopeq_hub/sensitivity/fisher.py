@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mopeq_hub.calibration import Rounded
+from mopeq_hub.calibration import LiveExpert, Rounded, numbers_of
 from mopeq_hub.experts import Expert, Matrix
 from mopeq_hub.model import Model
 from mopeq_hub.questions.inputs import MAX_ROWS, Row, answer_options, placed
@@ -60,7 +60,7 @@ class Collector:
         width = sum(matrix.shape[0] for matrix in layout.rest)
         width += layout.experts_per_token * expert * len(layout.experts_modules)
         vocabulary = self._live.get_output_embeddings().weight.shape[0]
-        numbers = max(row.length * width + (row.length - row.prompt) * vocabulary for row in rows)
+        numbers = max(row.tokens * width + (row.length - row.prompt) * vocabulary for row in rows)
         return max(1, min(MAX_ROWS, GRAPH_BYTES // (4 * _KEPT * numbers)))
 
     def run(self, part: list[Row], inputs: dict[str, torch.Tensor]) -> None:
@@ -78,10 +78,10 @@ class Collector:
         with torch.no_grad():
             for layer, each in passes.items():
                 slopes = next(gradients)
-                for index in each.chosen.unique().tolist():
-                    self._add_expert(squares, Expert(layer, index), each, slopes, part[0].length)
+                for index in numbers_of(each.chosen):
+                    self._add_expert(squares, Expert(layer, index), each, slopes)
             for name, flow in flows.items():
-                self._add_linear(squares, self._rest[name], flow, next(gradients), part[0].length)
+                self._add_linear(squares, self._rest[name], flow, next(gradients))
         self._groups[-1].add(squares.reshape(-1, *squares.shape[2:]), DRAWS * logits.shape[0] * logits.shape[1])
 
     def _drawn(self, logits: torch.Tensor) -> torch.Tensor:
@@ -91,37 +91,31 @@ class Collector:
         drawn = chances.sqrt() * signs.to(logits.device)
         return ((drawn - chances * drawn.sum(-1, keepdim=True)) * logits).sum()
 
-    def _add_expert(
-        self, squares: np.ndarray, expert: Expert, seen: Pass, gradients: torch.Tensor, length: int
-    ) -> None:
+    def _add_expert(self, squares: np.ndarray, expert: Expert, seen: Pass, gradients: torch.Tensor) -> None:
         """Put the squares of one expert's projections into [draws, rows, matrices, widths]."""
-        module = self._modules[expert.layer]
+        live = LiveExpert(self._modules[expert.layer], expert.index, self._layout)
         places, states, weights = seen.of(expert.index)
-        rows = (places // length).cpu()
+        rows = (places // (len(seen.states) // squares.shape[1])).cpu()
         slope = gradients[:, places] * weights
-        gate, up = torch.nn.functional.linear(states, module.gate_up_proj[expert.index]).chunk(2, -1)
-        down = module.down_proj[expert.index]
-        hidden = module._apply_gate(torch.cat([gate, up], -1))
-        answer = torch.nn.functional.linear(hidden, down)
+        outputs = live.outputs(states)
+        hidden = live.inner(outputs)
+        answer = torch.nn.functional.linear(hidden, live.down)
         # What a change of the hidden states is worth is the same for each width.
-        inner = slope @ down
+        inner = slope @ live.down
         for matrix in self._experts[expert]:
             for place, bits in enumerate(self._widths):
                 weight = self._rounded.weight(matrix, bits).to(states)
                 if matrix.projection == "down":
                     change = (slope * (torch.nn.functional.linear(hidden, weight) - answer)).sum(-1)
                 else:
-                    narrowed = torch.nn.functional.linear(states, weight)
-                    both = [narrowed, up] if matrix.projection == "gate" else [gate, narrowed]
-                    change = (inner * (module._apply_gate(torch.cat(both, -1)) - hidden)).sum(-1)
+                    narrowed = {str(matrix.projection): torch.nn.functional.linear(states, weight)}
+                    change = (inner * (live.inner({**outputs, **narrowed}) - hidden)).sum(-1)
                 self._put(squares, matrix, place, rows, change)
 
-    def _add_linear(
-        self, squares: np.ndarray, matrix: Matrix, seen: Flow, gradients: torch.Tensor, length: int
-    ) -> None:
+    def _add_linear(self, squares: np.ndarray, matrix: Matrix, seen: Flow, gradients: torch.Tensor) -> None:
         """Put the squares of a linear layer beside the experts into [draws, rows, matrices, widths]."""
         weight = self._live.get_submodule(matrix.name).weight
-        rows = torch.arange(len(seen.states)) // length
+        rows = torch.arange(len(seen.states)) // (len(seen.states) // squares.shape[1])
         for place, bits in enumerate(self._widths):
             lost = self._rounded.weight(matrix, bits).to(seen.states) - weight
             change = (gradients * torch.nn.functional.linear(seen.states, lost)).sum(-1)

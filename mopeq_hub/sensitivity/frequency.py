@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mopeq_hub.calibration import numbers_of
 from mopeq_hub.experts import Expert
 from mopeq_hub.model import Model
 from mopeq_hub.questions.inputs import MAX_ROWS, Row, placed
@@ -33,8 +34,8 @@ class Collector:
         with torch.inference_mode():
             self._live(**given, use_cache=False)
         for layer, seen in self._watch.passes.items():
-            for index, count in zip(*(each.tolist() for each in seen.chosen.unique(return_counts=True)), strict=True):
-                self._counts[-1][Expert(layer, index)] += count
+            for index in numbers_of(seen.chosen):
+                self._counts[-1][Expert(layer, index)] += int((seen.chosen == index).sum())
 
     def result(self) -> dict[str, Any]:
         """By layer, one number an expert."""

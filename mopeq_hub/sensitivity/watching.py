@@ -14,8 +14,8 @@ from mopeq_hub.experts import Layout
 class Pass:
     """One layer's experts in one forward pass of t tokens.
 
-    states [t, hidden]; chosen [t, k], the experts' numbers; weights [t, k], what each chosen one's output is multiplied
-    by; output [..., hidden], in the graph where gradients are wanted.
+    states [t, hidden]; chosen [t, k], the experts' numbers (`chosen_experts`); weights [t, k], what each chosen one's
+    output is multiplied by; output [..., hidden], in the graph where gradients are wanted.
     """
 
     states: torch.Tensor

@@ -20,6 +20,8 @@ EXAMPLES = [
     ("reds.png", "how many red shapes are there ?"),
     ("row.png", "what is in the bottom row ?"),
 ]
+TEXTS = ["What is the capital of France?", "Count from one to ten.", "Name three fruits."]
+"""Examples for a model that takes no pictures."""
 LONGEST_QUESTION = 2000
 LONGEST_ANSWER = 512
 HOTTEST = 2.0
@@ -114,7 +116,7 @@ class Asking:
 def compare_tab(publication: Publication, comparison: Comparison, kept: votes.Votes) -> None:
     """Put the tab's contents on the page."""
     asking = Asking(publication, comparison, kept)
-    inputs, button = controls()
+    inputs, button = controls(publication.takes_pictures)
     note = gr.Markdown(elem_classes="note")
     with gr.Row():
         sides = [*answer_column("Left", asking.names[0]), *answer_column("Right", asking.names[1])]
@@ -138,13 +140,14 @@ def compare_tab(publication: Publication, comparison: Comparison, kept: votes.Vo
         voted.then(shown_to_vote, asked, ballot, **hidden)
 
 
-def controls() -> tuple[list[gr.components.Component], gr.Button]:
+def controls(takes_pictures: bool) -> tuple[list[gr.components.Component], gr.Button]:
     """What a question is made of, in the order of `Asking.ask`, and the button that asks it."""
+    texts = [text for _, text in EXAMPLES] if takes_pictures else TEXTS
     with gr.Row():
-        with gr.Column():
+        with gr.Column(visible=takes_pictures):
             picture = gr.Image(type="filepath", label="Picture", height=320, sources=["upload", "clipboard"])
         with gr.Column():
-            question = gr.Textbox(label="Question", lines=2, max_length=LONGEST_QUESTION, value=EXAMPLES[0][1])
+            question = gr.Textbox(label="Question", lines=2, max_length=LONGEST_QUESTION, value=texts[0])
             with gr.Row():
                 tokens = {"label": "Longest answer", "info": "in tokens", "step": 1, "min_width": 200}
                 length = gr.Slider(1, LONGEST_ANSWER, value=64, **tokens)
@@ -156,8 +159,10 @@ def controls() -> tuple[list[gr.components.Component], gr.Button]:
                 why = "Which is which stays hidden until you vote"
                 blind = gr.Checkbox(label="Blind", info=why, min_width=200, container=True)
             button = gr.Button("Ask", variant="primary")
-    samples = [[str(HERE / "examples" / name), text] for name, text in EXAMPLES]
-    gr.Examples(samples, [picture, question], example_labels=[text for _, text in EXAMPLES], label="Examples")
+    pictures = [str(HERE / "examples" / name) for name, _ in EXAMPLES]
+    samples = [list(sample) for sample in zip(pictures, texts, strict=True)] if takes_pictures else [[t] for t in texts]
+    shown = [picture, question] if takes_pictures else [question]
+    gr.Examples(samples, shown, example_labels=texts, label="Examples")
     return [picture, question, length, temperature, seed, blind], button
 
 

@@ -12,6 +12,10 @@ MOST_BARS = 16
 """Code levels that are shown one by one; at 8 bits there are 256."""
 
 
+PROJECTIONS = {"gate": "{}.gate_proj", "up": "{}.up_proj", "down": "{}.down_proj"}
+"""Where each projection of the expert `{}` is in an experts module, unless the manifest says otherwise."""
+
+
 @dataclass(frozen=True)
 class Numbers:
     """Of a projection [rows, columns]: smallest, median and largest size of its scales, which may be negative; share of
@@ -32,6 +36,7 @@ class Experts:
 
     def __init__(self, manifest: dict[str, Any], tensors: Tensors) -> None:
         self.layers = {layer["layer"]: layer for layer in manifest["experts"]}
+        self.projections: dict[str, str] = manifest.get("model", {}).get("projections", PROJECTIONS)
         self.group_size = int(manifest["recipe"]["group_size"])
         self.symmetric = bool(manifest["recipe"]["symmetric"])
         self.rest: dict[str, int] = {name: int(bits) for name, bits in manifest["rest"].get("widths", {}).items()}
@@ -57,13 +62,14 @@ class Experts:
 
     def numbers(self, layer: int, expert: int) -> list[Numbers]:
         """Statistics of each projection. Raises TensorsError where its tensors cannot be read."""
-        entry = self.layers[layer]
-        found = self._tensors.under(f"{entry['module']}.{expert}.")
-        names = [name.removesuffix(".qweight") for name in found if name.endswith(".qweight")]
-        order = {"gate_proj": 0, "up_proj": 1, "down_proj": 2}
+        entry, within = self.layers[layer], self.projections.values()
+        (home,) = {path.partition("{}")[0] for path in within}
+        found = self._tensors.under(f"{entry['module']}.{home}{expert}.")
+        names = [path.partition("{}.")[2] for path in within]
         return [
             self._numbers(name, {part: found[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")})
-            for name in sorted(names, key=lambda name: (order.get(name, len(order)), name))
+            for name in names
+            if f"{name}.qweight" in found
         ]
 
     def _numbers(self, name: str, packed: dict[str, np.ndarray]) -> Numbers:

@@ -1,13 +1,14 @@
 """Tabs in which every expert is a cell to click: by its bits, and by its sensitivity."""
 
 from collections import Counter
+from functools import partial
 
 import gradio as gr
 import numpy as np
 from expert_numbers import Experts
 from heatmap import COLOURS, SCALE, Heatmap, by_amount, by_width, split
 
-STRIPES = " The stripes of an expert are its gate, up and down projection, from top to bottom."
+STRIPES = " The stripes of an expert are its {} projection, from top to bottom."
 HOW = "One row a layer, the first at the top; one column an expert. Click an expert, or choose it by number."
 
 
@@ -15,14 +16,18 @@ def bit_map(experts: Experts) -> tuple[Heatmap, str]:
     """The picture of the widths, and its legend as HTML."""
     rows = {number: layer["bits"] for number, layer in experts.layers.items()}
     parted = any(not isinstance(widths, int) for row in rows.values() for widths in row)
-    counts = Counter(width for row in rows.values() for each in row for width in (split(each) if parted else [each]))
+    names = tuple(experts.projections)
+    counts = Counter(
+        width for row in rows.values() for each in row for width in (split(each, names) if parted else [each])
+    )
     noun = "projection" if parted else "expert"
     words = " ".join(
         f'<span><i style="background:{COLOURS.get(width, "#808080")}"></i>{width} bits: {_number(count, noun)}</span>'
         for width, count in sorted(counts.items())
     )
-    how = HOW + (STRIPES if parted else "")
-    return Heatmap(rows, by_width), f'<p class="legend">{words}</p><p>{how}</p>{_rest(experts.rest)}'
+    how = HOW + (STRIPES.format(f"{', '.join(names[:-1])} and {names[-1]}") if parted else "")
+    legend = f'<p class="legend">{words}</p><p>{how}</p>{_rest(experts.rest)}'
+    return Heatmap(rows, partial(by_width, names=names)), legend
 
 
 def _rest(widths: dict[str, int]) -> str:

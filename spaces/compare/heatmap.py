@@ -1,6 +1,6 @@
 """A value for every expert as a picture to click: one row a layer, one column an expert."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,14 +74,14 @@ class Heatmap:
         return layers[row], expert
 
 
-def split(widths: int | dict[str, int]) -> tuple[int, ...]:
-    """An expert's widths, of gate, up and down, as the manifest has them: one number, or one by projection."""
-    return (widths,) * len(PROJECTIONS) if isinstance(widths, int) else tuple(widths[name] for name in PROJECTIONS)
+def split(widths: int | dict[str, int], names: Sequence[str] = PROJECTIONS) -> tuple[int, ...]:
+    """An expert's widths, of its projections, as the manifest has them: one number, or one by projection."""
+    return (widths,) * len(names) if isinstance(widths, int) else tuple(widths[name] for name in names)
 
 
-def by_width(values: list[int | dict[str, int]]) -> np.ndarray:
-    """Each expert's colour, in three stripes where its projections may differ."""
-    colours = [[_rgb(COLOURS.get(width, "#808080")) for width in split(value)] for value in values]
+def by_width(values: list[int | dict[str, int]], names: Sequence[str] = PROJECTIONS) -> np.ndarray:
+    """Each expert's colour, in a stripe for each of its projections."""
+    colours = [[_rgb(COLOURS.get(width, "#808080")) for width in split(value, names)] for value in values]
     return np.array(colours, np.uint8)
 
 

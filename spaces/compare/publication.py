@@ -92,6 +92,10 @@ class Publication:
     run: str | None
     brings_code: bool = False
 
+    @property
+    def takes_pictures(self) -> bool:
+        return self.auto_class == "AutoModelForImageTextToText"
+
     @classmethod
     def read(cls, path: Path = HERE / "publication.json") -> "Publication":
         said = json.loads(path.read_text(encoding="utf-8"))

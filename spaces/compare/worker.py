@@ -19,18 +19,21 @@ import torch
 import transformers
 from PIL import Image
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
-    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     BatchFeature,
+    PreTrainedTokenizerBase,
     TextStreamer,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import cached_file
 
 Say = Callable[..., None]
+GAP = "<extra_id_0>"
+"""The token of a gap in a text, where a tokenizer has it: T5's kin were trained to fill these in."""
 
 
 class PartsProcessor:
@@ -95,7 +98,10 @@ class Answerer:
         device = {"device_map": "auto"} if torch.cuda.is_available() else {}
         loader = getattr(transformers, auto_class)
         self.model = loader.from_pretrained(where, revision=revision, dtype="auto", **device).eval()
-        self.processor = load_processor(where, revision, self.model.config)
+        if auto_class == "AutoModelForImageTextToText":
+            self.processor = load_processor(where, revision, self.model.config)
+        else:
+            self.processor = AutoTokenizer.from_pretrained(where, revision=revision)
         self.accepted = inspect.signature(self.model.forward).parameters
 
     @torch.inference_mode()
@@ -114,6 +120,10 @@ class Answerer:
         say(event="done", first_token_seconds=first - started, tokens_per_second=rate, gpu_bytes=gpu_bytes)
 
     def prepare(self, picture: str | None, question: str) -> dict[str, Any]:
+        if isinstance(self.processor, PreTrainedTokenizerBase):
+            if picture:
+                raise ValueError("this model takes text alone; ask it without a picture")
+            return dict(self.words(question).to(self.model.device))
         image = Image.open(picture).convert("RGB") if picture else None
         if self.processor.chat_template:
             parts = [{"type": "image", "image": image}] if image else []
@@ -127,19 +137,30 @@ class Answerer:
         inputs = inputs.to(self.model.device, dtype=self.model.dtype)
         return {name: value for name, value in inputs.items() if name != "mm_token_type_ids" or name in self.accepted}
 
+    def words(self, question: str) -> Any:
+        """The inputs of a question to a model of text alone."""
+        if self.processor.chat_template:
+            asked = [{"role": "user", "content": question}]
+            text = self.processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+            return self.processor(text, return_tensors="pt", add_special_tokens=False)
+        if GAP in self.processor.get_vocab() and GAP not in question:
+            question = f"{question} {GAP}"
+        return self.processor(question, return_tensors="pt")
+
 
 def learn(where: str, revision: str | None) -> None:
     """Have transformers' auto classes know a model by the code in a publication's repo, which the original, whose repo
     may hold none or another's, is made by too."""
     with open(cached_file(where, "config.json", revision=revision), encoding="utf-8") as file:
         said = json.load(file)
-    config, *others = (
-        get_class_from_dynamic_module(said["auto_map"][name], where, revision=revision)
-        for name in ("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor")
-    )
-    AutoConfig.register(said["model_type"], config)
-    for auto_class, made in zip((AutoModelForImageTextToText, AutoProcessor), others, strict=True):
-        auto_class.register(config, made)
+    made = {
+        name: get_class_from_dynamic_module(reference, where, revision=revision)
+        for name, reference in said["auto_map"].items()
+    }
+    if config := made.pop("AutoConfig", None):
+        AutoConfig.register(said["model_type"], config)
+    for name, each in made.items():
+        getattr(transformers, name).register(config or CONFIG_MAPPING[said["model_type"]], each, exist_ok=True)
 
 
 def load_processor(where: str, revision: str | None, config: Any) -> Any:

@@ -55,9 +55,10 @@ def dequantized(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe, t
                 continue
             parts = Packed.of(matrix.name, lambda name: packed[name].numpy())
             weight = torch.from_numpy(dequantize(parts, bits, recipe.symmetric))
-            if matrix.expert is None:
+            if f"{matrix.name}.weight" in parameters:
                 parameters[f"{matrix.name}.weight"].copy_(weight)
                 continue
+            assert matrix.expert is not None
             experts = layout.experts_modules[matrix.expert.layer]
             if matrix.projection == "down":
                 parameters[f"{experts}.down_proj"][matrix.expert.index].copy_(weight)
@@ -80,6 +81,12 @@ def dequantized(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe, t
         pytest.param(tiny.qwen3_vl_moe, Recipe(group_size=32, rest_bits=8), id="qwen3_vl_moe, fused experts"),
         pytest.param(tiny.qwen3_vl_moe, Recipe(group_size=32, granularity="layer"), id="a width a layer"),
         pytest.param(tiny.mixtral, Recipe(group_size=32, granularity="projection"), id="mixtral, text alone"),
+        pytest.param(tiny.switch_transformers, Recipe(group_size=32), id="switch_transformers, encoder and decoder"),
+        pytest.param(
+            tiny.switch_transformers,
+            Recipe(group_size=32, granularity="projection", allocator="knapsack", budget="0.5x", rest_bits="auto"),
+            id="switch_transformers, a width a projection, the rest at its own",
+        ),
         pytest.param(
             tiny.llava_over_deepseek_v2,
             Recipe(group_size=32, granularity="projection", allocator="knapsack", budget="0.5x", rest_bits="auto"),
@@ -113,6 +120,8 @@ def test_plain_from_pretrained_computes_with_the_dequantized_weights(
     largest = reference["logits"].abs().max()
     assert (ours["logits"] - reference["logits"]).abs().max() < ROUNDING * largest
     assert (ours["logits"] - original["logits"]).abs().max() > 1000 * ROUNDING * largest
+    assert reference["home"] == original["home"] == "transformers"
+    assert ours.get("said") == reference.get("said")
 
 
 def test_both_orientations_of_fused_experts_give_the_same_codes(tmp_path: Path) -> None:

@@ -118,6 +118,15 @@ def test_generation_is_the_same_with_the_cache_and_without(model, reference):
     assert torch.equal(beams, model.generate(**asked(reference), **options, num_beams=2, use_cache=False))
 
 
+def test_an_answer_ends_with_the_text_models_end_token_though_no_file_is_about_generation(model, reference):
+    end = model.config.language_config.eos_token_id
+    assert end is not None
+    assert model.generation_config.eos_token_id == end
+    always = {"suppress_tokens": [token for token in range(model.config.language_config.vocab_size) if token != end]}
+    made = model.generate(**asked(reference), **always, max_new_tokens=8, do_sample=False, pad_token_id=end)
+    assert made.shape[1] == reference["input_ids"].shape[1] + 1
+
+
 def pictured(model: Any, crops: list[tuple[int, int]], before: int, after: int, seed: int = 0) -> Inputs:
     """A row with these pictures, each `before` tokens after the last, and `after` tokens at the end."""
     torch.manual_seed(seed)

@@ -46,7 +46,7 @@ Case = tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any] | None, str |
 def small_folder() -> Case:
     """A folder's small model, measured with questions."""
     made = manifest()
-    proof = fidelity(made, accuracy=True)
+    proof = fidelity(made, accuracy=True, benchmarks=True)
     return (
         made,
         proof,
@@ -195,7 +195,10 @@ def test_metadata_of_a_folder_names_no_base_model_and_has_the_measured_numbers(t
     assert data.base_model is None
     assert data.eval_results is not None
     measured = {result.metric_type: result.metric_value for result in data.eval_results}
-    assert measured == {"kl_divergence": 0.04137, "top1_agreement": 0.9632, "accuracy": 0.9425}
+    benchmarks = {"mme_perception_score": 1461.9, "mme_cognition_score": 301.25, "exact_match": 0.9}
+    assert measured == {"kl_divergence": 0.04137, "top1_agreement": 0.9632, "accuracy": 0.9425, **benchmarks}
+    limited = {result.dataset_name: result.dataset_args for result in data.eval_results[3:]}
+    assert limited == {"MME": {"limit": 500}, "own": None}
 
 
 def test_a_number_that_is_not_finite_is_said_and_not_published_as_one(tmp_path: Path) -> None:

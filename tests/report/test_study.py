@@ -80,6 +80,22 @@ def test_what_could_not_be_told_is_a_dash_and_what_was_not_measured_has_its_reas
     assert "`router` takes the norm for the change." in text
 
 
+def test_benchmarks_are_a_table_with_the_original_first_and_what_was_not_run_beside_it(tmp_path: Path) -> None:
+    scores = [{"MME": {"score": 1500.25}}, {"MME": {"score": 1200}}, {"MME": {"score": 1490.5}}, None, None, None]
+    asked = {"suite": "lmms-eval", "version": "0.7.3", "limit": 20, "samples": {"MME": {"samples": 20, "of": 2374}}}
+    not_run = {"TextVQA": "it failed (KeyError)"}
+    found = page(tmp_path, benchmarks={**asked, "not_run": not_run, "original": scores[0], "rows": scores[1:]})
+    section = found.split("## Benchmarks")[1].split("##")[0]
+    assert [line for line in section.splitlines() if line.startswith("|")] == [
+        "| method | bits per weight | MME `score`, 20 of 2374 |",
+        "| --- | ---: | ---: |",
+        "| original | – | 1,500 |",
+        "| uniform 2 bits | 3.30 | 1,200 |",
+        "| uniform 3 bits | 3.30 | 1,490 |",
+    ]
+    assert "- TextVQA: not run, it failed (KeyError)" in section
+
+
 def test_a_page_without_ground_truth_says_why_and_shows_no_plot_of_it(tmp_path: Path) -> None:
     text = page(tmp_path, truth=None, correlations=[], truth_left_out="it takes 5 hours")
     assert "was not measured: it takes 5 hours." in text

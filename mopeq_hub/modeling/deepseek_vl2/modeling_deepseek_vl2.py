@@ -185,6 +185,13 @@ class DeepseekVLV2ForConditionalGeneration(DeepseekVLV2PreTrainedModel, Generati
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
+        """As transformers': where a repo has no generation_config.json, it reads config.json's first level alone, but
+        the token that ends an answer is in `language_config`."""
+        super().adjust_generation_fn(*args, **kwargs)  # type: ignore[misc]
+        if self.generation_config.eos_token_id is None:
+            self.generation_config.eos_token_id = self.config.language_config.eos_token_id
+
     def get_image_features(
         self, pixel_values: torch.Tensor, images_spatial_crop: torch.Tensor, **kwargs: Any
     ) -> list[torch.Tensor]:

@@ -1,0 +1,1 @@
+"""Switch Transformers in a form whose experts may be quantized."""
