@@ -25,6 +25,13 @@ class Place:
     rows: tuple[int, int] = (0, 0)
     transposed: bool = False
 
+    def part(self, whole: torch.Tensor) -> torch.Tensor:
+        """What of the parameter this is, as a view [out, in], or [out] of a bias."""
+        if self.expert is None:
+            return whole
+        mine = whole[self.expert]
+        return (mine.T if self.transposed else mine)[slice(*self.rows)]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -138,11 +145,7 @@ class Gathering:
     def _fill(self, side: dict[str, torch.Tensor], place: Place, value: torch.Tensor) -> None:
         if place.parameter not in side:
             side[place.parameter] = self._empty(place.parameter)
-        whole = side[place.parameter]
-        if place.expert is not None:
-            whole = whole[place.expert].T if place.transposed else whole[place.expert]
-            whole = whole[slice(*place.rows)]
-        whole.copy_(value)
+        place.part(side[place.parameter]).copy_(value)
 
 
 def as_loaded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
