@@ -40,6 +40,17 @@ class Model:
         """Whether an encoder reads what is asked, and a decoder writes the answer."""
         return self.layout.task == "text2text-generation"
 
+    @property
+    def absent(self) -> str | None:
+        """The first tensor of routed experts whose place in its file is empty; None where all are there, or on the Hub.
+
+        Other tensors may be nothing but zeros, which some file systems do not write.
+        """
+        if self.source.kind != "folder":
+            return None
+        sources = dict.fromkeys(matrix.source for matrix in self.layout.routed)
+        return next((source for source in sources if self.checkpoint.is_hole(source)), None)
+
     def local_folder(self) -> Path:
         """The folder on this machine that holds all that loading the model takes, which is fetched if it is not here.
 

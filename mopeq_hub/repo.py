@@ -43,7 +43,13 @@ class QuantizedRepo:
 
 
 def _check_usable(model: Model) -> None:
-    """Raises MopeqError where the source lacks what its model cannot be asked anything without."""
+    """Raises MopeqError where the source lacks weights, or what its model cannot be asked anything without."""
+    if absent := model.absent:
+        file = model.checkpoint.tensors[absent].file
+        raise MopeqError(
+            f"{file} of {model.source.name} is empty where {absent} should be",
+            "finish the download, or name its source",
+        )
     names = companions(model.source)
     if not any(re.match(r"(tokenizer|vocab|spiece|sentencepiece)[^_]*\.|.*\.tiktoken", name) for name in names):
         raise MopeqError(f"{model.source.name} has no tokenizer", "add tokenizer.json or what its tokenizer is made of")
