@@ -47,6 +47,17 @@ class Model:
         whole, text = str(self.config["model_type"]), text_model_type(self.config)
         return whole if text in ("", whole) else f"{whole} over {text}"
 
+    @property
+    def absent(self) -> str | None:
+        """The first tensor of routed experts whose place in its file is empty; None where all are there, or on the Hub.
+
+        Other tensors may be nothing but zeros, which some file systems do not write.
+        """
+        if self.source.kind != "folder":
+            return None
+        sources = dict.fromkeys(matrix.source for matrix in self.layout.routed)
+        return next((source for source in sources if self.checkpoint.is_hole(source)), None)
+
     def local_folder(self) -> Path:
         """The folder on this machine that holds all that loading the model takes, which is fetched if it is not here.
 
