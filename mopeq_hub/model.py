@@ -96,7 +96,8 @@ def open_model(name: str, *, named: bool = True) -> Model:
     block = _float8_block(config, source.name)
     family = identify(config, source.name)
     checkpoint = Checkpoint(source, block)
-    if named:
+    largest = max(checkpoint.tensors.values(), key=lambda info: info.nbytes)
+    if named and not (source.kind == "folder" and checkpoint.is_hole(largest.name)):
         # Reading a whole folder takes about as long as importing transformers does.
         Thread(target=_find_commit, args=(source,), daemon=True).start()
     return Model(source, config, checkpoint, read_layout(checkpoint, family, source.path("config.json"), source.name))

@@ -71,7 +71,7 @@ def plan(
         measures[f"uniform {bits} bits"] = manifests.sizes(opened, alike, uniform, _shards(opened, uniform, alike))
     if profile is not None:
         profile = profiles.checked(profile, opened, recipe)
-    elif _looked_at(opened, recipe, progress) or profiles.cache_of(opened, recipe).is_file():
+    elif _looked_at(opened, recipe, progress) or profiles.is_kept(opened, recipe):
         profile = profiles.profile_of(opened, recipe, progress, given=given)
     manifest = None
     if profile is not None:
@@ -134,7 +134,7 @@ def needs_for(
     room_for(model, recipe)
     widest = BitMap.uniform(model.layout, max(recipe.bits))
     units = plan_units(model.checkpoint, model.layout, widest, recipe)
-    profiled, tries = profiles.cache_of(model, recipe).is_file(), recipe.allocator == MEASURED
+    profiled, tries = profiles.is_kept(model, recipe), recipe.allocator == MEASURED
     if recipe.quantizer in CALIBRATED or recipe.signal in RUNNING or tries or (questions and model.has_encoder):
         # The whole model is run before the first weight is written, or once all are.
         stream = False
