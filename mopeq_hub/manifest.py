@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from mopeq_hub.allocation.spread import spread_of
-from mopeq_hub.bitmap import BitMap, Widths, by_projection, bytes_of, competing, width_of
+from mopeq_hub.bitmap import BitMap, Widths, by_projection, bytes_of, competing, packed_bytes, width_of
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Expert, Matrix
 from mopeq_hub.families.base import UNFUSED, matrix_name
 from mopeq_hub.model import Model
-from mopeq_hub.quantization.shards import ShardPlan
-from mopeq_hub.quantization.stream import written_bytes
+from mopeq_hub.quantization.stream import output_bytes, written_bytes
 from mopeq_hub.recipe import FORMAT_VERSION, Recipe
 from mopeq_hub.records import sha256_of
 from mopeq_hub.sensitivity import Profile
@@ -46,7 +45,6 @@ def build(
     recipe: Recipe,
     profile: Profile,
     bitmap: BitMap,
-    shards: Iterable[ShardPlan],
     files: dict[str, Any],
     calibration: dict[str, Any] | None = None,
     selection: dict[str, Any] | None = None,
@@ -97,7 +95,7 @@ def build(
             "unquantized": [name for name in kept if name not in bitmap.rest] if recipe.rest_bits != 16 else [],
             **({"widths": dict(bitmap.rest)} if recipe.rest_bits == "auto" else {}),
         },
-        "sizes": sizes(model, recipe, bitmap, shards),
+        "sizes": sizes(model, recipe, bitmap),
         **({"calibration": calibration} if calibration else {}),
         **({"selection": selection} if selection else {}),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
@@ -156,31 +154,35 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def sizes(model: Model, recipe: Recipe, bitmap: BitMap, shards: Iterable[ShardPlan]) -> dict[str, Any]:
+def sizes(model: Model, recipe: Recipe, bitmap: BitMap) -> dict[str, Any]:
     """Bytes and bits per weight of what is published, beside the source's and those with every expert at 4 bits."""
     layout = model.layout
-    published = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
-    ours = bytes_of(layout.routed, bitmap, recipe)
-    weights = _weights(layout.routed)
-    quantized = [matrix for matrix in layout.matrices if width_of(matrix, bitmap, recipe) != 16]
+    published = sum(output_bytes(model.checkpoint, layout, bitmap, recipe).values())
+    weights, ours, more = _weights(layout.routed), 0, _more_of_the_rest(model, recipe, bitmap)
+    for matrix in layout.routed:
+        bits = width_of(matrix, bitmap, recipe)
+        mine = packed_bytes(matrix.shape, bits, recipe.group_size)
+        ours += mine
+        more += packed_bytes(matrix.shape, 4, recipe.group_size) - mine if bits != 4 else 0
+    rest = [matrix for matrix in layout.rest if width_of(matrix, bitmap, recipe) != 16]
     return {
         "source_bytes": model.checkpoint.nbytes,
         "published_bytes": published,
-        "uniform_4bit_bytes": published + _more_at_4_bits(model, recipe, bitmap),
+        "uniform_4bit_bytes": published + more,
         "expert_weights": weights,
         "experts_bpw": round(8 * ours / weights, 4),
-        "quantized_bpw": round(8 * bytes_of(quantized, bitmap, recipe) / _weights(quantized), 4),
+        "quantized_bpw": round(8 * (ours + bytes_of(rest, bitmap, recipe)) / (weights + _weights(rest)), 4),
     }
 
 
-def _more_at_4_bits(model: Model, recipe: Recipe, bitmap: BitMap) -> int:
-    """Bytes by which what the allocator chose the widths of would be larger, every expert at 4 bits, and the rest at
-    the width that it has for all beside uniform experts."""
-    alike, four = recipe.uniform(4), BitMap.uniform(model.layout, 4)
+def _more_of_the_rest(model: Model, recipe: Recipe, bitmap: BitMap) -> int:
+    """Bytes by which what competes outside the experts would be larger at the width that it has for all beside uniform
+    experts."""
+    alike, none = recipe.uniform(4), BitMap({})
     return sum(
-        written_bytes(model.checkpoint, matrix, width_of(matrix, four, alike), recipe.group_size)
+        written_bytes(model.checkpoint, matrix, width_of(matrix, none, alike), recipe.group_size)
         - written_bytes(model.checkpoint, matrix, width_of(matrix, bitmap, recipe), recipe.group_size)
-        for matrix in (*model.layout.routed, *competing(model.layout, recipe))
+        for matrix in competing(model.layout, recipe)
     )
 
 

@@ -8,7 +8,6 @@ from mopeq_hub import workplace
 from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
-from mopeq_hub.quantization.stream import Unit
 from mopeq_hub.source import HubSource
 
 PROGRAM_BYTES = 1_000_000_000
@@ -35,14 +34,15 @@ class Needs:
 
 
 def needs_of(
-    model: Model, units: Sequence[Unit], place: Path, *, to_hub: bool, profiled: bool, passing: bool | None = None
+    model: Model, outputs: Sequence[int], place: Path, *, to_hub: bool, profiled: bool, passing: bool | None = None
 ) -> Needs:
-    """What quantizing and publishing will take; `place` is where output files are built.
+    """What quantizing and publishing will take.
+
+    outputs: bytes that come of each file of the source. place: where output files are built.
 
     passing: None chooses it where the disk cannot hold source and output together.
     """
     missing = [model.source.files()[shard] for shard in model.checkpoint.shards if not _here(model, shard)]
-    outputs = [unit.output_bytes for unit in units]
     memory = PROGRAM_BYTES + 2 * largest_tensor(model.checkpoint)
     upload = sum(outputs) if to_hub else 0
     held = Needs(memory, sum(outputs), sum(missing), sum(missing), upload, False)

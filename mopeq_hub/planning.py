@@ -15,8 +15,7 @@ from mopeq_hub.model import Model, open_model
 from mopeq_hub.needs import PROGRAM_BYTES, Needs, check_fits, needs_of
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.quantization.calibrated import calibrated, check_memory
-from mopeq_hub.quantization.shards import ShardPlan
-from mopeq_hub.quantization.stream import output_shards, plan_units
+from mopeq_hub.quantization.stream import output_bytes
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import BEST, CALIBRATED, MEASURED, RUNNING, Recipe
 from mopeq_hub.recipes import best
@@ -68,7 +67,7 @@ def plan(
     measures = {}
     for bits in recipe.bits:
         uniform, alike = BitMap.uniform(opened.layout, bits), recipe.uniform(bits)
-        measures[f"uniform {bits} bits"] = manifests.sizes(opened, alike, uniform, _shards(opened, uniform, alike))
+        measures[f"uniform {bits} bits"] = manifests.sizes(opened, alike, uniform)
     if profile is not None:
         profile = profiles.checked(profile, opened, recipe)
     elif _looked_at(opened, recipe, progress) or profiles.is_kept(opened, recipe):
@@ -76,7 +75,7 @@ def plan(
     manifest = None
     if profile is not None:
         bitmap = allocate(profile, recipe, room_for(opened, recipe))
-        manifest = manifests.build(opened, recipe, profile, bitmap, _shards(opened, bitmap, recipe), {})
+        manifest = manifests.build(opened, recipe, profile, bitmap, {})
         measures["this recipe"] = manifest["sizes"]
     choices = [
         {"name": name, "bytes": sizes["published_bytes"], "experts_bpw": sizes["experts_bpw"]}
@@ -133,12 +132,12 @@ def needs_for(
     """
     room_for(model, recipe)
     widest = BitMap.uniform(model.layout, max(recipe.bits))
-    units = plan_units(model.checkpoint, model.layout, widest, recipe)
+    outputs = output_bytes(model.checkpoint, model.layout, widest, recipe)
     profiled, tries = profiles.is_kept(model, recipe), recipe.allocator == MEASURED
     if recipe.quantizer in CALIBRATED or recipe.signal in RUNNING or tries or (questions and model.has_encoder):
         # The whole model is run before the first weight is written, or once all are.
         stream = False
-    needs = needs_of(model, units, place, to_hub=to_hub, profiled=profiled, passing=stream)
+    needs = needs_of(model, [*outputs.values()], place, to_hub=to_hub, profiled=profiled, passing=stream)
     if tries or (recipe.signal in RUNNING and not profiled):
         running = memory_needed(model, recipe.bits) if tries else memory_of(model, recipe)
         needs = replace(needs, memory=max(needs.memory, running))
@@ -161,7 +160,3 @@ def checked_needs(
     needs = needs_for(model, recipe, questions, place, to_hub=to_hub, stream=stream)
     check_fits(needs, place)
     return needs
-
-
-def _shards(model: Model, bitmap: BitMap, recipe: Recipe) -> list[ShardPlan]:
-    return output_shards(plan_units(model.checkpoint, model.layout, bitmap, recipe))

@@ -113,7 +113,7 @@ def build(
     described = {file.file: {"sha256": file.sha256, "bytes": file.nbytes} for file in weights}
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - set(described)
     files = dict(sorted({**described, **manifests.describe_files(folder, names)}.items()))
-    manifest = manifests.build(model, recipe, profile, bitmap, shards, files, tuned.calibration, chosen.document)
+    manifest = manifests.build(model, recipe, profile, bitmap, files, tuned.calibration, chosen.document)
     manifests.write_json(folder / manifests.MANIFEST_NAME, manifest, "mopeq")
     (folder / _LOCAL).parent.mkdir()
     (folder / _LOCAL).write_text(json.dumps({"location": model.source.location}), "utf-8")

@@ -94,6 +94,28 @@ def plan_units(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: R
     ]
 
 
+def output_bytes(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[str, int]:
+    """Bytes of the tensors that come of each file of the source, as in the units of `plan_units`, which take longer.
+
+    Raises MopeqError where an expert's shape does not divide into groups and words.
+    """
+    found = dict.fromkeys(checkpoint.shards, 0)
+    for matrix in layout.matrices:
+        bits = width_of(matrix, bitmap, recipe)
+        if bits != 16:
+            check_divides(matrix, recipe.group_size)
+        found[checkpoint.tensors[matrix.source].file] += written_bytes(checkpoint, matrix, bits, recipe.group_size)
+    order: dict[str, int] = {}
+    for kept in layout.kept.values():
+        last = kept.sources[0]
+        if len(kept.sources) > 1:
+            order = order or {info.name: place for place, info in enumerate(checkpoint.in_file_order())}
+            last = max(kept.sources, key=order.__getitem__)
+        nbytes = TensorPlan(kept.name, kept_dtype(checkpoint, kept.sources[0]), kept.shape).nbytes
+        found[checkpoint.tensors[last].file] += nbytes
+    return {shard: nbytes for shard, nbytes in found.items() if nbytes}
+
+
 def output_shards(units: list[Unit]) -> list[ShardPlan]:
     """Every file that the units fill, in order."""
     return [output for unit in units for output in unit.outputs]
