@@ -17,6 +17,7 @@ from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.hub import destination_for
 from mopeq_hub.hub.published import Published
 from mopeq_hub.manifest import FIDELITY_NAME, MANIFEST_NAME, SIGNATURE_NAME, expert_widths, experts_modules
+from mopeq_hub.modeling.mends import mend_for
 from mopeq_hub.modeling.registry import added
 from mopeq_hub.packing import PARTS
 from mopeq_hub.progress import Progress, Quiet
@@ -69,6 +70,9 @@ def check(
     findings = []
     if SIGNATURE_NAME in published.names and not signatory:
         findings.append(Finding("signed, not verified: --key or --identity says whose signature to expect", None))
+    if mend := mend_for(manifest["model"]["model_type"]):
+        words = f"to load it, write `import mopeq_hub` before `from_pretrained`: auto-round {mend.why}"
+        findings.append(Finding(words, None))
     with progress.stage("check", len(checks), "checks") as advance:
         for subject, look in checks:
             findings.append(Finding(subject, _trouble(look, published, manifest)))

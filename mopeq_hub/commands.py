@@ -352,6 +352,14 @@ def space(
 
 
 @app.command()
+def families(as_json: AsJson = False) -> None:
+    """The kinds of models that were proven: what config.json says, how their experts are stored, what loads them."""
+    from mopeq_hub.families.proven import PROVEN, table
+
+    show({"families": [kind.to_dict() for kind in PROVEN]}, as_json, table)
+
+
+@app.command()
 def check(
     dest: DestArgument,
     load: Annotated[

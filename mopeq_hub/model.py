@@ -12,7 +12,7 @@ from typing import Any
 from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout
-from mopeq_hub.families import identify
+from mopeq_hub.families import identify, text_model_type
 from mopeq_hub.placing import read_layout
 from mopeq_hub.source import Source, companions, open_source, read_json
 
@@ -40,6 +40,12 @@ class Model:
     def has_encoder(self) -> bool:
         """Whether an encoder reads what is asked, and a decoder writes the answer."""
         return self.layout.task == "text2text-generation"
+
+    @property
+    def kind(self) -> str:
+        """What config.json says of it: its model type, and that of its text model where it is another's."""
+        whole, text = str(self.config["model_type"]), text_model_type(self.config)
+        return whole if text in ("", whole) else f"{whole} over {text}"
 
     def local_folder(self) -> Path:
         """The folder on this machine that holds all that loading the model takes, which is fetched if it is not here.

@@ -85,7 +85,7 @@ class _Placer:
         forms = {name: form for name, module in modules.items() if (form := self._family.form(module))}
         if not forms:
             raise MopeqError(
-                f"{self._where} ({self._live.model.config.model_type}) has no experts that auto-round's loader takes "
+                f"{self._where} (text model {self._family.model_type}) has no experts that auto-round's loader takes "
                 f"apart into single ones",
                 "this kind of model is not supported",
             )

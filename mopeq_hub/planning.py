@@ -20,6 +20,7 @@ from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import BEST, CALIBRATED, MEASURED, RUNNING, Recipe
 from mopeq_hub.recipes import best
+from mopeq_hub.rehearsal import rehearse
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.by_running import memory_needed, memory_of
 from mopeq_hub.sensitivity.given import Given
@@ -61,6 +62,7 @@ def plan(
     asked = read_questions(questions, fidelity_tokens)
     opened = open_model(model) if isinstance(model, str) else model
     asked = asked.askable(opened.takes_pictures)
+    rehearse(opened, recipe, progress)
     recipe = settled_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
     measures = {}
     for bits in recipe.bits:

@@ -22,6 +22,7 @@ from mopeq_hub.quantization.run import Send, Watch, quantize_units
 from mopeq_hub.quantization.shards import write_index
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.rehearsal import rehearse
 from mopeq_hub.selection import Selection, select
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.given import NOTHING, Given
@@ -74,6 +75,7 @@ def build(
     cannot be written.
     """
     _check_usable(model)
+    rehearse(model, recipe, progress)
     profile = (
         profiles.checked(profile, model, recipe)
         if profile

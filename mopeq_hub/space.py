@@ -13,9 +13,10 @@ from typing import Any
 
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.report import Markdown, brings_code, code, hub_address, link, one_line
+from mopeq_hub.report import Markdown, brings_code, code, hub_address, link, needs_help, one_line
 from mopeq_hub.report.templating import render
 from mopeq_hub.resources import spaces
+from mopeq_hub.version import __version__
 
 PUBLICATION_NAME = "publication.json"
 """What the app reads, and what tells a Space of ours from any other."""
@@ -35,6 +36,9 @@ def render_space(folder: Path, manifest: dict[str, Any], model: str, original: s
         original = None
     shutil.copytree(spaces() / "compare", folder, ignore=_left_behind, dirs_exist_ok=True)
     publication = _publication(folder, manifest, model, original)
+    if publication["needs_help"]:
+        with open(folder / "requirements.txt", "a", encoding="utf-8") as requirements:
+            requirements.write(f"mopeq-hub=={__version__}\n")
     (folder / PUBLICATION_NAME).write_text(json.dumps(publication, indent=1) + "\n", "utf-8")
     readme = render(
         "space_readme.md.jinja",
@@ -99,6 +103,7 @@ def _publication(folder: Path, manifest: dict[str, Any], model: str, original: s
         "original_revision": source["commit"] if is_source else None,
         "auto_class": manifest["model"]["auto_class"],
         "brings_code": brings_code(manifest),
+        "needs_help": needs_help(manifest),
         "title": f"{name}, original and quantized" if original else f"{name}, quantized",
         "publication": manifest["publication"],
         "run": _run(manifest),

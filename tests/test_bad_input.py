@@ -147,7 +147,17 @@ def dense(folder: Path) -> None:
 
 
 def unsupported_mixture(folder: Path) -> None:
-    edit_json(folder / "config.json", lambda config: config["text_config"].update(model_type="olmoe"))
+    edit_json(folder / "config.json", lambda config: config["text_config"].update(model_type="jetmoe"))
+
+
+def unknown_kind(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda config: config.update(model_type="nosuch"))
+
+
+def code_of_its_own(folder: Path) -> None:
+    (folder / "modeling.py").write_text("raise SystemExit('ran')")
+    code = {"AutoConfig": "modeling.Config", "AutoModelForImageTextToText": "modeling.Model"}
+    edit_json(folder / "config.json", lambda config: config.update(model_type="nosuch", auto_map=code))
 
 
 def unknown_architecture(folder: Path) -> None:
@@ -174,7 +184,9 @@ DAMAGES = {
     no_processor: ("copied-model has no processor_config.json",),
     broken_config: ("config.json", "not JSON"),
     dense: ("llava over llama", "not a mixture of experts"),
-    unsupported_mixture: ("llava over olmoe", "not supported yet", "qwen3_vl_moe"),
+    unsupported_mixture: ("copied-model", "text model jetmoe", "auto-round's loader", "not supported"),
+    unknown_kind: ("'nosuch' of copied-model", "transformers", "install"),
+    code_of_its_own: ("'nosuch' of copied-model", "code", "never run here"),
     unknown_architecture: ("NoSuchModel", "transformers"),
 }
 

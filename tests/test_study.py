@@ -13,6 +13,7 @@ from mopeq_hub import study as studying
 from mopeq_hub.records import entries
 from mopeq_hub.sensitivity import by_running
 from mopeq_hub.study import NOTES, SHUFFLES, known_signals, study
+from tests import tiny
 from tests.conftest import SHAPES, made_once
 
 CHOICES: dict[str, Any] = {
@@ -222,3 +223,28 @@ def test_what_cannot_be_done_is_one_line_before_anything_is_measured(
     with pytest.raises(MopeqError, match=expected):
         study(str(SHAPES), **{"out": tmp_path / "study", **choices(monkeypatch)})
     assert not (SHAPES / "study").exists()
+
+
+def reference(folder: Path) -> None:
+    """An untrained DeepSeek-VL2, as its repos are laid out."""
+    folder.mkdir()
+    tiny.deepseek_vl2(folder)
+
+
+def test_the_papers_maps_of_a_model_of_its_kind_are_measured_at_their_own_size(
+    questions: Path, tmp_path: Path, shared: Path
+) -> None:
+    model = made_once(shared / "study-deepseek", reference)
+    choices: dict[str, Any] = {"signals": ["hessian"], "allocators": ["kmeans"], "budgets": [], "truth": False}
+    found = study(str(model), questions=questions, out=tmp_path, recipe=Recipe(bits=(2, 4)), **choices)
+    assert found["model"] == {"layers": 3, "experts": 16}
+    assert {row["method"] for row in found["rows"]} == {
+        "uniform 2 bits",
+        "uniform 4 bits",
+        "hessian, k-means model-wise",
+        "hessian, k-means layer-wise",
+    }
+    assert all(0 < row["kl"] < 1 for row in found["rows"])
+    page = (tmp_path / "study.md").read_text("utf-8")
+    assert "## Bit maps" in page
+    assert "random" not in page

@@ -10,6 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from mopeq_hub.benchmarks.worker import suite_for
 from mopeq_hub.calibration import load, read_job
 from mopeq_hub.fidelity.trial_worker import Changing
@@ -27,7 +29,10 @@ def main(job_path: Path) -> None:
     failed: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         suite = suite_for(job, Path(scratch))
-        changing, encoder = Changing(model, load(job), job), Encoder(Path(job["folder"]))
+        live = load(job)
+        if torch.cuda.is_available():
+            live.to("cuda")
+        changing, encoder = Changing(model, live, job), Encoder(Path(job["folder"]))
         for key, widths in json.loads(Path(job["maps"]).read_text("utf-8")).items():
             changing.take(widths)
             found = {}

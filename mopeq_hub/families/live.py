@@ -5,6 +5,7 @@ Nothing here is copied from transformers: class, parameters, renamings and conve
 version, so that what is written is what that version's loader looks for.
 """
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,9 @@ class LiveModel:
         # A generation config of the family's defaults is logged at every instantiation: not the user's business.
         logging.getLogger("transformers.generation").setLevel(logging.ERROR)
         transformers.utils.logging.set_verbosity_error()
+        _check_known(config_path, where)
         try:
-            config = transformers.AutoConfig.from_pretrained(config_path.parent)
+            config = transformers.AutoConfig.from_pretrained(config_path.parent, trust_remote_code=False)
             task, auto_class = _task(config)
             with torch.device("meta"):
                 model = auto_class.from_config(config, **({"dtype": dtype} if dtype else {}))
@@ -99,6 +101,20 @@ class LiveModel:
             return []
         first, *_ = converter.target_patterns
         return [live_name.replace(first, target, 1) for target in converter.target_patterns]
+
+
+def _check_known(config_path: Path, where: str) -> None:
+    """Raises MopeqError on a model type that transformers does not have, whether or not code for it comes along."""
+    import transformers
+
+    said = json.loads(config_path.read_text("utf-8"))
+    if said.get("model_type") in transformers.CONFIG_MAPPING:
+        return
+    installed = f"transformers {transformers.__version__}"
+    kind = f"the model type {said.get('model_type')!r} of {where} is not one that {installed} has"
+    if "auto_map" in said:
+        kind += ", and the code that comes with it is never run here"
+    raise MopeqError(kind, "check config.json, or install a transformers that has it")
 
 
 _PER_TOKEN = (

@@ -38,6 +38,15 @@ class Kind:
             return "`from_pretrained` with `trust_remote_code=True`, or after `import mopeq_hub`"
         return "`from_pretrained`"
 
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model_type": self.model_type,
+            "text_model_type": self.text_model_type,
+            "proven": True,
+            "experts": self.stored,
+            "loads": self.loads,
+        }
+
 
 COMPOSITES = ("idefics3", "internvl", "lfm2_vl", "llava", "llava_next", "llava_onevision", "mistral3")
 """Models that see with a tower of their own and read with whatever text model their config names."""
@@ -80,6 +89,25 @@ PROVEN = (
         key=lambda kind: kind.model_type,
     ),
 )
+
+
+def table() -> str:
+    """The kinds as a table that reads well on a terminal."""
+    rows = [("model type", "experts in the source", "a publication loads by")]
+    rows += [(kind.name, kind.stored, kind.loads.replace("`", "")) for kind in PROVEN]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    composites = f"{', '.join(COMPOSITES[:-1])} and {COMPOSITES[-1]}"
+    return "\n".join([*lines, "", f"{composites} are proven over any text model above."])
+
+
+def summary() -> str:
+    """The kinds in Markdown, those alike in a row: the README's table."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for kind in PROVEN:
+        alike.setdefault((kind.loads, kind.stored), []).append(f"`{kind.name}`")
+    rows = [f"| {', '.join(names)} | {stored} | {loads} |" for (loads, stored), names in alike.items()]
+    return "\n".join(["| model types | experts in the source | a publication loads by |", "| --- | --- | --- |", *rows])
 
 
 def is_proven(config: dict[str, Any]) -> bool:

@@ -2,6 +2,8 @@
 model, found by structure."""
 
 import copy
+import inspect
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_SCORES = ("scoring_func", "expert_selection_fn")
+"""What a config calls the function that makes scores of a router's logits."""
+_SIGMOID = re.compile(r"logits(\.float\(\))?\.sigmoid\(|sigmoid\((router_)?logits")
+"""How transformers' routers score by the sigmoid, where their config does not say so."""
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "dense_act_fn")
 """What a config calls the experts' activation."""
 
@@ -24,6 +30,8 @@ class Routing:
     trouble: in one line, why one of them was not found; empty where all were.
     offset: what the norm adds to its weight, 1 in some families, 0 in most. activation: the experts', by transformers'
     name. normalized: whether the weights of the experts that are chosen are made to sum to 1.
+    scores: `softmax` or `sigmoid`, what the router makes of its logits. biases: by layer, what is added to the scores
+    [experts] while experts are chosen, and not to what they weigh; empty in families that add nothing.
     """
 
     routers: dict[int, str]
@@ -32,11 +40,13 @@ class Routing:
     offset: float
     activation: str
     normalized: bool
+    scores: str
+    biases: dict[int, str]
 
 
 def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsModule], config: Any) -> Routing:
     """The routing of a model on the meta device; `config` is the text model's."""
-    routers, norms, trouble, offset = {}, {}, "", 0.0
+    routers, norms, biases, trouble, offset, scores = {}, {}, {}, "", 0.0, "softmax"
     for module in modules:
         name, layer, count = module.name, module.layer, module.count
         if layer in routers:
@@ -49,6 +59,9 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
             )
         else:
             routers[layer] = f"{block}.{router}"
+            scores = _scores(model, (routers[layer].rpartition(".")[0], block), config)
+            if bias := _bias(model.get_submodule(block), count):
+                biases[layer] = f"{block}.{bias}"
         norm: Any = getattr(model.get_submodule(around), family.norm, None) if around else None
         if tuple(getattr(getattr(norm, "weight", None), "shape", ())) != (config.hidden_size,):
             trouble = trouble or f"{family.norm}, known as the norm before the experts, is not around {name}"
@@ -57,7 +70,7 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
             offset = _offset(norm) if len(norms) == 1 else offset
     normalized = getattr(config, "norm_topk_prob", family.normalized) is not False
     activation = next((getattr(config, name) for name in _ACTIVATIONS if getattr(config, name, None)), "silu")
-    return Routing(routers, norms, trouble, offset, str(activation), normalized)
+    return Routing(routers, norms, trouble, offset, str(activation), normalized, scores, biases)
 
 
 def _around(model: "nn.Module", experts: str, norm: str) -> str:
@@ -77,6 +90,24 @@ def _router(block: "nn.Module", experts: str, shape: tuple[int, int]) -> str | N
         if tuple(parameter.shape) == shape and not name.startswith(f"{experts}.")
     ]
     return _only(name for name in fitting if name.count(".") == min(each.count(".") for each in fitting))
+
+
+def _scores(model: "nn.Module", names: Iterable[str], config: Any) -> str:
+    """What becomes of logits: as the config says or, where that says nothing, as the code of the modules of these names
+    does."""
+    said = next((getattr(config, name) for name in _SCORES if getattr(config, name, None)), None)
+    if said:
+        return str(said)
+    codes = (inspect.getsource(type(model.get_submodule(name))) for name in names)
+    return "sigmoid" if any(_SIGMOID.search(code) for code in codes) else "softmax"
+
+
+def _bias(block: "nn.Module", count: int) -> str | None:
+    """The name within the block of what is added to its experts' scores while they are chosen, as all families that
+    have it call it."""
+    tensors = [*block.named_parameters(), *block.named_buffers()]
+    found = (name for name, value in tensors if name.endswith("correction_bias") and value.numel() == count)
+    return next(found, None)
 
 
 def _only(names: Iterable[str]) -> str | None:

@@ -17,7 +17,7 @@ from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.questions import Questions
 from mopeq_hub.version import __version__
 
-_LOADING_TROUBLES = {
+LOADING_TROUBLES = {
     "missing_keys": "not in its files",
     "unexpected_keys": "not used",
     "mismatched_keys": "of another shape",
@@ -137,7 +137,7 @@ def _checked_loading(
 def check_loading(loading: dict[str, Any], manifest: dict[str, Any]) -> None:
     """Raises MopeqError unless the loader found all it looked for, used all it found, and at the bit map's widths."""
     hint = "nothing was published; report the model's name"
-    for kind, words in _LOADING_TROUBLES.items():
+    for kind, words in LOADING_TROUBLES.items():
         if names := loading[kind]:
             others = f" and {len(names) - 1} others are" if len(names) > 1 else " is"
             raise MopeqError(f"the published form does not load: {names[0]}{others} {words}", hint)

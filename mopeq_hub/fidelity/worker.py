@@ -78,7 +78,7 @@ def prepare(folder: Path, auto_class: str) -> dict[str, Any]:
     from transformers.quantizers.auto import AutoHfQuantizer
 
     _quiet()
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     quantizer = AutoHfQuantizer.from_config(config.quantization_config, pre_quantized=True)
     with torch.device("meta"):
         model = getattr(transformers, auto_class).from_config(config)

@@ -25,7 +25,7 @@ class Mend:
 
 def mend_for(model_type: str) -> Mend | None:
     """What a model of this type needs, if it needs anything."""
-    return _MENDS.get(model_type)
+    return MENDS.get(model_type)
 
 
 def arrange() -> None:
@@ -98,7 +98,7 @@ def _restore_frequencies(model: Any) -> None:
                 module.original_inv_freq.copy_(own)
 
 
-_MENDS = {
+MENDS = {
     "ernie4_5_vl_moe": Mend(
         "gives ERNIE's rotary embedding the frequencies of other models", loaded=_restore_frequencies
     ),

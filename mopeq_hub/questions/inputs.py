@@ -71,22 +71,22 @@ class Encoder:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-        self._config = AutoConfig.from_pretrained(folder)
+        self._config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         # What the decoder's text begins with where an encoder reads the question.
         self._begin = _decoder_start(self._config, folder)
         self._processor: Any = None
         self._images: Any = None
         try:
-            processor = AutoProcessor.from_pretrained(folder)
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         except (ImportError, ValueError, OSError):
             processor = None
         if hasattr(processor, "tokenizer"):
             self._processor, self.tokenizer = processor, processor.tokenizer
         else:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
                 # Processors that own a video processor need torchvision; their picture and text halves do not.
-                self._images = AutoImageProcessor.from_pretrained(folder)
+                self._images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
 
     @property
     def takes_pictures(self) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mopeq_hub.modeling.mends import mend_for
 from mopeq_hub.recipe import Recipe
 
 PROJECTIONS = ("gate", "up", "down")
@@ -153,6 +154,11 @@ def has_encoder(manifest: dict[str, Any]) -> bool:
 def brings_code(manifest: dict[str, Any]) -> bool:
     """Whether the publication holds the code of its model, which transformers does not have, or not so."""
     return any(name.endswith(".py") for name in manifest["files"])
+
+
+def needs_help(manifest: dict[str, Any]) -> bool:
+    """Whether the publication loads only after `import mopeq_hub`."""
+    return mend_for(manifest["model"]["model_type"]) is not None
 
 
 def counts(manifest: dict[str, Any]) -> dict[int, int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.fidelity.variants import CLOSE, is_close
+from mopeq_hub.modeling.mends import mend_for
 from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.report import (
@@ -262,6 +263,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "projections": listed([*projections(manifest)]),
         "own_class": not any(name.startswith("configuration_") for name in manifest["files"]),
         "brings_code": brings_code(manifest),
+        "mend": mend.why if (mend := mend_for(manifest["model"]["model_type"])) else None,
         "command": Markdown(_command(manifest)),
     }
 

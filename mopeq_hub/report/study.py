@@ -49,7 +49,7 @@ def table(document: dict[str, Any]) -> "Table":
 
     drawn = Table(title=Text(one_line(document["source"]["name"])), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     drawn.title_justify = drawn.caption_justify = "left"
-    drawn.add_column()
+    drawn.add_column(overflow="fold")
     headings = ("bpw", "KL", "of uniform", "top-1", "accuracy")
     for heading in headings if document["original"]["accuracy"] is not None else headings[:-1]:
         drawn.add_column(heading, justify="right", no_wrap=True)
@@ -58,7 +58,7 @@ def table(document: dict[str, Any]) -> "Table":
         for row in rows:
             # Sizes and perplexities are on the page.
             name, bpw, _, kl, share, top1, _, *accuracies = _cells(row, document)
-            drawn.add_row(*map(Text, (name, bpw, kl, share, top1, *accuracies)))
+            drawn.add_row(*map(Text, (name, bpw, kl.replace(" ± ", "±"), share, top1, *accuracies)))
         drawn.add_section()
     drawn.caption = Text("\n".join(map(one_line, _remarks(document))), style="default not italic")
     return drawn

@@ -223,6 +223,8 @@ def step_summary(
         f"| {' | '.join(COLUMNS)} |\n|{' --- |' + ' ---: |' * (len(COLUMNS) - 1)}\n{rows}",
         f"Routed experts{parts}: {', '.join(f'{count} at {width} bits' for width, count in counts(manifest).items())}.",
     ]
+    if found := [f"- {escape(name)}: {escape(words)}" for name, words in benchmarks.lines(fidelity)]:
+        lines.append("\n".join(["Benchmarks:", "", *found]))
     if page:
         # A repo that is private shows nobody its plots here.
         lines.append(" ".join(f"![{name}]({page}/resolve/main/plots/{name}.png)" for name in PLOTS))

@@ -5,6 +5,7 @@ them. Progress goes to standard output, one number of finished tokens a line.
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ COLLECTORS: dict[str, Callable[[Model, Any, dict[str, Any]], Collector]] = {
 }
 ANSWER_TOKENS = 32
 """Most tokens of an answer that the model gives."""
-_AT_ONCE = 64
-"""Made questions that are answered together; of the last ones those beyond the tokens wanted are not used."""
+_FIRST, _MOST = 64, 1024
+"""Made questions that are answered together, at first and at most: the more, the more of them have the same length. Of
+the last ones those beyond the tokens wanted are not used."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,14 @@ def rows_of(model: Model, live: Any, encoder: Encoder, job: dict[str, Any], scra
 def _answered(live: Any, encoder: Encoder, questions: Iterator[Question], tokens: int) -> list[Row]:
     """Rows of questions with the model's own greedy answers, until they have that many tokens."""
     rows: list[Row] = []
-    while tokens > 0:
-        for row in _answers(live, encoder.rows(list(islice(questions, _AT_ONCE)), with_answer=False)):
-            if tokens > 0:
+    left, count = tokens, _FIRST
+    while left > 0:
+        for row in _answers(live, encoder.rows(list(islice(questions, count)), with_answer=False)):
+            if left > 0:
                 rows.append(Row(len(rows), row.inputs, row.prompt))
-                tokens -= row.tokens
+                left -= row.tokens
+        # As many as are needed if they have the tokens of those before.
+        count = min(_MOST, math.ceil(left * len(rows) / (tokens - left)))
     return rows
 
 

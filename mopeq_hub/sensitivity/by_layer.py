@@ -54,10 +54,11 @@ def measure_layers(
 
 
 def _shards(model: Model, layer: int, matrices: Sequence[Matrix]) -> list[str]:
-    """The files that hold a layer's experts, its router and its norm."""
+    """The files that hold a layer's experts, its router with its bias, and its norm."""
     routing, source_of = model.layout.routing, model.layout.source_of
     sources = [*(matrix.source for matrix in matrices), source_of[routing.routers[layer]]]
     sources.append(source_of[routing.norms[layer]])
+    sources += [source_of[name] for name in [routing.biases.get(layer, "")] if name in source_of]
     return list(dict.fromkeys(model.checkpoint.tensors[source].file for source in sources))
 
 
@@ -111,6 +112,7 @@ class _Stages:
             assert matrix.expert is not None
             experts.setdefault(matrix.expert.index, {})[str(matrix.projection)] = matrix
         router, norm = (layout.source_of[name[layer]] for name in (layout.routing.routers, layout.routing.norms))
+        bias = layout.source_of.get(layout.routing.biases.get(layer, ""))
         return LayerView(
             layer=layer,
             checkpoint=asked.model.checkpoint,
@@ -121,6 +123,8 @@ class _Stages:
             experts_per_token=layout.experts_per_token,
             normalized=layout.routing.normalized,
             initial=asked.earlier.read(layer) if asked.earlier else None,
+            scores=layout.routing.scores,
+            bias=self._numbers(bias)[0] if bias else None,
         )
 
     def _numbers(self, source: str) -> NDArray[np.float32]:

@@ -1,9 +1,9 @@
 """The damage itself, without data: what each width of each projection does to what its layer's experts give.
 
 Inputs are drawn as the layer would get them: x = z * gamma, z of normally distributed numbers made of unit mean square,
-gamma the weight of the norm before the experts. The router, a softmax, picks the k best of its experts for each of
-`DRAWN` such inputs. With p(x) what it weighs an expert f with where it picks it, else 0, the cost of a width of one
-projection is
+gamma the weight of the norm before the experts. The router, a softmax or one sigmoid an expert, picks the k best of
+its experts for each of `DRAWN` such inputs, by scores to which some families add a bias. With p(x) what it weighs an
+expert f with where it picks it, else 0, the cost of a width of one projection is
 
     E[p(x)^2] * E[|f(x) - f_q(x)|^2] / E[|sum over experts of p(x) f(x)|^2],
 
@@ -11,11 +11,11 @@ f_q being f with that projection alone quantized: groups and grid are the recipe
 share of what the layer's routed experts give that is lost, which puts all layers on one scale. The first factor is over
 all inputs; none is taken as less than that of one pick in two times as many, so that no cost is 0 by the draw. The
 second is over inputs that pick the expert: those of the first `SHARED`, and more to make `EACH`; where too few pick it,
-the inputs with the highest logits for it make up for them. The third is over the first `SHARED` inputs.
+the inputs that come closest to it make up for them. The third is over the first `SHARED` inputs.
 
-What is left out: real hidden states are not normally distributed; some routers add to their logits, scale or group
-them, or know no softmax; shared experts; damage of several projections adds up and is not independent. It costs a read
-of the experts, a quantization of each for each width, and a few matrix products; it needs the weights alone.
+What is left out: real hidden states are not normally distributed; some routers choose among groups first, or scale
+their logits; shared experts; damage of several projections adds up and is not independent. It costs a read of the
+experts, a quantization of each for each width, and a few matrix products; it needs the weights alone.
 """
 
 from collections.abc import Mapping
@@ -86,27 +86,34 @@ def _inputs(view: LayerView, seed: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class _Picks:
-    """What the router makes of the inputs. logits, weights [DRAWN, experts]; an expert that is not picked weighs 0."""
+    """What the router makes of the inputs. choice, what it picks by, and weights [DRAWN, experts]; an expert that is
+    not picked weighs 0. A factor that is common to all weights, as some families have it, changes no cost."""
 
-    logits: NDArray[np.float64]
+    choice: NDArray[np.float64]
     weights: NDArray[np.float64]
 
     @classmethod
     def of(cls, inputs: NDArray[np.float32], view: LayerView) -> "_Picks":
         # In float64, so that no other order of sums picks other experts.
         logits = inputs.astype(np.float64) @ view.router.T.astype(np.float64)
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        best = np.argsort(-logits, axis=1, kind="stable")[:, : view.experts_per_token]
-        weights = np.zeros_like(shares)
-        np.put_along_axis(weights, best, np.take_along_axis(shares, best, axis=1), axis=1)
-        return cls(logits, weights / (weights if view.normalized else shares).sum(axis=1, keepdims=True))
+        if view.scores == "sigmoid":
+            scores = 1 / (1 + np.exp(-logits))
+        else:
+            scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
+        # Both functions keep the order of logits, which are not rounded to 0 or 1.
+        choice = logits if view.bias is None else scores + view.bias
+        best = np.argsort(-choice, axis=1, kind="stable")[:, : view.experts_per_token]
+        weights = np.zeros_like(scores)
+        np.put_along_axis(weights, best, np.take_along_axis(scores, best, axis=1), axis=1)
+        return cls(choice, weights / weights.sum(axis=1, keepdims=True) if view.normalized else weights)
 
     def inputs_of(self, expert: int) -> NDArray[np.intp]:
         """The inputs on which an expert is tried."""
         picked = self.weights[:, expert] > 0
         chosen = np.flatnonzero(picked)
         chosen = chosen[: max(EACH, int((chosen < SHARED).sum()))]
-        others = np.argsort(-np.where(picked, -np.inf, self.logits[:, expert]), kind="stable")
+        others = np.argsort(-np.where(picked, -np.inf, self.choice[:, expert]), kind="stable")
         return np.sort(np.append(chosen, others[: max(0, EACH - len(chosen))]))
 
     def use_of(self, expert: int) -> float:

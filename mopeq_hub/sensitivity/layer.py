@@ -19,7 +19,8 @@ class LayerView:
     router [experts, hidden], float32. initial: the same of an earlier checkpoint, None where none was given.
     norm [hidden], float32: what the layer multiplies its normalised hidden states by before they reach the experts.
     activation: transformers' name of the experts' activation. experts_per_token: how many the router chooses.
-    normalized: whether the chosen experts' weights are made to sum to 1.
+    normalized: whether the chosen experts' weights are made to sum to 1. scores: `softmax` or `sigmoid`, what the
+    router makes of its logits. bias [experts], float32: what is added to the scores to choose by; None for nothing.
     """
 
     layer: int
@@ -31,6 +32,8 @@ class LayerView:
     experts_per_token: int
     normalized: bool
     initial: NDArray[np.float32] | None = None
+    scores: str = "softmax"
+    bias: NDArray[np.float32] | None = None
 
 
 def damaged(source: str) -> MopeqError:

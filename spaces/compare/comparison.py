@@ -48,7 +48,8 @@ class Comparison:
 
     def __init__(self, publication: Publication, keep: bool = not ON_ZERO_GPU) -> None:
         code = publication.model if publication.brings_code else None
-        self.quantized = ModelProcess("quantized", publication.model, publication.auto_class, code)
+        helped = publication.needs_help
+        self.quantized = ModelProcess("quantized", publication.model, publication.auto_class, code, helped)
         self.original: ModelProcess | None = None
         if publication.original:
             self.original = ModelProcess("original", publication.original, publication.auto_class, code)

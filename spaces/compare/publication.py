@@ -81,7 +81,8 @@ class Place:
 class Publication:
     """publication.json, as mopeq-hub writes it. run: the address of the workflow run that made the publication.
 
-    brings_code: whether the model's repo holds the code that both models are made by.
+    brings_code: whether the model's repo holds the code that both models are made by. needs_help: whether mopeq_hub is
+    to be imported before the model is loaded.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Publication:
     title: str
     run: str | None
     brings_code: bool = False
+    needs_help: bool = False
 
     @property
     def takes_pictures(self) -> bool:
@@ -102,7 +104,7 @@ class Publication:
         original = Place(said["original"], said["original_revision"]) if said["original"] else None
         model = Place(said["model"], said["revision"])
         known = said["publication"], model, original, said["auto_class"], said["title"], said["run"]
-        return cls(*known, said.get("brings_code", False))
+        return cls(*known, said.get("brings_code", False), said.get("needs_help", False))
 
     def card(self) -> str | None:
         """The model card without its metadata. Its plots are in it; other links to files of the repo lead to the Hub,

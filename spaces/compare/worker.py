@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, TextIO
 
 import torch
@@ -205,8 +206,11 @@ def main() -> int:
     parser.add_argument("--auto-class", required=True)
     parser.add_argument("--code", help="owner/name on the Hub, or a folder, with the code of the model")
     parser.add_argument("--code-revision")
+    parser.add_argument("--helped", action="store_true", help="import mopeq_hub before loading")
     options = parser.parse_args()
     try:
+        if options.helped:
+            import_module("mopeq_hub")
         if options.code:
             learn(options.code, options.code_revision)
         answerer = Answerer(options.where, options.revision, options.auto_class)

@@ -1,19 +1,20 @@
 """Every kind of model in the registry's table: a tiny instance, saved as transformers saves it, quantized with mixed
 widths, loaded in a process of its own, computes with the dequantized weights."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from mopeq_hub import Recipe, quantize
+from mopeq_hub import Recipe, cli, quantize
 from mopeq_hub.bitmap import width_of
-from mopeq_hub.families.proven import PROVEN, is_proven
+from mopeq_hub.families.proven import PROVEN, is_proven, summary
 from mopeq_hub.fidelity.stages import place_of
 from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import Model, open_model
-from mopeq_hub.modeling.mends import mend_for
+from mopeq_hub.modeling.mends import MENDS, mend_for
 from mopeq_hub.packing import Packed, dequantize
 from tests.apart import run_apart
 from tests.families import zoo
@@ -94,3 +95,18 @@ def test_the_registrys_table_has_what_is_proven_here() -> None:
     # tests/families/test_our_models.py, tests/modeling, tests/families/test_published_form.py
     elsewhere = {"deepseek_vl_v2", "molmo", "switch_transformers"}
     assert sorted(kind.name for kind in PROVEN) == sorted({*zoo.NAMES, *elsewhere})
+
+
+def test_the_readmes_table_is_written_from_the_registry() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    assert summary() in readme
+
+
+def test_every_kind_is_listed_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["families", "--json"])
+    listed = json.loads(capsys.readouterr().out)["families"]
+    assert [(kind["model_type"], kind["text_model_type"]) for kind in listed] == [
+        (kind.model_type, kind.text_model_type) for kind in PROVEN
+    ]
+    assert {kind["model_type"] for kind in listed if "import mopeq_hub`, then" in kind["loads"]} == set(MENDS)

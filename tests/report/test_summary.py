@@ -102,6 +102,19 @@ def test_the_step_summary_is_a_markdown_table_with_a_link() -> None:
     assert "not measured" in step_summary(made, None, "out/shapes")
 
 
+def test_benchmarks_have_both_models_numbers_or_a_reason_wherever_results_are_shown() -> None:
+    made = manifest()
+    proof = fidelity(made, benchmarks=True)
+    text = shown(result_lines(made, proof), width=160)
+    assert (
+        "mme_perception_score 1,462, the original has 10,476; mme_cognition_score 301.2, the original has 298.6" in text
+    )
+    assert "TextVQA          not run: it failed (KeyError)" in text
+    page = MarkdownIt("commonmark").render(step_summary(made, proof, "out/shapes"))
+    assert "<li>TextVQA: not run: it failed (KeyError)</li>" in page
+    assert "<li>own: exact_match 0.9, the original has 1 (40 questions)</li>" in page
+
+
 def test_the_step_summary_of_a_hub_model_leads_to_all_that_belongs_to_it() -> None:
     made = manifest(source={"name": "x/y", "kind": "hub", "card": {}, "commit": "5b" * 20})
     page, space = "https://huggingface.co/a/b", "https://huggingface.co/spaces/a/b"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +19,10 @@ from mopeq_hub.model import open_model
 from mopeq_hub.passage import Passage
 from mopeq_hub.progress import Quiet
 from mopeq_hub.sensitivity import BY_LAYER, LayerView, by_layer
+from mopeq_hub.sensitivity.profile import Values
 from mopeq_hub.sensitivity.run import measure
 from tests.conftest import many_shards
-from tests.tiny import llava_over_deepseek_v2, qwen3_vl_moe
+from tests.tiny import deepseek_vl2, llava_over_deepseek_v2, qwen3_vl_moe
 
 SIGNALS = sorted(BY_LAYER)
 FAMILY = Family("made")
@@ -51,6 +53,57 @@ def test_router_and_norm_of_every_family_are_found(make: Callable[[Path], Path],
         assert routing.norms[layer] == f"model.language_model.layers.{layer}.post_attention_layernorm.weight"
     assert (routing.activation, routing.offset) == ("silu", 0.0)
     assert routing.normalized == (make is qwen3_vl_moe)
+
+
+@pytest.mark.parametrize(("kind", "scores"), [("tiny", "softmax"), ("base", "sigmoid")])
+def test_what_a_router_makes_of_its_logits_is_what_the_config_says(kind: str, scores: str, tmp_path: Path) -> None:
+    routing = open_model(str(deepseek_vl2(tmp_path / "model", kind))).layout.routing
+    assert routing.scores == scores
+    names = {layer: name.replace("weight", "e_score_correction_bias") for layer, name in routing.routers.items()}
+    assert routing.biases == (names if kind == "base" else {})
+
+
+@pytest.mark.parametrize(
+    ("family", "scores"), [("deepseek_v3", "sigmoid"), ("deepseek_v2", "softmax"), ("qwen2_moe", "softmax")]
+)
+def test_where_the_config_says_nothing_the_code_does(family: str, scores: str) -> None:
+    """transformers' DeepSeek-V3 knows sigmoids only; Qwen2's shared experts have a gate of one, its router has none."""
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"num_experts": 4, "n_routed_experts": 4, "num_local_experts": 4}
+    config = AutoConfig.for_model(
+        family, num_hidden_layers=1, hidden_size=16, num_attention_heads=2, num_key_value_heads=2, vocab_size=8,
+        first_k_dense_replace=0, intermediate_size=8, **sizes,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    module = ExpertsModule("layers.0.mlp.experts", 0, 0, 4, Form(GATED, transposed=False, biased=False))
+    routing = find_routing(model, FAMILY, [module], config)
+    assert routing.scores == scores
+    assert routing.biases == ({0: "layers.0.mlp.gate.e_score_correction_bias"} if scores == "sigmoid" else {})
+
+
+def test_a_bias_on_scores_reaches_the_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = deepseek_vl2(tmp_path / "model", "base")
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    biases = {name: value for name, value in tensors.items() if name.endswith("e_score_correction_bias")}
+    save_file(tensors | {name: torch.arange(len(value)).float() for name, value in biases.items()}, path)
+    views: list[LayerView] = []
+
+    def keep(view: LayerView, recipe: Recipe) -> dict[str, Values]:
+        views.append(view)
+        return {}
+
+    monkeypatch.setitem(BY_LAYER, "distortion", keep)
+    model = open_model(str(folder))
+    with suppress(KeyError, ValueError, MopeqError):
+        measure(model, recipe("distortion"), tmp_path / "notes", Quiet())
+    assert len(views) == len(biases) > 0
+    for view in views:
+        assert view.scores == "sigmoid"
+        assert view.bias is not None
+        assert view.bias.tolist() == list(range(len(view.experts)))
 
 
 def test_a_linear_router_and_a_norm_that_adds_one_are_found_too() -> None:

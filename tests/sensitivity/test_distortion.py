@@ -68,6 +68,43 @@ def test_a_cost_is_the_share_that_the_layers_own_block_loses(
     assert profile.experts[Expert(number, index)][projection][0] == pytest.approx(float(lost), rel=0.25)
 
 
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_router_of_sigmoids_weighs_as_its_own_block_does(normalized: bool) -> None:
+    """DeepSeek-VL2's block with a bias on its scores, on other inputs, with one projection of an expert at 2 bits."""
+    from mopeq_hub.modeling.deepseek_vl2.configuration_deepseek_vl2 import DeepseekVLV2TextConfig
+    from mopeq_hub.modeling.deepseek_vl2.text_deepseek_vl2 import DeepseekVLV2MoE
+
+    # Scores far apart, of which the bias turns the order around: a softmax would weigh and choose otherwise.
+    bias = np.linspace(-0.4, 0.4, 8).astype(np.float32)
+    view = layer(scores="sigmoid", bias=bias, normalized=normalized)
+    view.router[:] = 2 * view.router - 0.1 * view.router.mean(1, keepdims=True)
+    config = DeepseekVLV2TextConfig(
+        hidden_size=HIDDEN, moe_intermediate_size=32, n_routed_experts=8, n_shared_experts=None, num_experts_per_tok=2,
+        scoring_func="sigmoid", topk_method="noaux_tc", n_group=1, topk_group=1, norm_topk_prob=normalized,
+        routed_scaling_factor=2.5, hidden_act="silu",
+    )  # fmt: skip
+    block = DeepseekVLV2MoE(config).float()
+    whole = [{name: torch.from_numpy(part.values) for name, part in parts.items()} for parts in view.experts]  # type: ignore[attr-defined]
+    drawn = torch.randn(20_000, HIDDEN, generator=torch.Generator().manual_seed(5))
+    inputs = (drawn / drawn.square().mean(1, keepdim=True).sqrt())[None]
+    costs = distortion.costs(view, RECIPE)
+    by_softmax = distortion.costs(replace(view, scores="softmax", bias=None), RECIPE)
+    with torch.no_grad():
+        block.gate.weight.copy_(torch.from_numpy(view.router))
+        block.gate.e_score_correction_bias.copy_(torch.from_numpy(bias))
+        for index, parts in enumerate(whole):
+            block.experts.gate_up_proj[index] = torch.cat([parts["gate"], parts["up"]])
+            block.experts.down_proj[index] = parts["down"]
+        given = block(inputs)
+        for index in (1, 7):
+            narrow = quantize(Weight(view.experts[index]["down"].values), 2, 32, True, True)  # type: ignore[attr-defined]
+            block.experts.down_proj[index] = torch.from_numpy(dequantize(narrow, 2, True))
+            lost = (block(inputs) - given).square().sum(2).mean() / given.square().sum(2).mean()
+            block.experts.down_proj[index] = whole[index]["down"]
+            assert costs[f"{index}.down"][0] == pytest.approx(float(lost), rel=0.25)
+            assert by_softmax[f"{index}.down"][0] != pytest.approx(float(lost), rel=0.25)
+
+
 def test_more_bits_cost_less() -> None:
     for costs in distortion.costs(layer(), replace(RECIPE, bits=(2, 3, 4, 8))).values():
         assert costs[0] > 2 * costs[1] > 4 * costs[2] > 20 * costs[3] > 0

@@ -157,6 +157,31 @@ def test_own_inputs_need_no_data_and_are_the_same_every_time(model: Model, live:
     assert all(row.prompt < row.length for row in one.rows)
 
 
+def test_own_questions_are_answered_many_at_a_time_and_are_those_of_a_few_at_a_time(
+    model: Model, live: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, real, counted = Encoder(Path(model.source.location)), activity.batches, []
+
+    def batches(rows: list[Row]) -> Any:
+        counted.append(len(list(real(rows))))
+        return real(rows)
+
+    monkeypatch.setattr(activity, "batches", batches)
+    job = {**JOB, **_inputs(None), "tokens": 3000}
+    found = []
+    for first, most in ((16, 16), (16, 1024)):
+        monkeypatch.setattr(activity, "_FIRST", first)
+        monkeypatch.setattr(activity, "_MOST", most)
+        (group,) = activity.rows_of(model, live, encoder, job, tmp_path)
+        found.append((group, sum(counted)))
+        counted.clear()
+    (few, often), (many, seldom) = found
+    assert [row.inputs["input_ids"].tolist() for row in few.rows] == [
+        row.inputs["input_ids"].tolist() for row in many.rows
+    ]
+    assert seldom < often / 2
+
+
 def test_a_model_that_memory_does_not_hold_is_refused_with_what_to_do(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

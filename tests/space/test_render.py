@@ -60,6 +60,7 @@ def test_the_publication_pins_both_models(tmp_path: Path) -> None:
         "original_revision": HUB_COMMIT,
         "auto_class": "AutoModelForImageTextToText",
         "brings_code": False,
+        "needs_help": False,
         "title": "shapes-moe-vl, original and quantized",
         "publication": "mopeq-c4c4c4c4c4c4-5b5b5b5b5b5b",
         "run": None,
