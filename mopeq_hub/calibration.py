@@ -86,9 +86,13 @@ class LiveExpert:
     def gated(self, narrowed: torch.Tensor) -> torch.Tensor:
         """What goes into down [t, width]."""
         home = self._module if self._form.fused else self._linear(0)[0]
-        bent = home._apply_gate if len(self._names) > 2 else home.act_fn if self._form.fused else home.act
-        result: torch.Tensor = bent(narrowed)
-        return result
+        if len(self._names) > 2 and hasattr(home, "_apply_gate"):
+            return home._apply_gate(narrowed)  # type: ignore[no-any-return]
+        bent = home.act_fn if self._form.fused else home.act
+        if len(self._names) == 2:
+            return bent(narrowed)  # type: ignore[no-any-return]
+        gate, up = narrowed.chunk(2, -1)
+        return bent(gate) * up  # type: ignore[no-any-return]
 
     def weight(self, part: int) -> torch.Tensor:
         """The weight [out, in] of the first matrices, stacked, or of down."""
@@ -113,11 +117,18 @@ NO_EXPERT = -1
 """Chosen by a token that no expert of its layer has room for, where they take no more than so many."""
 
 
-def chosen_experts(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
-    """The numbers of each token's experts [..., k] among what an experts module is called with, the first its hidden
-    states: the one tensor of whole numbers, or of a flag for each expert."""
+def chosen_experts(args: tuple[Any, ...], named: dict[str, Any], count: int) -> torch.Tensor:
+    """The numbers of each token's experts [..., k] among the `count` of an experts module, by what it is called with,
+    the first its hidden states: the one tensor of whole numbers, or of a flag for each expert.
+
+    Where there is none, each expert is given all tokens one after the other, as zeros those that are not for it; then
+    [count * tokens, 1].
+    """
     states, *others = (*args, *named.values())
-    chosen = next(value for value in others if not value.is_floating_point())
+    chosen = next((value for value in others if torch.is_tensor(value) and not value.is_floating_point()), None)
+    if chosen is None:
+        own = torch.arange(count, device=states.device)[:, None]
+        return torch.where(states.view(count, -1, states.shape[-1]).any(-1), own, NO_EXPERT).view(-1, 1)
     if chosen.dim() == states.dim():
         return chosen
     return torch.where(chosen.any(-1), chosen.argmax(-1), NO_EXPERT)

@@ -25,6 +25,13 @@ class Place:
     rows: tuple[int, int] = (0, 0)
     transposed: bool = False
 
+    def within(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The view of the parameter, or of a tensor like it, that holds this as [out, in] or [out]."""
+        if self.expert is None:
+            return parameter
+        whole = parameter[self.expert].T if self.transposed else parameter[self.expert]
+        return whole[slice(*self.rows)]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -138,11 +145,7 @@ class Gathering:
     def _fill(self, side: dict[str, torch.Tensor], place: Place, value: torch.Tensor) -> None:
         if place.parameter not in side:
             side[place.parameter] = self._empty(place.parameter)
-        whole = side[place.parameter]
-        if place.expert is not None:
-            whole = whole[place.expert].T if place.transposed else whole[place.expert]
-            whole = whole[slice(*place.rows)]
-        whole.copy_(value)
+        place.within(side[place.parameter]).copy_(value)
 
 
 def as_loaded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

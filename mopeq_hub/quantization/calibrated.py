@@ -131,7 +131,7 @@ def _tune(
         "calibration": calibration,
         "auto_class": model.layout.auto_class,
         "blocks": model.layout.blocks,
-        "experts": [(module.layer, module.first, module.name) for module in model.layout.modules],
+        "experts": [(module.layer, module.first, module.count, module.name) for module in model.layout.modules],
         "layers": {
             str(layer): {matrix.name: width_of(matrix, bitmap, recipe) for matrix in matrices}
             for layer, matrices in layers.items()

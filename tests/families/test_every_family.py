@@ -60,11 +60,7 @@ def reference(source: Model, quantized: Path, name: str, manifest: dict) -> torc
                 continue
             parts = Packed.of(matrix.name, lambda part: packed[part].numpy())
             place = place_of(matrix, layout)
-            whole = parameters[place.parameter]
-            if place.expert is not None:
-                whole = whole[place.expert].T if place.transposed else whole[place.expert]
-                whole = whole[slice(*place.rows)]
-            whole.copy_(torch.from_numpy(dequantize(parts, bits, RECIPE.symmetric)))
+            place.within(parameters[place.parameter]).copy_(torch.from_numpy(dequantize(parts, bits, RECIPE.symmetric)))
         return model(**zoo.inputs_of(name), use_cache=False).logits
 
 
