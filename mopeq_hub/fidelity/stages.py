@@ -25,12 +25,12 @@ class Place:
     rows: tuple[int, int] = (0, 0)
     transposed: bool = False
 
-    def within(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The view of the parameter, or of a tensor like it, that holds this as [out, in] or [out]."""
+    def part(self, whole: torch.Tensor) -> torch.Tensor:
+        """What of the parameter this is, as a view [out, in], or [out] of a bias."""
         if self.expert is None:
-            return parameter
-        whole = parameter[self.expert].T if self.transposed else parameter[self.expert]
-        return whole[slice(*self.rows)]
+            return whole
+        mine = whole[self.expert]
+        return (mine.T if self.transposed else mine)[slice(*self.rows)]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Gathering:
     def _fill(self, side: dict[str, torch.Tensor], place: Place, value: torch.Tensor) -> None:
         if place.parameter not in side:
             side[place.parameter] = self._empty(place.parameter)
-        place.within(side[place.parameter]).copy_(value)
+        place.part(side[place.parameter]).copy_(value)
 
 
 def as_loaded(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

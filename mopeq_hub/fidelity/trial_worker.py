@@ -65,7 +65,7 @@ class Changing:
     def _put(self, matrix: Matrix, bits: int) -> None:
         """Give a matrix of the live model so many bits, or its original weight."""
         place = place_of(matrix, self._model.layout)
-        part = place.within(self.live.get_parameter(place.parameter).data)
+        part = place.part(self.live.get_parameter(place.parameter).data)
         if bits == 16:
             part.copy_(torch.from_numpy(matrix.read(self._model.checkpoint).float32()))
         else:

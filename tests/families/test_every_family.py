@@ -60,7 +60,7 @@ def reference(source: Model, quantized: Path, name: str, manifest: dict) -> torc
                 continue
             parts = Packed.of(matrix.name, lambda part: packed[part].numpy())
             place = place_of(matrix, layout)
-            place.within(parameters[place.parameter]).copy_(torch.from_numpy(dequantize(parts, bits, RECIPE.symmetric)))
+            place.part(parameters[place.parameter]).copy_(torch.from_numpy(dequantize(parts, bits, RECIPE.symmetric)))
         return model(**zoo.inputs_of(name), use_cache=False).logits
 
 

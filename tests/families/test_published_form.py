@@ -56,13 +56,8 @@ def dequantized(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe, t
                 continue
             parts = Packed.of(matrix.name, lambda name: packed[name].numpy())
             weight = torch.from_numpy(dequantize(parts, bits, recipe.symmetric))
-            if f"{matrix.name}.weight" in parameters:
-                parameters[f"{matrix.name}.weight"].copy_(weight)
-                continue
             place = place_of(matrix, layout)
-            assert place.expert is not None
-            whole = parameters[place.parameter][place.expert]
-            (whole.T if place.transposed else whole)[slice(*place.rows)].copy_(weight)
+            place.part(parameters[place.parameter]).copy_(weight)
     model.save_pretrained(target)
     return target
 

@@ -89,7 +89,7 @@ def whole(model: Model, folder: Path, rows: list[Row]) -> dict[str, Any]:
             if isinstance(item, Matrix) and published is not None:
                 place = place_of(item, model.layout)
                 parameter = parameters[place.parameter]
-                (parameter if place.expert is None else parameter[place.expert, slice(*place.rows)]).copy_(published)
+                place.part(parameter).copy_(published)
     comparison = Comparison(rows)
     for row, logits in forward(loaded, rows):
         comparison.add(row, original[row.number], logits)
