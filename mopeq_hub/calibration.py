@@ -10,6 +10,7 @@ import torch
 from mopeq_hub.checkpoint import use_safetensors
 from mopeq_hub.experts import Matrix
 from mopeq_hub.families.base import ExpertsModule
+from mopeq_hub.families.gating import gate_of
 from mopeq_hub.model import Model
 from mopeq_hub.packing import Packed, dequantize, quantize
 from mopeq_hub.questions import read_questions
@@ -85,14 +86,7 @@ class LiveExpert:
 
     def gated(self, narrowed: torch.Tensor) -> torch.Tensor:
         """What goes into down [t, width]."""
-        home = self._module if self._form.fused else self._linear(0)[0]
-        if len(self._names) > 2 and hasattr(home, "_apply_gate"):
-            return home._apply_gate(narrowed)  # type: ignore[no-any-return]
-        bent = home.act_fn if self._form.fused else home.act
-        if len(self._names) == 2:
-            return bent(narrowed)  # type: ignore[no-any-return]
-        gate, up = narrowed.chunk(2, -1)
-        return bent(gate) * up  # type: ignore[no-any-return]
+        return gate_of(self._module, self._form, self._place)(narrowed)
 
     def weight(self, part: int) -> torch.Tensor:
         """The weight [out, in] of the first matrices, stacked, or of down."""
