@@ -46,8 +46,8 @@ class Flow:
 
 
 class Watch:
-    """Keeps the `Pass` of every experts module of a live model, and the `Flow` of linear layers, by name, since it began
-    to look; of several the last."""
+    """Keeps the last `Pass` of every experts module of a live model, and the last `Flow` of linear layers, by name,
+    since it began to look."""
 
     def __init__(self, live: Any, layout: Layout, linears: Iterable[str] = (), gradients: bool = False) -> None:
         """linears: names of the linear layers. gradients: keep each output in the graph that gradients go through; the
@@ -90,9 +90,7 @@ class Watch:
         return output.detach().requires_grad_() if self._gradients and not output.requires_grad else output
 
 
-def _floats(
-    args: tuple[Any, ...], named: dict[str, Any], chosen: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _floats(args: tuple[Any, ...], named: dict[str, Any], chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The hidden states and the weights of the chosen experts, the one of the shape of their numbers; 1 where hidden
     states come weighed."""
     floats = [value for value in (*args, *named.values()) if torch.is_tensor(value) and value.is_floating_point()]
