@@ -79,8 +79,8 @@ def check_memory(model: Model, recipe: Recipe) -> None:
     kinds = {model.config.get("model_type"), text_model_type(model.config)}
     if recipe.quantizer == "signround" and not kinds.isdisjoint(_REPLACED):
         raise MopeqError(
-            f"--quantizer signround: auto-round tunes modules of its own in place of {model.source.name}'s experts, and "
-            "which of them a token reached is not known",
+            f"--quantizer signround: auto-round puts modules of its own in the place of {model.source.name}'s experts, "
+            "and which of them a token reached is not known",
             "use --quantizer gptq, or --quantizer search",
         )
     needed, free = memory_needed(model, recipe, _has_gpu()), workplace.free_memory()

@@ -23,8 +23,9 @@ class LayerView:
     router [experts, hidden], float32. initial: the same of an earlier checkpoint, None where none was given.
     norm [hidden], float32: what the layer multiplies its normalised hidden states by before they reach the experts.
     gated: what the experts do before down (`mopeq_hub.families.gating`).
-    experts_per_token: how many the router chooses. normalized: whether the chosen experts' weights are made to sum
-    to 1. scores: `softmax` or `sigmoid`, what the router makes of its logits. bias [experts], float32: what is added to the scores to choose by; None for nothing.
+    experts_per_token: how many the router chooses. normalized: whether the chosen experts' weights are made to sum to
+    1. scores: `softmax` or `sigmoid`, what the router makes of its logits. bias [experts], float32: what is added to
+    the scores to choose by; None for nothing.
     """
 
     layer: int
