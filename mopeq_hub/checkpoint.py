@@ -3,8 +3,10 @@
 Files come from strangers, so a header is believed only after everything it claims was checked against the file's size.
 """
 
+import errno
 import json
 import mmap
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +154,19 @@ class Checkpoint:
         """Tensors shard by shard, each shard from its beginning: the order in which reading costs least."""
         order = {shard: position for position, shard in enumerate(self.shards)}
         return iter(sorted(self.tensors.values(), key=lambda info: (order[info.file], info.record, info.start)))
+
+    def is_hole(self, name: str) -> bool:
+        """Whether nothing was ever written where the tensor is in its file, as far as the file system tells; what a
+        download that was broken off leaves of a file of full length, and a header that somebody copied alone."""
+        info = self.tensors[name]
+        begin = self._position(info)
+        with open(self._files.path(info.file), "rb") as file:
+            try:
+                return os.lseek(file.fileno(), begin, os.SEEK_DATA) >= begin + info.nbytes
+            except OSError as error:
+                return error.errno == errno.ENXIO
+            except AttributeError:  # The system has no such question.
+                return False
 
     def let_go(self, name: str) -> None:
         """Give the memory that holds the tensor's pages back; they are read again where they are asked for again."""

@@ -47,6 +47,17 @@ class Model:
         whole, text = str(self.config["model_type"]), text_model_type(self.config)
         return whole if text in ("", whole) else f"{whole} over {text}"
 
+    @property
+    def absent(self) -> str | None:
+        """The first tensor of routed experts whose place in its file is empty; None where all are there, or on the Hub.
+
+        Other tensors may be nothing but zeros, which some file systems do not write.
+        """
+        if self.source.kind != "folder":
+            return None
+        sources = dict.fromkeys(matrix.source for matrix in self.layout.routed)
+        return next((source for source in sources if self.checkpoint.is_hole(source)), None)
+
     def local_folder(self) -> Path:
         """The folder on this machine that holds all that loading the model takes, which is fetched if it is not here.
 
@@ -85,7 +96,8 @@ def open_model(name: str, *, named: bool = True) -> Model:
     block = _float8_block(config, source.name)
     family = identify(config, source.name)
     checkpoint = Checkpoint(source, block)
-    if named:
+    largest = max(checkpoint.tensors.values(), key=lambda info: info.nbytes)
+    if named and not (source.kind == "folder" and checkpoint.is_hole(largest.name)):
         # Reading a whole folder takes about as long as importing transformers does.
         Thread(target=_find_commit, args=(source,), daemon=True).start()
     return Model(source, config, checkpoint, read_layout(checkpoint, family, source.path("config.json"), source.name))

@@ -52,8 +52,9 @@ def plan(
     questions: str | Path | None = None,
     fidelity_tokens: int = DEFAULT_TOKENS,
 ) -> Plan:
-    """What `quantize` would do. A folder's experts are measured, where that does not take running the model; others
-    only if `profile` is given or cached. Where maps are to be tried, the bit map is the one before that.
+    """What `quantize` would do. A folder's experts are measured, where that does not take running the model and their
+    weights are there; others only if `profile` is given or cached. Where maps are to be tried, the bit map is the one
+    before that.
 
     Without a profile there is no bit map, only the sizes that uniform widths would give; nothing but headers is fetched
     then.
@@ -71,7 +72,7 @@ def plan(
         measures[f"uniform {bits} bits"] = manifests.sizes(opened, alike, uniform, _shards(opened, uniform, alike))
     if profile is not None:
         profile = profiles.checked(profile, opened, recipe)
-    elif _looked_at(opened, recipe) or profiles.cache_of(opened, recipe).is_file():
+    elif _looked_at(opened, recipe, progress) or profiles.is_kept(opened, recipe):
         profile = profiles.profile_of(opened, recipe, progress, given=given)
     manifest = None
     if profile is not None:
@@ -103,9 +104,15 @@ def settled_for(
     return selection.settled(recipe, model, questions, whole=whole)
 
 
-def _looked_at(model: Model, recipe: Recipe) -> bool:
+def _looked_at(model: Model, recipe: Recipe, progress: Progress) -> bool:
     """Whether a plan measures the experts: where they are here, and need not be run."""
-    return model.source.kind == "folder" and recipe.signal not in RUNNING
+    if model.source.kind != "folder" or recipe.signal in RUNNING:
+        return False
+    if absent := model.absent:
+        progress.say(
+            f"{model.source.name} has headers without weights ({absent} is empty), so there is no bit map, only sizes"
+        )
+    return not absent
 
 
 def with_given(recipe: Recipe | None, calibration: str | Path | None) -> tuple[Recipe, Given]:
@@ -128,7 +135,7 @@ def needs_for(
     room_for(model, recipe)
     widest = BitMap.uniform(model.layout, max(recipe.bits))
     units = plan_units(model.checkpoint, model.layout, widest, recipe)
-    profiled, tries = profiles.cache_of(model, recipe).is_file(), recipe.allocator == MEASURED
+    profiled, tries = profiles.is_kept(model, recipe), recipe.allocator == MEASURED
     if recipe.quantizer in CALIBRATED or recipe.signal in RUNNING or tries or (questions and model.has_encoder):
         # The whole model is run before the first weight is written, or once all are.
         stream = False

@@ -70,6 +70,12 @@ def checked(profile: Profile, model: Model, recipe: Recipe) -> Profile:
     return profile
 
 
+def is_kept(model: Model, recipe: Recipe) -> bool:
+    """Whether the profile was measured before. Of headers without weights, whose commit nobody needs to find, none
+    was."""
+    return not model.absent and cache_of(model, recipe).is_file()
+
+
 def cache_of(model: Model, recipe: Recipe) -> Path:
     """Where the profile of this model by the recipe's signal is kept, or will be."""
     settings = SETTINGS[recipe.signal](recipe)

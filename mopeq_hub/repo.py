@@ -31,7 +31,7 @@ from mopeq_hub.untrusted import read_object
 
 _LOCAL = Path(".mopeq") / "local.json"
 """Kept in a quantized folder and never pushed: where on this machine the source is."""
-_PICTURES = {"processor_config.json", "preprocessor_config.json"}
+_PICTURES = ("processor_config.json", "preprocessor_config.json")
 """One of them says how pictures are prepared."""
 
 
@@ -44,11 +44,17 @@ class QuantizedRepo:
 
 
 def _check_usable(model: Model) -> None:
-    """Raises MopeqError where the source lacks what its model cannot be asked anything without."""
+    """Raises MopeqError where the source lacks weights, or what its model cannot be asked anything without."""
+    if absent := model.absent:
+        file = model.checkpoint.tensors[absent].file
+        raise MopeqError(
+            f"{file} of {model.source.name} is empty where {absent} should be",
+            "finish the download, or name its source",
+        )
     names = companions(model.source)
     if not any(re.match(r"(tokenizer|vocab|spiece|sentencepiece)[^_]*\.|.*\.tiktoken", name) for name in names):
         raise MopeqError(f"{model.source.name} has no tokenizer", "add tokenizer.json or what its tokenizer is made of")
-    if model.layout.task == "image-text-to-text" and not _PICTURES & {*names}:
+    if model.layout.task == "image-text-to-text" and not {*_PICTURES} & {*names}:
         raise MopeqError(
             f"{model.source.name} has no processor_config.json and no preprocessor_config.json",
             "add the file that says how pictures are prepared",
@@ -101,7 +107,7 @@ def build(
         # The loader makes float16 of float32, which the activations of T5's kin go beyond.
         config = {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": "bfloat16"}
     if own := added(model.config["model_type"]):
-        config["auto_map"] = own.auto_map
+        config |= {"architectures": [own.model], "auto_map": own.auto_map}
         _bring_code(own, folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     described = {file.file: {"sha256": file.sha256, "bytes": file.nbytes} for file in weights}
@@ -132,14 +138,20 @@ def _take_over(path: Path, target: Path) -> None:
 
 
 def _bring_code(own: Added, folder: Path) -> None:
-    """Put the files of a model of ours into the folder, and where they are found into the processor's file, if it has
-    one."""
+    """Put the files of a model of ours into the folder, and where they are found into the files of its processors, if
+    it has any."""
     for path in own.files:
         shutil.copyfile(path, folder / path.name)
-    if not own.processor:
-        return
-    path = next(folder / name for name in sorted(_PICTURES, reverse=True) if (folder / name).is_file())
-    content = {**read_object(path.read_text("utf-8")), "auto_map": {"AutoProcessor": own.auto_map["AutoProcessor"]}}
+    if own.processor:
+        _point(next(folder / name for name in _PICTURES if (folder / name).is_file()), own, "AutoProcessor")
+    if own.image_processor and (folder / _PICTURES[-1]).is_file():
+        _point(folder / _PICTURES[-1], own, "AutoImageProcessor")
+
+
+def _point(path: Path, own: Added, auto_class: str) -> None:
+    """Say in a processor's file where the class is that this auto class loads."""
+    content = read_object(path.read_text("utf-8"))
+    content["auto_map"] = {**content.get("auto_map", {}), auto_class: own.auto_map[auto_class]}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 

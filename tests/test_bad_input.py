@@ -4,6 +4,7 @@ changes."""
 import errno
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mopeq_hub import cli
+from mopeq_hub import MopeqError, Recipe, cli, pipeline
+from mopeq_hub.model import open_model
 from mopeq_hub.quantization import shards
 from tests.conftest import edit_json
+from tests.shelf import Stages
 
 Damaged = Callable[[Callable[[Path], None]], Path]
 FIRST = "model-00001-of-00003.safetensors"
@@ -324,3 +327,37 @@ def test_a_token_is_never_printed(capsys: pytest.CaptureFixture[str], monkeypatc
     line = fails(["plan", f"./{secret}"], capsys, status=2)
     assert secret not in line
     assert "***" in line
+
+
+def as_header(folder: Path) -> None:
+    """Leave of each file what a download that was broken off has: its header, and the length that it would have."""
+    for path in folder.glob("*.safetensors"):
+        size = path.stat().st_size
+        with open(path, "r+b") as file:
+            end = 8 + int.from_bytes(file.read(8), "little")
+            file.truncate(end)
+            file.truncate(size)
+
+
+def test_headers_without_weights_are_planned_by_their_sizes_and_never_quantized(
+    damaged: Damaged, tmp_path: Path
+) -> None:
+    folder, said = damaged(as_header), Stages()
+    plan = pipeline.plan(str(folder), Recipe(), progress=said)
+    assert (plan.profile, plan.manifest) == (None, None)
+    assert [choice["name"] for choice in plan.choices] == ["original", *(f"uniform {bits} bits" for bits in (2, 3, 4))]
+    (line,) = said.said
+    assert re.fullmatch(r"copied-model has headers without weights \(\S+ is empty\), so there is no bit map, .*", line)
+    with pytest.raises(MopeqError, match=r"model-0000\d-of-00003.safetensors of copied-model is empty where"):
+        pipeline.quantize(str(folder), tmp_path / "out", Recipe())
+    assert not (tmp_path / "out").exists()
+
+
+def test_experts_that_are_zero_are_weights_all_the_same(damaged: Damaged) -> None:
+    def zero(folder: Path) -> None:
+        for path in folder.glob("*.safetensors"):
+            content = path.read_bytes()
+            end = 8 + int.from_bytes(content[:8], "little")
+            path.write_bytes(content[:end] + bytes(len(content) - end))
+
+    assert open_model(str(damaged(zero))).absent is None

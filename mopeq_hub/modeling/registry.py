@@ -11,16 +11,17 @@ from typing import Any
 
 from mopeq_hub.after_import import after_import
 
-_TO_TEXT = "AutoModelForImageTextToText"
+_TO_TEXT, _PICTURES = "AutoModelForImageTextToText", "AutoImageProcessor"
 
 
 @dataclass(frozen=True)
 class Added:
     """A model that transformers does not have, or not in a form that can be quantized.
 
-    package: its folder here, of the files configuration_, modeling_ and processing_<package>.py. auto_class: which of
-    transformers' is to find it. config, model, processor: names of its classes; of a model of text alone the last is
-    empty. config_home: the module of the config's class where that is transformers' own.
+    package: its folder here, of the files configuration_, modeling_, processing_ and image_processing_<package>.py.
+    auto_class: which of transformers' is to find it. config, model, processor, image_processor: names of its classes;
+    of a model of text alone the last two are empty, and the last where pictures are the processor's own work.
+    config_home: the module of the config's class where that is transformers' own.
     """
 
     package: str
@@ -28,6 +29,7 @@ class Added:
     config: str
     model: str
     processor: str = ""
+    image_processor: str = ""
     auto_class: str = _TO_TEXT
     config_home: str = ""
 
@@ -36,12 +38,15 @@ class Added:
         """What files of ours hold: by transformers' auto class, the part it is and the name of the class."""
         parts = {"AutoConfig": ("configuration", "" if self.config_home else self.config)}
         parts |= {self.auto_class: ("modeling", self.model), "AutoProcessor": ("processing", self.processor)}
+        parts[_PICTURES] = ("image_processing", self.image_processor)
         return {auto: (part, name) for auto, (part, name) in parts.items() if name}
 
     def load(self, part: str) -> Any:
-        """The class that is this part: `configuration`, `modeling` or `processing`."""
+        """The class that is this part: `configuration`, `modeling`, `processing` or `image_processing`; of the last,
+        one for each library that pictures may be prepared with."""
         names = {"configuration": self.config, "modeling": self.model, "processing": self.processor}
-        return getattr(import_module(self._module(part)), names[part])
+        found = getattr(import_module(self._module(part)), names.get(part, self.image_processor))
+        return {"pil": found, "torchvision": found} if part == "image_processing" else found
 
     def config_unless_halfway(self) -> Any:
         """The config's class, or None while its module is being imported: what that imports may look here meanwhile."""
@@ -72,7 +77,14 @@ ADDED = (
         "DeepseekVLV2ForConditionalGeneration",
         "DeepseekVLV2Processor",
     ),
-    Added("molmoe", "molmo", "MolmoeConfig", "MolmoeForConditionalGeneration", "MolmoProcessor"),
+    Added(
+        "molmoe",
+        "molmo",
+        "MolmoeConfig",
+        "MolmoeForConditionalGeneration",
+        "MolmoProcessor",
+        "MolmoImageProcessor",
+    ),
     Added(
         "switch_transformers",
         "switch_transformers",
@@ -160,8 +172,13 @@ def _processors(module: ModuleType) -> None:
     _put_off(module.PROCESSOR_MAPPING, "AutoProcessor")
 
 
+def _image_processors(module: ModuleType) -> None:
+    _put_off(module.IMAGE_PROCESSOR_MAPPING, _PICTURES)
+
+
 _PLACES: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": _configs,
+    "transformers.models.auto.image_processing_auto": _image_processors,
     "transformers.models.auto.modeling_auto": _models,
     "transformers.models.auto.processing_auto": _processors,
 }

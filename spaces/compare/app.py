@@ -50,9 +50,10 @@ def introduction(publication: Publication) -> str:
         said = f"Ask {shown}, a model in which each expert has a bit width of its own."
     else:
         at = f" at commit {linked(original.revision[:12], original.files_link)}" if original.revision else ""
+        what = "question about the same picture" if publication.takes_pictures else "question"
         said = (
             "Ask the original and the quantized model, in which each expert has a bit width of its own, the same "
-            f"question about the same picture: {linked(original.label, original.link)}{at} → {shown}."
+            f"{what}: {linked(original.label, original.link)}{at} → {shown}."
         )
     made = f" It was made by [this workflow run]({publication.run})." if is_https(publication.run) else ""
     return title + said + made

@@ -15,13 +15,15 @@ from mopeq_hub import Recipe, quantize
 from mopeq_hub.calibration import load
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families import identify
+from mopeq_hub.fidelity.measure import Way, measure
 from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import open_model
 from mopeq_hub.modeling.registry import added
 from mopeq_hub.profiles import profile_of
 from mopeq_hub.progress import Quiet
-from mopeq_hub.questions import Question
+from mopeq_hub.questions import Question, read_questions
 from mopeq_hub.questions.inputs import Encoder, batches
+from mopeq_hub.recipe import CALIBRATED
 from mopeq_hub.sensitivity.activity import COLLECTORS
 from mopeq_hub.space import render_space
 from tests import tiny
@@ -67,17 +69,36 @@ def loaded(way: str, folders: list[Path], inputs: dict[str, torch.Tensor], scrat
     return list(torch.load(scratch / f"{way}.pt"))
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A file of two questions on pictures and two without."""
+    folder = tmp_path_factory.mktemp("few")
+    asked = [json.loads(line) for line in (tiny.SHAPES / "calibration.jsonl").read_text("utf-8").splitlines()]
+    pictured = [each for each in asked if each["image"]][:2]
+    for each in pictured:
+        (folder / "images").mkdir(exist_ok=True)
+        (folder / each["image"]).write_bytes((tiny.SHAPES / each["image"]).read_bytes())
+    lines = [json.dumps(each) for each in [*pictured, *(each for each in asked if not each["image"])][:4]]
+    (folder / "few.jsonl").write_text("\n".join(lines), "utf-8")
+    return folder / "few.jsonl"
+
+
 @pytest.mark.parametrize(
     ("kind", "recipe"),
     [
         ("tiny", Recipe(group_size=32)),
         ("small", Recipe(group_size=32, symmetric=False, granularity="projection", rest_bits=8)),
         ("base", Recipe(group_size=32, allocator="knapsack", budget="0.6x", rest_bits="auto")),
+        ("small", Recipe(group_size=32, quantizer="signround", iterations=1)),
+        ("base", Recipe(group_size=32, quantizer="gptq", symmetric=False)),
     ],
 )
-def test_a_published_deepseek_vl2_loads_both_ways_with_the_weights_that_were_written(kind, recipe, tmp_path):
+def test_a_published_deepseek_vl2_loads_both_ways_with_the_weights_that_were_written(kind, recipe, few, tmp_path):
     source = tiny.deepseek_vl2(tmp_path / "source", kind)
-    repo = quantize(str(source), tmp_path / "quantized", recipe)
+    calibration = few if recipe.quantizer in CALIBRATED else None
+    repo = quantize(str(source), tmp_path / "quantized", recipe, calibration=calibration)
+    if calibration:
+        assert repo.manifest["calibration"]["with_picture"] == 2
     bitmap = bitmap_of(repo.manifest)
     assert len({*bitmap.bits.values(), *bitmap.rest.values()}) > 1
     inputs = (
@@ -100,6 +121,19 @@ def test_a_published_deepseek_vl2_loads_both_ways_with_the_weights_that_were_wri
         assert found["prompt"].endswith("<|User|>: hi\n\n<|Assistant|>:")
         assert (found["logits"] - expected["logits"]).abs().max() < ROUNDING * largest
         assert (found["logits"] - original["logits"]).abs().max() > 100 * ROUNDING * largest
+
+
+@pytest.mark.parametrize("kind", ["tiny", "base"])
+def test_block_by_block_it_has_the_fidelity_of_the_whole_model(kind, few, tmp_path):
+    model = open_model(str(tiny.deepseek_vl2(tmp_path / "source", kind)))
+    repo = quantize(model, tmp_path / "quantized", Recipe(group_size=32))
+    blocks, whole = (
+        measure(model, repo.folder, repo.manifest, read_questions(few), Way(blocks=way, dtype="float32"), Quiet())
+        for way in (True, False)
+    )
+    assert (blocks["method"], whole["method"]) == ("blocks", "whole")
+    assert blocks["kl"]["mean"] == pytest.approx(whole["kl"]["mean"], rel=1e-4)
+    assert blocks["top1_agreement"] == whole["top1_agreement"]
 
 
 def test_the_space_asks_both_models_by_the_publications_code(tmp_path):

@@ -31,7 +31,7 @@ if way == "with":
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 trusted = {"trust_remote_code": True} if way == "alone" else {}
 model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **trusted)
@@ -44,7 +44,8 @@ inputs |= {name: reference[name] for name in ("input_ids", "image_masks", "image
 with torch.inference_mode():
     logits = model(**inputs, use_cache=False).logits
 said = model.generate(**asked, max_new_tokens=4, do_sample=False)[0, -4:].tolist()
-home = [type(each).__module__.split(".")[0] for each in (model, model.config, processor)]
+pictures = AutoImageProcessor.from_pretrained(folder, **trusted)
+home = [type(each).__module__.split(".")[0] for each in (model, model.config, processor, pictures)]
 trouble = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
 torch.save({"logits": logits, "said": said, "home": home, "trouble": trouble}, output)
 """.replace("INPUTS", repr(str(REFERENCE / "reference.safetensors")))
@@ -85,9 +86,10 @@ def test_it_loads_by_itself_and_with_this_project_and_computes_with_the_dequanti
     source, quantized = with_processor(tmp_path / "source"), tmp_path / "quantized"
     pipeline.quantize(str(source), quantized, RECIPE)
     alone, here = (loaded(quantized, tmp_path / "loads", way) for way in ("alone", "with"))
-    assert alone["home"] == ["transformers_modules"] * 3
-    assert here["home"] == ["mopeq_hub"] * 3
+    assert alone["home"] == ["transformers_modules"] * 4
+    assert here["home"] == ["mopeq_hub"] * 4
     assert alone["trouble"] == here["trouble"] == {kind: [] for kind in alone["trouble"]}
+    assert json.loads((quantized / "config.json").read_text())["architectures"] == ["MolmoeForConditionalGeneration"]
     assert torch.equal(alone["logits"], here["logits"])
     assert alone["said"] == here["said"]
 

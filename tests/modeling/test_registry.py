@@ -48,6 +48,15 @@ def test_no_model_is_imported_before_it_is_asked_for():
     assert run(code).split() == ["[]", "[]"]
 
 
+def test_image_processors_are_found_by_the_names_in_their_files_and_others_as_before(tmp_path):
+    from transformers import AutoImageProcessor, CLIPImageProcessorPil
+
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "MolmoImageProcessor"}')
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)).__module__.startswith("mopeq_hub.modeling.molmoe")
+    CLIPImageProcessorPil().save_pretrained(tmp_path)
+    assert isinstance(AutoImageProcessor.from_pretrained(tmp_path), CLIPImageProcessorPil)
+
+
 def test_arranged_twice_nothing_changes():
     code = (
         "import mopeq_hub.modeling.registry, sys\nbefore = list(sys.meta_path)\n"

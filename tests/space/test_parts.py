@@ -44,6 +44,9 @@ def test_the_page_leads_to_the_model_to_the_source_commit_and_to_the_run_that_ma
     places = publication.Place("me/quantized", "v1"), publication.Place("maker/model", "c0ffee" * 6)
     made = publication.Publication("name", *places, "AutoModel", "<b>*title*", "https://github.com/me/p/actions/runs/1")
     shown = load("app").introduction(made)
+    assert "the same question: " in shown, "of a model of text alone"
+    seeing = dataclasses.replace(made, auto_class="AutoModelForImageTextToText")
+    assert "the same question about the same picture: " in load("app").introduction(seeing)
     assert "[me/quantized](https://huggingface.co/me/quantized)" in shown
     assert f"[c0ffeec0ffee](https://huggingface.co/maker/model/tree/{'c0ffee' * 6})" in shown
     assert "[this workflow run](https://github.com/me/p/actions/runs/1)" in shown
@@ -120,3 +123,16 @@ def write_tiny_qwen(folder: Path) -> None:
     pictures = {"image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor", **sizes}
     pictures |= {"size": {"longest_edge": 65536, "shortest_edge": 4096}}
     (folder / "preprocessor_config.json").write_text(json.dumps(pictures), "utf-8")
+
+
+def test_a_model_of_text_alone_is_asked_without_a_picture(load: Load) -> None:
+    import gradio as gr
+
+    tab = load("compare_tab")
+    for takes_pictures in (True, False):
+        with gr.Blocks() as page:
+            (picture, question, *_), _ = tab.controls(takes_pictures)
+        assert picture.parent.visible is takes_pictures
+        (examples,) = [block for block in page.blocks.values() if isinstance(block, gr.Dataset)]
+        assert {len(sample) for sample in examples.samples} == {1 + takes_pictures}
+        assert question.value == examples.samples[0][-1]
