@@ -10,6 +10,7 @@ import torch
 from mopeq_hub.checkpoint import use_safetensors
 from mopeq_hub.experts import Matrix
 from mopeq_hub.families.base import ExpertsModule
+from mopeq_hub.families.gating import gate_of
 from mopeq_hub.model import Model
 from mopeq_hub.packing import Packed, dequantize, quantize
 from mopeq_hub.questions import read_questions
@@ -85,10 +86,7 @@ class LiveExpert:
 
     def gated(self, narrowed: torch.Tensor) -> torch.Tensor:
         """What goes into down [t, width]."""
-        home = self._module if self._form.fused else self._linear(0)[0]
-        bent = home._apply_gate if len(self._names) > 2 else home.act_fn if self._form.fused else home.act
-        result: torch.Tensor = bent(narrowed)
-        return result
+        return gate_of(self._module, self._form, self._place)(narrowed)
 
     def weight(self, part: int) -> torch.Tensor:
         """The weight [out, in] of the first matrices, stacked, or of down."""
@@ -113,11 +111,18 @@ NO_EXPERT = -1
 """Chosen by a token that no expert of its layer has room for, where they take no more than so many."""
 
 
-def chosen_experts(args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
-    """The numbers of each token's experts [..., k] among what an experts module is called with, the first its hidden
-    states: the one tensor of whole numbers, or of a flag for each expert."""
+def chosen_experts(args: tuple[Any, ...], named: dict[str, Any], count: int) -> torch.Tensor:
+    """The numbers of each token's experts [..., k] among the `count` of an experts module, by what it is called with,
+    the first its hidden states: the one tensor of whole numbers, or of a flag for each expert.
+
+    Where there is none, each expert is given all tokens one after the other, as zeros those that are not for it; then
+    [count * tokens, 1].
+    """
     states, *others = (*args, *named.values())
-    chosen = next(value for value in others if not value.is_floating_point())
+    chosen = next((value for value in others if torch.is_tensor(value) and not value.is_floating_point()), None)
+    if chosen is None:
+        own = torch.arange(count, device=states.device)[:, None]
+        return torch.where(states.view(count, -1, states.shape[-1]).any(-1), own, NO_EXPERT).view(-1, 1)
     if chosen.dim() == states.dim():
         return chosen
     return torch.where(chosen.any(-1), chosen.argmax(-1), NO_EXPERT)

@@ -21,6 +21,7 @@ from mopeq_hub.recipe import BEST, CALIBRATED, MEASURED, RUNNING, Recipe
 from mopeq_hub.recipes import best
 from mopeq_hub.rehearsal import rehearse
 from mopeq_hub.sensitivity import Profile
+from mopeq_hub.sensitivity.by_layer import check_routing
 from mopeq_hub.sensitivity.by_running import memory_needed, memory_of
 from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.sensitivity.initial import pinned
@@ -153,6 +154,7 @@ def checked_needs(
     model: Model, recipe: Recipe, questions: Questions | None, place: Path, *, to_hub: bool, stream: bool | None
 ) -> Needs:
     """The same, once it is known that this machine has it. Raises MopeqError where it has not."""
+    check_routing(model, recipe)
     check_memory(model, recipe)
     selection.check_memory(model, recipe)
     if questions and way_of(model, workplace.free_memory()).blocks:

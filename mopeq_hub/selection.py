@@ -6,7 +6,8 @@ signal that needs no data; and the widest uniform widths that fit. Each is tried
 measured on, beside the paper's map, and the one of least KL that meets the budget is taken.
 
 The signal `best` is the one that was found best of those that a machine can measure: `fisher` where its memory holds
-the model, else `distortion`, and then nothing is tried either.
+the model, else `distortion`, and then nothing is tried either. Where `distortion` does not know how a model routes,
+`hessian` takes its place.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ from mopeq_hub.sensitivity.by_running import memory_needed
 from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.version import __version__
 
-_DATA_FREE = "distortion"
+_DATA_FREE, _WEIGHTS_ALONE = "distortion", "hessian"
 PAPER = "MoPEQ's map"
 
 
@@ -65,20 +66,25 @@ def settled(recipe: Recipe, model: Model, questions: Questions, *, whole: bool =
             f"--rest-bits auto runs the whole model, which takes {needed:.0f} GB of memory",
             "use a machine that has as much free, one width for the rest, or --signal hessian",
         )
-    return _settled(recipe, questions, runs)
+    return _settled(recipe, questions, "fisher" if runs else _data_free(model))
 
 
 def settled_anywhere(recipe: Recipe, questions: Questions) -> list[Recipe]:
     """All that `settled` may make of a recipe, on one machine or another."""
     if recipe.signal != BEST or recipe.rest_bits == "auto":
-        return [_settled(recipe, questions, runs=True)]
-    return [_settled(recipe, questions, runs) for runs in (True, False)]
+        return [_settled(recipe, questions, "fisher")]
+    return [_settled(recipe, questions, signal) for signal in ("fisher", _DATA_FREE, _WEIGHTS_ALONE)]
 
 
-def _settled(recipe: Recipe, questions: Questions, runs: bool) -> Recipe:
+def _data_free(model: Model) -> str:
+    """The best signal of those that do not run this model."""
+    return _WEIGHTS_ALONE if model.layout.routing.trouble else _DATA_FREE
+
+
+def _settled(recipe: Recipe, questions: Questions, best: str) -> Recipe:
+    """best: the signal that `best` stands for."""
     if recipe.signal == BEST:
-        signal, allocator = ("fisher", MEASURED) if runs else (_DATA_FREE, "knapsack")
-        recipe = replace(recipe, signal=signal, allocator=allocator)
+        recipe = replace(recipe, signal=best, allocator=MEASURED if best == "fisher" else "knapsack")
     if recipe.allocator != MEASURED:
         return recipe
     named = hashlib.sha256(f"{questions.digest} {questions.limit}".encode()).hexdigest()
@@ -162,7 +168,7 @@ def candidates(
         by_projection = replace(knapsack, granularity="projection")
         maps[f"{recipe.signal}, by projection"] = allocate(profile, by_projection, room)
         maps[f"{recipe.signal}, by layer"] = allocate(profile, replace(knapsack, granularity="layer"), room)
-    if recipe.signal != _DATA_FREE and not rest:
+    if recipe.signal != _DATA_FREE and not rest and not model.layout.routing.trouble:
         other = replace(knapsack, signal=_DATA_FREE)
         maps[f"{_DATA_FREE}, by {recipe.granularity}"] = allocate(profile_by(_DATA_FREE), other, room)
     uniform = {bits: BitMap(BitMap.uniform(model.layout, bits).bits, rest) for bits in recipe.bits}

@@ -76,12 +76,14 @@ class Family:
     norm: the module around the experts' through which hidden states reach router and experts; empty where none is.
     whole: linear layers, by the ends of their names, that are never quantized.
     normalized: whether the weights of the experts that are chosen are made to sum to 1, where the config says nothing.
+    routed_otherwise: in one line, what signals of a layer's weights do not know of its routing; empty if nothing.
     """
 
     model_type: str
     norm: str = "post_attention_layernorm"
     whole: tuple[str, ...] = ()
     normalized: bool = True
+    routed_otherwise: str = ""
 
     def form(self, module: "torch.nn.Module") -> Form | None:
         """How this live module holds routed experts; None where it holds none that auto-round's loader takes apart.

@@ -17,4 +17,4 @@ class _Llama4(Family):
         return Form(GATED, transposed=True, biased=False) if type(module).__name__ == "Llama4TextExperts" else None
 
 
-LLAMA4 = _Llama4("llama4_text")
+LLAMA4 = _Llama4("llama4_text", routed_otherwise="its routers weigh what goes into experts, not what comes out")

@@ -4,13 +4,15 @@ model, found by structure."""
 import copy
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.families.base import ExpertsModule, Family
+from mopeq_hub.families.gating import gate_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -18,8 +20,7 @@ _SCORES = ("scoring_func", "expert_selection_fn")
 """What a config calls the function that makes scores of a router's logits."""
 _SIGMOID = re.compile(r"logits(\.float\(\))?\.sigmoid\(|sigmoid\((router_)?logits")
 """How transformers' routers score by the sigmoid, where their config does not say so."""
-_ACTIVATIONS = ("hidden_act", "hidden_activation", "dense_act_fn")
-"""What a config calls the experts' activation."""
+_KNOWN_SCORES = ("softmax", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Routing:
     """By live names. routers: by layer, the parameter [experts, hidden] that the router multiplies hidden states by.
     norms: by layer, the weight [hidden] of the norm through which hidden states reach router and experts.
 
-    trouble: in one line, why one of them was not found; empty where all were.
-    offset: what the norm adds to its weight, 1 in some families, 0 in most. activation: the experts', by transformers'
-    name. normalized: whether the weights of the experts that are chosen are made to sum to 1.
+    trouble: in one line, why one of them was not found, or what is not known of them; empty where all is.
+    offset: what the norm adds to its weight, 1 in some families, 0 in most. gated: what the experts do before down.
+    normalized: whether the weights of the experts that are chosen are made to sum to 1.
     scores: `softmax` or `sigmoid`, what the router makes of its logits. biases: by layer, what is added to the scores
     [experts] while experts are chosen, and not to what they weigh; empty in families that add nothing.
     """
@@ -38,7 +39,7 @@ class Routing:
     norms: dict[int, str]
     trouble: str
     offset: float
-    activation: str
+    gated: "Callable[[torch.Tensor], torch.Tensor]"
     normalized: bool
     scores: str
     biases: dict[int, str]
@@ -46,11 +47,13 @@ class Routing:
 
 def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsModule], config: Any) -> Routing:
     """The routing of a model on the meta device; `config` is the text model's."""
-    routers, norms, biases, trouble, offset, scores = {}, {}, {}, "", 0.0, "softmax"
+    routers, norms, biases, trouble, offset, scores = {}, {}, {}, family.routed_otherwise, 0.0, "softmax"
+    if any(module.form.biased for module in modules):
+        trouble = trouble or "its experts have biases, which are left out of account"
     for module in modules:
         name, layer, count = module.name, module.layer, module.count
         if layer in routers:
-            trouble = f"layer {layer} has experts of two kinds, each with a router"
+            trouble = trouble or f"layer {layer} has experts of two kinds, each with a router"
         block, around = name.rpartition(".")[0], _around(model, name, family.norm)
         router = _router(model.get_submodule(block), name[len(block) + 1 :], (count, config.hidden_size))
         if router is None:
@@ -60,8 +63,12 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
         else:
             routers[layer] = f"{block}.{router}"
             scores = _scores(model, (routers[layer].rpartition(".")[0], block), config)
+            if scores not in _KNOWN_SCORES:
+                trouble = trouble or f"its routers score by {scores}"
             if bias := _bias(model.get_submodule(block), count):
                 biases[layer] = f"{block}.{bias}"
+        if not family.norm:
+            trouble = trouble or "no norm comes before its experts"
         norm: Any = getattr(model.get_submodule(around), family.norm, None) if around else None
         if tuple(getattr(getattr(norm, "weight", None), "shape", ())) != (config.hidden_size,):
             trouble = trouble or f"{family.norm}, known as the norm before the experts, is not around {name}"
@@ -69,8 +76,8 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
             norms[layer] = f"{around}.{family.norm}.weight"
             offset = _offset(norm) if len(norms) == 1 else offset
     normalized = getattr(config, "norm_topk_prob", family.normalized) is not False
-    activation = next((getattr(config, name) for name in _ACTIVATIONS if getattr(config, name, None)), "silu")
-    return Routing(routers, norms, trouble, offset, str(activation), normalized, scores, biases)
+    gated = gate_of(model.get_submodule(modules[0].name), modules[0].form)
+    return Routing(routers, norms, trouble, offset, gated, normalized, scores, biases)
 
 
 def _around(model: "nn.Module", experts: str, norm: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from mopeq_hub.families.live import LiveModel
 from mopeq_hub.fidelity import saved
 from mopeq_hub.fidelity.metrics import Comparison
-from mopeq_hub.fidelity.staged import Given, StagedModel
+from mopeq_hub.fidelity.staged import Given, StagedModel, State, hidden_states
 from mopeq_hub.fidelity.stages import Gathering, Item, as_loaded, key_of, stages_of
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Advance
@@ -24,15 +24,14 @@ from mopeq_hub.questions.inputs import Row, answer_logits, batches, placed
 class Batch:
     """Rows that go through the model together.
 
-    given: for the text model. original, published: hidden states [rows, tokens, width] after the last layer that ran;
-    None before the first.
+    given: for the text model. original, published: what the last layer that ran gave; None before the first.
     """
 
     rows: list[Row]
     inputs: dict[str, torch.Tensor]
     given: Given
-    original: torch.Tensor | None = None
-    published: torch.Tensor | None = None
+    original: State | None = None
+    published: State | None = None
 
 
 class BlockPass:
@@ -54,6 +53,7 @@ class BlockPass:
         self.rows = [replace(row, inputs={"input_ids": row.inputs["input_ids"]}) for row in rows]
         self._batches = [Batch([self.rows[row.number] for row in part], inputs, {}) for part, inputs in batches(rows)]
         self._figures: dict[str, float] | None = None
+        self._around: dict[str, torch.Tensor] = {}
         self.stages = stages_of(model.layout, self._staged)
         self.held = [Gathering(stage, self._staged.empty) for stage in self.stages]
         self.errors: list[float] = []
@@ -97,6 +97,7 @@ class BlockPass:
             "of": self._of,
             "errors": self.errors,
             "figures": self._figures,
+            "around": self._around,
             "batches": [
                 {"given": batch.given, "original": batch.original, "published": batch.published}
                 for batch in self._batches
@@ -118,6 +119,7 @@ class BlockPass:
         if state is None or state["of"] != self._of:
             return False
         self.errors, self._figures = state["errors"], state["figures"]
+        self._around = state["around"]
         done = len(self.stages) - len(state["held"])
         self.held = self.held[done:]
         for held, kept in zip(self.held, state["held"], strict=True):
@@ -143,30 +145,31 @@ class BlockPass:
             for batch in self._batches:
                 batch.given = self._staged.begin(placed(batch.inputs, self._staged.dtype))
                 batch.inputs = {"input_ids": batch.inputs["input_ids"]}
+        self._around = {name: gathering.original[name] for name in self._staged.around}
 
     def _go_through(self, layer: int, gathering: Gathering) -> None:
-        with self._staged.weights(gathering.original):
+        with self._staged.weights({**self._around, **gathering.original}):
             for batch in self._batches:
                 batch.original = self._staged.layer(layer, batch.given, batch.original)
         distance = norm = 0.0
-        with self._staged.weights(gathering.published):
+        with self._staged.weights({**self._around, **gathering.published}):
             for batch in self._batches:
                 batch.published = self._staged.layer(layer, batch.given, batch.published)
                 assert batch.original is not None
-                original = batch.original.double()
-                distance += float((batch.published.double() - original).square().sum())
+                original = hidden_states(batch.original).double()
+                distance += float((hidden_states(batch.published).double() - original).square().sum())
                 norm += float(original.square().sum())
         self.errors.append((distance / norm) ** 0.5 if norm else 0.0)
 
     def _finish(self, gathering: Gathering) -> None:
         comparison = Comparison(self.rows)
-        with self._staged.weights(gathering.original):
+        with self._staged.weights({**self._around, **gathering.original}):
             for batch in self._batches:
                 original, published = (self._logits(batch, hidden) for hidden in (batch.original, batch.published))
                 for position, row in enumerate(batch.rows):
                     comparison.add(row, answer_logits(original[position], row), answer_logits(published[position], row))
         self._figures = comparison.result()
 
-    def _logits(self, batch: Batch, hidden: torch.Tensor | None) -> torch.Tensor:
+    def _logits(self, batch: Batch, hidden: State | None) -> torch.Tensor:
         assert hidden is not None
         return self._staged.logits(batch.inputs["input_ids"], batch.given, hidden, batch.rows[0])

@@ -3,8 +3,8 @@
 All code that computes is transformers' own: pictures, their places among the tokens, masks, rotary embeddings and what
 a family does between layers. To run decoder layer n, the text model's own forward is called once more on the inputs
 that were kept for it; layers before n answer with the hidden states that are known already, and the call is left as
-soon as layer n has answered. So a part needs its own weights only, and nothing need be kept but hidden states and the
-text model's inputs.
+soon as layer n has answered. So a part needs its own weights, the few that the text model has around its layers, and
+nothing need be kept but hidden states and the text model's inputs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Given = dict[str, Any]
-"""Arguments of the text model's forward for one batch, `inputs_embeds` among them."""
+"""Arguments of the text model's forward for one batch, and `EMBEDDED`."""
+EMBEDDED = "embedded"
+"""What the embeddings make of the batch's tokens, where the text model is given the tokens; else None."""
+State = torch.Tensor | tuple[torch.Tensor | None, ...]
+"""What a decoder layer gives: hidden states [rows, tokens, ...], in some families first of others that the next layer
+is given too, such as which tokens it attends to."""
+
+
+_NOTHING = torch.empty(0)
+
+
+def hidden_states(state: State) -> torch.Tensor:
+    """The hidden states of what a decoder layer gave."""
+    if isinstance(state, torch.Tensor):
+        return state
+    first = state[0]
+    assert first is not None
+    return first
 
 
 class _ReachedError(BaseException):
@@ -36,9 +53,9 @@ class _ReachedError(BaseException):
 class StagedModel:
     """Runs one part of a model at a time, with the weights that `weights` puts in place meanwhile.
 
-    before, layers, after: names of the parameters and persistent buffers that each part needs. tied: of those that have
-    no values of their own, the name of what they share them with. Hidden states are [rows, tokens, width] in the
-    model's dtype.
+    before, layers, after: names of the parameters and persistent buffers that each part needs. around: those of
+    `before` that every part needs. tied: of those that have no values of their own, the name of what they share them
+    with. Hidden states are in the model's dtype.
     """
 
     def __init__(self, model: "PreTrainedModel", blocks: str) -> None:
@@ -56,11 +73,16 @@ class StagedModel:
         self.after = self._names_after()
         elsewhere = set(self.after).union(*self.layers)
         self.before = [name for name in self._meta if name not in elsewhere]
+        known = {*self._names(model.get_input_embeddings()), *self.tied}
+        inside = set(self._names(self._text)) - known
+        self.around = [name for name in self.before if name in inside]
 
         self._enter: Callable[..., Any] = self._text.forward
         self._text.forward = self._take_inputs
         self._given: Given | None = None
-        self._layer, self._earlier, self._hidden = 0, torch.empty(0), torch.empty(0)
+        self._layer = 0
+        self._earlier: State = _NOTHING
+        self._hidden: State = _NOTHING
         for number, layer in enumerate(self._blocks.children()):
             layer.forward = partial(self._answer, number, layer.forward)
 
@@ -91,46 +113,57 @@ class StagedModel:
     def begin(self, inputs: dict[str, torch.Tensor]) -> Given:
         """What the text model is given for these inputs; needs the weights of `before`."""
         with torch.inference_mode():
-            return dict(self._until(lambda: self._model(**inputs, use_cache=False)))
+            given = dict(self._until(lambda: self._model(**inputs, use_cache=False)))
+            embeds = given.get("inputs_embeds") is None
+            return {**given, EMBEDDED: self._model.get_input_embeddings()(given["input_ids"]) if embeds else None}
 
-    def layer(self, number: int, given: Given, hidden: torch.Tensor | None) -> torch.Tensor:
-        """Hidden states after decoder layer `number`, from those after the one before, None for the first."""
+    def layer(self, number: int, given: Given, hidden: State | None) -> State:
+        """What decoder layer `number` gives, from what the one before gave, None for the first."""
         with torch.inference_mode(), self._known(number, given, hidden):
-            found = self._until(lambda: self._enter(**given))
-        if not torch.is_tensor(found):
+            found: State = self._until(self._go_through)
+        if torch.is_tensor(found):
+            return found
+        if not isinstance(found, tuple) or not all(each is None or torch.is_tensor(each) for each in found):
             raise MopeqError(
                 f"decoder layers of {type(self._model).__name__} give more than hidden states",
                 "this variant cannot be measured block by block; use a machine that holds the whole model",
             )
         return found
 
-    def logits(self, ids: torch.Tensor, given: Given, hidden: torch.Tensor, row: Row) -> torch.Tensor:
+    def logits(self, ids: torch.Tensor, given: Given, hidden: State, row: Row) -> torch.Tensor:
         """Logits [rows, tokens, vocabulary] of token ids like `row`'s; needs the weights of `after`.
 
         Tokens are those that predict the answer where the model can be asked for them alone, else all.
         """
-        embeddings = self._model.get_input_embeddings()
-        embed, width = embeddings.forward, hidden.shape[-1]
-        # Pictures and embeddings are in the hidden states already: their weights are not needed once more.
-        embeddings.forward = lambda tokens: hidden.new_zeros(()).expand(*tokens.shape, width)  # type: ignore[method-assign]
-        try:
-            with torch.inference_mode(), self._known(len(self.layers), given, hidden):
-                options = answer_options(self._model, row)
-                return self._model(input_ids=ids, use_cache=False, **options).logits
-        finally:
-            embeddings.forward = embed  # type: ignore[method-assign]
+        with torch.inference_mode(), self._known(len(self.layers), given, hidden):
+            return self._model(input_ids=ids, use_cache=False, **answer_options(self._model, row)).logits
 
     @contextmanager
-    def _known(self, layer: int, given: Given, hidden: torch.Tensor | None) -> Iterator[None]:
+    def _known(self, layer: int, given: Given, hidden: State | None) -> Iterator[None]:
         """Layers before `layer` answer what is known; those whose answer nobody uses, a copy that may be spoilt."""
         if hidden is not None:
-            self._earlier, self._hidden = hidden.clone(), hidden
+            copied = hidden_states(hidden).clone()
+            self._earlier, self._hidden = copied if torch.is_tensor(hidden) else (copied, *hidden[1:]), hidden
         self._layer, self._given = layer, given
+        embeddings = self._model.get_input_embeddings()
+        embed = embeddings.forward
+        # Pictures and embeddings are in what is given already: their weights are not needed once more.
+        embeddings.forward = self._embedded  # type: ignore[method-assign]
         try:
             yield
         finally:
+            embeddings.forward = embed  # type: ignore[method-assign]
             self._given = None
-            self._earlier = self._hidden = torch.empty(0)
+            self._earlier = self._hidden = _NOTHING
+
+    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Stands for the forward of the embeddings; what comes of it before the text model, nobody looks at."""
+        assert self._given is not None
+        known = self._given[EMBEDDED]
+        if known is not None:
+            return known
+        given = self._given["inputs_embeds"]
+        return given.new_zeros(()).expand(*tokens.shape, given.shape[-1])
 
     def _answer(self, number: int, forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """Stands for the forward of decoder layer `number`."""
@@ -141,8 +174,13 @@ class StagedModel:
     def _take_inputs(self, **given: Any) -> Any:
         """Stands for the text model's forward: keeps what it is given, or goes through it with what was kept."""
         if self._given is not None:
-            return self._enter(**self._given)
+            return self._go_through()
         raise _ReachedError(given)
+
+    def _go_through(self) -> Any:
+        """The text model's own forward on what was kept."""
+        assert self._given is not None
+        return self._enter(**{name: value for name, value in self._given.items() if name != EMBEDDED})
 
     @staticmethod
     def _until(call: Callable[[], Any]) -> Any:

@@ -18,6 +18,7 @@ from mopeq_hub import workplace
 from mopeq_hub.bitmap import BitMap, width_of
 from mopeq_hub.errors import MopeqError, UsageError
 from mopeq_hub.experts import Expert, Layout, Matrix
+from mopeq_hub.families import text_model_type
 from mopeq_hub.model import Model
 from mopeq_hub.packing import Packed
 from mopeq_hub.processes import KILLED, run_module
@@ -27,6 +28,8 @@ from mopeq_hub.recipe import BEST, CALIBRATED, RUNNING, Recipe
 from mopeq_hub.sensitivity import by_running
 
 _MODULES = {"signround": "mopeq_hub.quantization.signround", "gptq": "mopeq_hub.quantization.gptq"}
+_REPLACED = ("gpt_oss", "llama4", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_omni_moe_thinker")
+"""Model types whose experts auto-round exchanges for modules of its own before it tunes them."""
 _PROCESS_BYTES = 2_000_000_000
 """What torch, transformers and auto-round take beside the weights."""
 _TUNING_BYTES = 40
@@ -71,6 +74,13 @@ def check_memory(model: Model, recipe: Recipe) -> None:
     if recipe.quantizer == "signround" and model.has_encoder:
         raise MopeqError(
             f"--quantizer signround tunes decoders alone, and {model.source.name} has an encoder",
+            "use --quantizer gptq, or --quantizer search",
+        )
+    kinds = {model.config.get("model_type"), text_model_type(model.config)}
+    if recipe.quantizer == "signround" and not kinds.isdisjoint(_REPLACED):
+        raise MopeqError(
+            f"--quantizer signround: auto-round puts modules of its own in the place of {model.source.name}'s experts, "
+            "and which of them a token reached is not known",
             "use --quantizer gptq, or --quantizer search",
         )
     needed, free = memory_needed(model, recipe, _has_gpu()), workplace.free_memory()
@@ -131,7 +141,7 @@ def _tune(
         "calibration": calibration,
         "auto_class": model.layout.auto_class,
         "blocks": model.layout.blocks,
-        "experts": [(module.layer, module.first, module.name) for module in model.layout.modules],
+        "experts": [(module.layer, module.first, module.count, module.name) for module in model.layout.modules],
         "layers": {
             str(layer): {matrix.name: width_of(matrix, bitmap, recipe) for matrix in matrices}
             for layer, matrices in layers.items()

@@ -97,7 +97,7 @@ def _into_experts(sums: Hessians, held: ExpertsModule, reached: set[int]) -> Cal
     first = next(iter(held.form.projections))
 
     def look(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        chosen = chosen_experts(args, named).flatten(0, -2)
+        chosen = chosen_experts(args, named, held.count).flatten(0, -2)
         states = next(iter((*args, *named.values()))).flatten(0, -2)
         for place in numbers_of(chosen):
             index = place + held.first

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mopeq_hub.calibration import Inputs, calibration_inputs, chosen_experts, load, read_job
+from mopeq_hub.calibration import Inputs, calibration_inputs, chosen_experts, load, numbers_of, read_job
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.modeling.registry import added
 from mopeq_hub.packing import Packed, dequantize, pack
@@ -88,15 +88,16 @@ def _asked(bits: int) -> dict[str, Any]:
 class Watch:
     """Tells each adjustment of each decoder layer, and remembers which experts were given a token while tuned."""
 
-    def __init__(self, model: Any, blocks: str, experts: list[tuple[int, int, str]], batches: int) -> None:
-        """experts: of each experts module the layer, the number of its first expert, and the name. batches: how many
-        one adjustment looks at."""
+    def __init__(self, model: Any, blocks: str, experts: list[tuple[int, int, int, str]], batches: int) -> None:
+        """experts: of each experts module the layer, the number of its first expert, how many they are, and the name.
+        batches: how many one adjustment looks at."""
         self._batches, self._passes = batches, 0
-        self._reached: dict[int, set[int]] = {layer: set() for layer, _, _ in experts}
+        self._reached: dict[int, set[int]] = {layer: set() for layer, *_ in experts}
         for block in model.get_submodule(blocks):
             block.register_forward_hook(self._passed)
-        for layer, first, name in experts:
-            model.get_submodule(name).register_forward_pre_hook(self._routed(layer, first), with_kwargs=True)
+        for layer, first, count, name in experts:
+            hook = self._routed(layer, first, count)
+            model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
 
     def reached(self) -> dict[int, set[int]]:
         """The experts of each layer that were given a token. Raises MopeqError where the routing was not seen."""
@@ -111,10 +112,11 @@ class Watch:
             if self._passes % self._batches == 0:
                 print(1, flush=True)
 
-    def _routed(self, layer: int, first: int) -> Callable[..., None]:
+    def _routed(self, layer: int, first: int, count: int) -> Callable[..., None]:
         def note(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             if torch.is_grad_enabled():
-                self._reached[layer].update((chosen_experts(args, named).unique() + first).tolist())
+                chosen = chosen_experts(args, named, count)
+                self._reached[layer].update(index + first for index in numbers_of(chosen))
 
         return note
 

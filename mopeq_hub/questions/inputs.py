@@ -206,7 +206,12 @@ class Encoder:
         whole = first + "".join(token * count + part for count, part in zip(merged, others, strict=True))
         encoded = self.tokenizer(whole, return_tensors="pt", add_special_tokens=False)
         kinds = (encoded["input_ids"] == self.tokenizer.convert_tokens_to_ids(token)).int()
-        return {**encoded, **pixels, "mm_token_type_ids": kinds}
+        where = {"mm_token_type_ids": kinds}
+        if self._config.model_type == "ernie4_5_vl_moe":
+            # By these it chooses between experts of texts and of pictures, whose beginnings and ends are theirs too.
+            marks = [getattr(self._config, f"image_{mark}token_id") for mark in ("", "start_", "end_")]
+            where["moe_mm_token_type_ids"] = torch.isin(encoded["input_ids"], torch.tensor(marks)).int()
+        return {**encoded, **pixels, **where}
 
     def _image_token(self) -> str:
         token = getattr(self._processor, "image_token", None) or getattr(self.tokenizer, "image_token", None)

@@ -34,11 +34,7 @@ def measure_layers(
     A Hub model's shards come when the first layer needs them and go when no later one does. initial: where an earlier
     checkpoint is. Raises MopeqError where router or norm were not found, or on NaN and infinity, naming the tensor.
     """
-    if model.layout.routing.trouble:
-        raise MopeqError(
-            f"--signal {recipe.signal} needs each layer's router and norm: {model.layout.routing.trouble}",
-            "use --signal hessian",
-        )
+    check_routing(model, recipe)
     matrices: dict[int, list[Matrix]] = {}
     for expert, parts in model.layout.experts.items():
         matrices.setdefault(expert.layer, []).extend(parts)
@@ -51,6 +47,15 @@ def measure_layers(
     coming = dict.fromkeys(shard for layer in left for shard in shards[layer])
     with stage(progress, model.source, coming, f"measure {recipe.signal}", nbytes) as advance:
         LOCAL.run(work, left, lambda _, found: keep(found), advance)
+
+
+def check_routing(model: Model, recipe: Recipe) -> None:
+    """Raises MopeqError where the recipe's signal looks at layers, and it is not known how they route."""
+    if recipe.signal in BY_LAYER and model.layout.routing.trouble:
+        raise MopeqError(
+            f"--signal {recipe.signal} needs each layer's router and norm: {model.layout.routing.trouble}",
+            "use --signal hessian",
+        )
 
 
 def _shards(model: Model, layer: int, matrices: Sequence[Matrix]) -> list[str]:
@@ -119,7 +124,7 @@ class _Stages:
             experts=tuple(experts.values()),
             router=self._numbers(router),
             norm=self._numbers(norm)[0] + np.float32(layout.routing.offset),
-            activation=layout.routing.activation,
+            gated=layout.routing.gated,
             experts_per_token=layout.experts_per_token,
             normalized=layout.routing.normalized,
             initial=asked.earlier.read(layer) if asked.earlier else None,

@@ -129,25 +129,22 @@ def _damage(
     """What an expert gives for these inputs [n, hidden], and for each projection and each of the recipe's widths the
     mean squared distance of what it gives with that one quantized."""
     import torch
-    from transformers.activations import ACT2FN
 
-    inputs, bent = torch.from_numpy(tried), ACT2FN[view.activation]
+    inputs = torch.from_numpy(tried)
     whole, narrow = {}, {}
     for name, matrix in parts.items():
         weight = matrix.read(view.checkpoint)
         whole[name] = torch.from_numpy(weight.float32())
         narrow[name] = [_narrowed(weight, bits, recipe, matrix) for bits in recipe.bits]
-    up, down = inputs @ whole["up"].T, whole["down"]
-    if "gate" in parts:
-        gate = bent(inputs @ whole["gate"].T)
-        hidden = gate * up
-        lost = {
-            "gate": [(bent(inputs @ weight.T) - gate) * up for weight in narrow["gate"]],
-            "up": [gate * (inputs @ weight.T - up) for weight in narrow["up"]],
-        }
-    else:
-        hidden = bent(up)
-        lost = {"up": [bent(inputs @ weight.T) - hidden for weight in narrow["up"]]}
+    down = whole["down"]
+    first = {name: inputs @ whole[name].T for name in ("gate", "up") if name in parts}
+    hidden = view.gated(torch.cat([*first.values()], 1))
+    lost = {
+        name: [
+            view.gated(torch.cat([*{**first, name: inputs @ weight.T}.values()], 1)) - hidden for weight in narrow[name]
+        ]
+        for name in first
+    }
     damage = {name: _mean_squares(torch.cat(errors) @ down.T, len(errors)) for name, errors in lost.items()}
     damage["down"] = _mean_squares(
         torch.cat([hidden @ (weight - down).T for weight in narrow["down"]]), len(recipe.bits)

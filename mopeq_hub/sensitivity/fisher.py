@@ -12,7 +12,9 @@ A few rows hold most of the sum, and which ones is chance; so a row whose damage
 but t to the power `_COUNTS`. On trained models that more than halved the KL of the maps that few questions gave, where
 the power, between 1/5 and 1/2, made no difference.
 
-Linear layers outside the experts are measured by the same sum where they compete with them for bits.
+Linear layers outside the experts are measured by the same sum where they compete with them for bits. One that only
+chooses, such as which tokens are attended to, no gradient reaches: it counts by weight as much as that of them which
+counts most.
 
 It costs a forward pass of the model, `DRAWS` backward passes, and a forward pass of what is measured for each width.
 """
@@ -57,6 +59,9 @@ class Collector:
     def rows_at_once(self, rows: list[Row]) -> int:
         """As many as keep the graph that gradients go through within `GRAPH_BYTES`, as far as layers tell."""
         layout = self._layout
+        if len(layout.modules) > len(layout.modules_of):
+            # Each module is given some of the tokens, and which row they are of is not known.
+            return 1
         expert = max(sum(matrix.shape[0] for matrix in matrices) for matrices in self._experts.values())
         width = sum(matrix.shape[0] for matrix in layout.rest)
         width += layout.experts_per_token * expert * len(layout.modules)
@@ -66,13 +71,21 @@ class Collector:
 
     def run(self, part: list[Row], inputs: dict[str, torch.Tensor]) -> None:
         given = placed(inputs, self._live.dtype, self._live.device)
+        self._watch.begin()
         logits = self._live(**given, use_cache=False, **answer_options(self._live, part[0])).logits
         first = part[0].prompt - part[0].length - 1
         logits = logits[:, first:-1].float()
         passes, flows = dict(self._watch.passes), dict(self._watch.flows)
         outputs = [*(each.output for each in passes.values()), *(each.output for each in flows.values())]
         drawn = [
-            torch.autograd.grad(self._drawn(logits), outputs, retain_graph=draw + 1 < DRAWS) for draw in range(DRAWS)
+            torch.autograd.grad(
+                self._drawn(logits),
+                outputs,
+                retain_graph=draw + 1 < DRAWS,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            for draw in range(DRAWS)
         ]
         gradients = (torch.stack([each.flatten(0, -2) for each in of]) for of in zip(*drawn, strict=True))
         squares = np.zeros((DRAWS, len(part), len(self._place), len(self._widths)), np.float32)
@@ -103,7 +116,7 @@ class Collector:
         """Put the squares of one expert's projections into [draws, rows, matrices, widths]."""
         expert = LiveExpert(self._modules[held], held, index)
         places, states, weights = seen.of(index)
-        rows = (places // (len(seen.states) // squares.shape[1])).cpu()
+        rows = seen.rows_of(places, squares.shape[1]).cpu()
         slope = gradients[:, places] * weights
         narrowed, down = expert.narrowed(states), expert.weight(1)
         hidden = expert.gated(narrowed)
@@ -143,9 +156,18 @@ class Collector:
         found = [group.costs() for group in self._groups]
         scale = found[0].sum()
         costs = sum(each * (scale / (each.sum() or 1.0)) for each in found) / len(found)
+        self._fill(costs)
         return {
             "costs": {name: [float(f"{value:.4g}") for value in costs[place]] for name, place in self._place.items()}
         }
+
+    def _fill(self, costs: np.ndarray) -> None:
+        """Give the linear layers [matrices, widths] that no gradient reached the greatest cost by weight."""
+        places = np.array([self._place[name] for name in self._rest], int)
+        sizes = np.array([matrix.size for matrix in self._rest.values()], float)[:, None]
+        unknown = costs[places].sum(1) == 0
+        if unknown.any():
+            costs[places[unknown]] = sizes[unknown] * (costs[places] / sizes).max(0)
 
 
 class _Sums:

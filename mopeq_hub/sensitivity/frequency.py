@@ -31,6 +31,7 @@ class Collector:
 
     def run(self, part: list[Row], inputs: dict[str, torch.Tensor]) -> None:
         given = placed(inputs, self._live.dtype, self._live.device)
+        self._watch.begin()
         with torch.inference_mode():
             self._live(**given, use_cache=False)
         for module, seen in self._watch.passes.items():
@@ -46,4 +47,4 @@ class Collector:
 
     def _share(self, counts: dict[Expert, int], expert: Expert) -> float:
         layer = [count for other, count in counts.items() if other.layer == expert.layer]
-        return counts[expert] * len(layer) / sum(layer)
+        return counts[expert] * len(layer) / (sum(layer) or 1)

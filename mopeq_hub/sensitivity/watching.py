@@ -1,12 +1,12 @@
 """What goes into and comes out of a model's experts modules, and of linear layers beside them, while it runs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mopeq_hub.calibration import chosen_experts
+from mopeq_hub.calibration import NO_EXPERT, chosen_experts
 from mopeq_hub.experts import Layout
 from mopeq_hub.families.base import ExpertsModule
 
@@ -15,19 +15,26 @@ from mopeq_hub.families.base import ExpertsModule
 class Pass:
     """One layer's experts in one forward pass of t tokens.
 
-    states [t, hidden]; chosen [t, k], the experts' numbers (`chosen_experts`); weights [t, k], what each chosen one's
-    output is multiplied by; output [..., hidden], in the graph where gradients are wanted.
+    states [t, hidden]; chosen [t, k], the experts' numbers (`chosen_experts`), none where it would weigh nothing;
+    weights [t, k], what each chosen one's output is multiplied by; output [..., hidden], in the graph where gradients
+    are wanted. Where each expert is given all tokens, t is `copies` times as many.
     """
 
     states: torch.Tensor
     chosen: torch.Tensor
     weights: torch.Tensor
     output: torch.Tensor
+    copies: int
 
     def of(self, expert: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of the tokens that went to an expert: their places [m], states [m, hidden] and weights [m, 1]."""
         places, slots = (self.chosen == expert).nonzero(as_tuple=True)
         return places, self.states[places], self.weights[places, slots][:, None]
+
+    def rows_of(self, places: torch.Tensor, rows: int) -> torch.Tensor:
+        """In which of so many rows of equal length these places are."""
+        tokens = len(self.states) // self.copies
+        return places % tokens // (tokens // rows)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,8 @@ class Flow:
 
 
 class Watch:
-    """Keeps the last `Pass` of every experts module of a live model, and the last `Flow` of linear layers, by name."""
+    """Keeps the last `Pass` of every experts module of a live model, and the last `Flow` of linear layers, by name,
+    since it began to look."""
 
     def __init__(self, live: Any, layout: Layout, linears: Iterable[str] = (), gradients: bool = False) -> None:
         """linears: names of the linear layers. gradients: keep each output in the graph that gradients go through; the
@@ -52,13 +60,20 @@ class Watch:
         for name in linears:
             live.get_submodule(name).register_forward_hook(self._linear_hook(name))
 
+    def begin(self) -> None:
+        """Forget what was seen: not every input comes to every module."""
+        self.passes.clear()
+        self.flows.clear()
+
     def _hook(self, module: ExpertsModule) -> Any:
         def look(_: Any, args: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
-            chosen = chosen_experts(args, named)
-            states, weights = _floats(args, named, chosen.shape)
+            chosen = chosen_experts(args, named, module.count)
+            states, weights = _floats(args, named, chosen)
             output = self._in_graph(output)
             states, chosen, weights = (value.detach().flatten(0, -2) for value in (states, chosen, weights))
-            self.passes[module] = Pass(states, torch.where(chosen < 0, chosen, chosen + module.first), weights, output)
+            chosen = torch.where((chosen == NO_EXPERT) | (weights == 0), NO_EXPERT, chosen + module.first)
+            copies = module.count if len(args) + len(named) == 1 else 1
+            self.passes[module] = Pass(states, chosen, weights, output, copies)
             return output
 
         return look
@@ -75,8 +90,10 @@ class Watch:
         return output.detach().requires_grad_() if self._gradients and not output.requires_grad else output
 
 
-def _floats(args: tuple[Any, ...], named: dict[str, Any], chosen: torch.Size) -> Iterator[torch.Tensor]:
-    """The hidden states and the weights of the chosen experts, the one of the shape of their numbers."""
-    values = [value for value in (*args, *named.values()) if torch.is_tensor(value) and value.is_floating_point()]
-    yield values[0]
-    yield next(value for value in values[1:] if value.shape == chosen)
+def _floats(args: tuple[Any, ...], named: dict[str, Any], chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The hidden states and the weights of the chosen experts, the one of the shape of their numbers; 1 where hidden
+    states come weighed."""
+    floats = [value for value in (*args, *named.values()) if torch.is_tensor(value) and value.is_floating_point()]
+    states, *others = floats
+    weights = next((value for value in others if value.shape == chosen.shape), None)
+    return states, torch.ones_like(chosen, dtype=states.dtype) if weights is None else weights

@@ -84,7 +84,8 @@ def test_the_decoders_layers_are_counted_on_from_the_encoders(model: Model) -> N
     assert layout.routing.trouble == ""
     assert layout.routing.norms[5] == f"{DECODER}.1.layer.2.layer_norm.weight"
     # The chosen expert's weight is what the softmax over all gives it.
-    assert (layout.routing.activation, layout.routing.normalized) == ("relu", False)
+    assert not layout.routing.normalized
+    assert layout.routing.gated(torch.tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
 
 
 def test_routers_are_linear_layers_and_stay_as_they_are(model: Model) -> None:

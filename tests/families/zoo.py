@@ -251,7 +251,15 @@ def _pictures() -> dict[str, tuple[int, dict[str, torch.Tensor]]]:
     }
 
 
-_SAYS_WHERE = ("qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "ernie4_5_vl_moe")
+_WHERE = ("mm_token_type_ids",)
+_SAYS_WHERE = {
+    "qwen3_vl_moe": _WHERE,
+    "qwen3_5_moe": _WHERE,
+    "glm4v_moe": _WHERE,
+    # By the second it chooses between experts of texts and of pictures.
+    "ernie4_5_vl_moe": (*_WHERE, "moe_mm_token_type_ids"),
+}
+"""By what inputs a model is told which tokens stand for a picture."""
 
 
 def inputs_of(name: str) -> dict[str, torch.Tensor]:
@@ -261,5 +269,5 @@ def inputs_of(name: str) -> dict[str, torch.Tensor]:
     outer = name.split(" ")[0]
     count, picture = _pictures()[outer]
     ids = torch.tensor([[5, 6, *[IMAGE] * count, 7, 8, 9]])
-    kinds = {"mm_token_type_ids": (ids == IMAGE).int()} if outer in _SAYS_WHERE else {}
+    kinds = dict.fromkeys(_SAYS_WHERE.get(outer, ()), (ids == IMAGE).int())
     return {"input_ids": ids, **picture, **kinds}

@@ -16,7 +16,7 @@ from mopeq_hub.fidelity.blocks import BlockPass
 from mopeq_hub.fidelity.by_blocks import original_of
 from mopeq_hub.fidelity.logits import forward
 from mopeq_hub.fidelity.metrics import Comparison
-from mopeq_hub.fidelity.staged import StagedModel
+from mopeq_hub.fidelity.staged import StagedModel, State
 from mopeq_hub.fidelity.stages import Item, key_of, place_of
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.questions import Question
@@ -79,9 +79,9 @@ def in_order(blocks: BlockPass, model: Model) -> list[Offer]:
 
 def whole(model: Model, folder: Path, rows: list[Row]) -> dict[str, Any]:
     """The figures of the two models loaded whole, in float32."""
-    from transformers import AutoModelForImageTextToText
+    import transformers
 
-    loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    loaded = getattr(transformers, model.layout.auto_class).from_pretrained(folder, dtype=torch.float32).eval()
     original = {row.number: logits for row, logits in forward(loaded, rows)}
     parameters = dict(loaded.named_parameters())
     with torch.no_grad():
@@ -139,7 +139,7 @@ def test_one_block_is_in_place_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     in_place: list[list[str]] = []
     run = StagedModel.layer
 
-    def watched(staged: StagedModel, *arguments: Any) -> torch.Tensor:
+    def watched(staged: StagedModel, *arguments: Any) -> State:
         parts = {
             "before": staged.before,
             **{f"layer {n}": names for n, names in enumerate(staged.layers)},

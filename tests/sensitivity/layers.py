@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 import numpy as np
+import torch
 
 from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.experts import Matrix
@@ -10,6 +11,12 @@ from mopeq_hub.kernels.weight import Weight
 from mopeq_hub.sensitivity.layer import LayerView
 
 HIDDEN, INNER = 64, 32
+
+
+def silu(narrowed: torch.Tensor) -> torch.Tensor:
+    """What most experts do with gate and up."""
+    gate, up = narrowed.chunk(2, -1)
+    return torch.nn.functional.silu(gate) * up
 
 
 class Held:
@@ -37,7 +44,7 @@ def layer(count: int = 8, seed: int = 0, **changes: Any) -> LayerView:
         "experts": experts,
         "router": draw.standard_normal((count, HIDDEN)).astype(np.float32) / 8,
         "norm": np.ones(HIDDEN, np.float32),
-        "activation": "silu",
+        "gated": silu,
         "experts_per_token": 2,
         "normalized": True,
     }

@@ -22,6 +22,7 @@ from mopeq_hub.sensitivity import BY_LAYER, LayerView, by_layer
 from mopeq_hub.sensitivity.profile import Values
 from mopeq_hub.sensitivity.run import measure
 from tests.conftest import many_shards
+from tests.sensitivity.layers import silu
 from tests.tiny import deepseek_vl2, llava_over_deepseek_v2, qwen3_vl_moe
 
 SIGNALS = sorted(BY_LAYER)
@@ -51,7 +52,9 @@ def test_router_and_norm_of_every_family_are_found(make: Callable[[Path], Path],
     for layer, name in routing.routers.items():
         assert name == f"model.language_model.layers.{layer}.mlp.gate.weight"
         assert routing.norms[layer] == f"model.language_model.layers.{layer}.post_attention_layernorm.weight"
-    assert (routing.activation, routing.offset) == ("silu", 0.0)
+    assert routing.offset == 0.0
+    narrowed = torch.randn(3, 8)
+    assert torch.equal(routing.gated(narrowed), silu(narrowed))
     assert routing.normalized == (make is qwen3_vl_moe)
 
 

@@ -164,7 +164,8 @@ def test_another_seed_draws_other_inputs_that_say_nearly_the_same() -> None:
 
 def test_experts_without_a_gate_are_measured_too() -> None:
     view = layer()
-    plain = replace(view, experts=tuple({name: parts[name] for name in ("up", "down")} for parts in view.experts))
+    experts = tuple({name: parts[name] for name in ("up", "down")} for parts in view.experts)
+    plain = replace(view, experts=experts, gated=torch.nn.functional.silu)
     assert set(distortion.costs(plain, RECIPE)) == {f"{index}.{name}" for index in range(8) for name in ("up", "down")}
 
 

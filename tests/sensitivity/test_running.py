@@ -61,7 +61,7 @@ def test_frequency_is_what_the_router_chose(
     for group in groups:
         counts: Counter[int] = Counter()
         hook = live.get_submodule(model.layout.modules[2].name).register_forward_hook(
-            lambda _, args, named, __, counts=counts: counts.update(chosen_experts(args, named).flatten().tolist()),
+            lambda _, args, named, __, counts=counts: counts.update(chosen_experts(args, named, 24).flatten().tolist()),
             with_kwargs=True,
         )
         for _, inputs in batches(group.rows):
