@@ -141,6 +141,12 @@ def test_it_is_not_loaded_where_that_is_not_wanted(publication: Path) -> None:
     assert set(troubles(publication, load=False)) == expected
 
 
+def test_what_its_loader_needs_is_said_in_a_line_to_copy(publication: Path) -> None:
+    edit_json(publication / "mopeq.json", lambda manifest: manifest["model"].update(model_type="llama4"))
+    said = [finding.subject for finding in check(str(publication), load=False)]
+    assert any("write `import mopeq_hub` before `from_pretrained`" in subject for subject in said)
+
+
 def test_what_is_no_publication_cannot_be_checked(tmp_path: Path) -> None:
     with pytest.raises(MopeqError, match="does not exist"):
         check(str(tmp_path / "nothing"))

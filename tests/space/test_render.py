@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 from mopeq_hub import space
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.space import render_space, run_local
+from mopeq_hub.version import __version__
 from tests.hub import cards as hub_rules
 from tests.report.documents import HUB_COMMIT, manifest
 
@@ -65,6 +66,14 @@ def test_the_publication_pins_both_models(tmp_path: Path) -> None:
         "publication": "mopeq-c4c4c4c4c4c4-5b5b5b5b5b5b",
         "run": None,
     }
+
+
+def test_a_model_whose_loader_needs_help_gets_it_in_the_space(tmp_path: Path) -> None:
+    made = from_hub()
+    made["model"] = {**made["model"], "model_type": "llama4"}
+    render_space(tmp_path, made, "me/shapes-moe-vl-MoPEQ", "maker/shapes-moe-vl", None)
+    assert publication(tmp_path)["needs_help"]
+    assert f"mopeq-hub=={__version__}\n" in (tmp_path / "requirements.txt").read_text("utf-8")
 
 
 def test_the_readme_leads_to_the_source_commit_and_to_the_run_that_made_it(tmp_path: Path) -> None:
