@@ -74,14 +74,15 @@ class Family:
 
     model_type: of the text model, as config.json says it.
     norm: the module around the experts' through which hidden states reach router and experts; empty where none is.
-    whole: linear layers, by the ends of their names, that are never quantized.
+    whole: linear layers, by the ends of their names, that are never quantized: code looks at their weights, which
+    packed layers do not have, as sparse attention's indexers do to compute in its dtype.
     normalized: whether the weights of the experts that are chosen are made to sum to 1, where the config says nothing.
     routed_otherwise: in one line, what signals of a layer's weights do not know of its routing; empty if nothing.
     """
 
     model_type: str
     norm: str = "post_attention_layernorm"
-    whole: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ("indexer.weights_proj",)
     normalized: bool = True
     routed_otherwise: str = ""
 

@@ -90,6 +90,16 @@ def _deepseek_ocr2() -> Any:
     return _whole("deepseek_ocr2", text, {"sam_config": sam, "encoder_config": encoder}, image_token_id=IMAGE)
 
 
+def _unlimited_ocr() -> Any:
+    sam = {
+        "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 128,
+        "patch_size": 16, "global_attn_indexes": [1], "mlp_dim": 64, "window_size": 4, "downsample_channels": [24, 32],
+    }  # fmt: skip
+    text = _part("unlimited_ocr_text", num_key_value_heads=4, mlp_layer_types=["dense", "sparse"])
+    vision = {"sam_config": sam, "encoder_config": {**_TOWER, "image_size": 28}}
+    return _whole("unlimited_ocr", text, vision, image_token_id=IMAGE)
+
+
 def _gemma4() -> Any:
     more = {
         "enable_moe_block": True, "top_k_experts": 2, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
@@ -182,6 +192,17 @@ _WHOLES: dict[str, Callable[[], Any]] = {
         image_token_id=IMAGE,
     ),
     "gemma4": _gemma4,
+    "unlimited_ocr": _unlimited_ocr,
+    "mistral_large4": lambda: _whole(
+        "mistral_large4", _part("mistral_large4_text", **_LATENT), _TOWER, image_token_index=IMAGE
+    ),
+    "minimax_m3_vl": lambda: _whole(
+        "minimax_m3_vl",
+        _part("minimax_m3_vl_text", rotary_dim=16, dense_intermediate_size=96),
+        {**_TOWER, "temporal_patch_size": 2, "spatial_merge_size": 2},
+        projector_hidden_size=32,
+        image_token_index=IMAGE,
+    ),
     "lfm2_vl over lfm2_moe": lambda: _whole(
         "lfm2_vl",
         _part("lfm2_moe"),
@@ -240,6 +261,9 @@ def _pictures() -> dict[str, tuple[int, dict[str, torch.Tensor]]]:
         "llama4": (4, whole),
         "deepseek_ocr2": (257, {"pixel_values": _random(1, 3, 1024, 1024)}),
         "kimi_k25": (4, {"pixel_values": _random(16, 3, 14, 14), **grid}),
+        "unlimited_ocr": (7, {"pixel_values": _random(1, 3, 128, 128)}),
+        "minimax_m3_vl": (4, twice),
+        "mistral_large4": (4, {**whole, "image_sizes": torch.tensor([[56, 56]])}),
         "gemma4": (4, {"pixel_values": _random(1, 16, 3 * 14 * 14), "image_position_ids": places}),
         "lfm2_vl": (4, {"pixel_values": _random(1, 16, 3 * 14 * 14), **seen}),
         "internvl": (4, whole),
