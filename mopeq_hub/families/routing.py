@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.families.base import ExpertsModule, Family
@@ -105,8 +106,13 @@ def _scores(model: "nn.Module", names: Iterable[str], config: Any) -> str:
     said = next((getattr(config, name) for name in _SCORES if getattr(config, name, None)), None)
     if said:
         return str(said)
-    codes = (inspect.getsource(type(model.get_submodule(name))) for name in names)
-    return "sigmoid" if any(_SIGMOID.search(code) for code in codes) else "softmax"
+    return "sigmoid" if any(_has_sigmoid(type(model.get_submodule(name))) for name in names) else "softmax"
+
+
+@cache
+def _has_sigmoid(kind: Any) -> bool:
+    """Whether a class makes scores of logits by the sigmoid. All layers have the same, and looking takes a while."""
+    return _SIGMOID.search(inspect.getsource(kind)) is not None
 
 
 def _bias(block: "nn.Module", count: int) -> str | None:
