@@ -106,7 +106,8 @@ def _scores(model: "nn.Module", names: Iterable[str], config: Any) -> str:
     said = next((getattr(config, name) for name in _SCORES if getattr(config, name, None)), None)
     if said:
         return str(said)
-    return "sigmoid" if any(_has_sigmoid(type(model.get_submodule(name))) for name in names) else "softmax"
+    kinds: list[Any] = [type(model.get_submodule(name)) for name in names]
+    return "sigmoid" if any(map(_has_sigmoid, kinds)) else "softmax"
 
 
 @cache

@@ -9,16 +9,13 @@ import pytest
 import torch
 
 from mopeq_hub import Recipe, cli, quantize
-from mopeq_hub.bitmap import width_of
 from mopeq_hub.families.proven import PROVEN, is_proven, summary
-from mopeq_hub.fidelity.stages import place_of
 from mopeq_hub.manifest import bitmap_of
-from mopeq_hub.model import Model, open_model
+from mopeq_hub.model import open_model
 from mopeq_hub.modeling.mends import MENDS, mend_for
-from mopeq_hub.packing import Packed, dequantize
 from tests.apart import run_apart
 from tests.families import zoo
-from tests.families.test_published_form import PLAIN_LOAD
+from tests.families.test_published_form import PLAIN_LOAD, unpacked
 from tests.tiny import SHAPES
 
 RECIPE = Recipe(group_size=32)
@@ -44,26 +41,6 @@ def save(name: str, folder: Path) -> Path:
     return folder
 
 
-def reference(source: Model, quantized: Path, name: str, manifest: dict) -> torch.Tensor:
-    """Logits of the original's class in float32 with the values that the packed weights stand for."""
-    import transformers
-    from safetensors.torch import load_file
-
-    layout, bitmap = source.layout, bitmap_of(manifest)
-    model = getattr(transformers, layout.auto_class).from_pretrained(source.local_folder(), dtype=torch.float32).eval()
-    packed = load_file(quantized / "model-00001-of-00001.safetensors")
-    parameters = dict(model.named_parameters())
-    with torch.inference_mode():
-        for matrix in layout.matrices:
-            bits = width_of(matrix, bitmap, RECIPE)
-            if bits == 16:
-                continue
-            parts = Packed.of(matrix.name, lambda part: packed[part].numpy())
-            place = place_of(matrix, layout)
-            place.part(parameters[place.parameter]).copy_(torch.from_numpy(dequantize(parts, bits, RECIPE.symmetric)))
-        return model(**zoo.inputs_of(name), use_cache=False).logits
-
-
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_it_loads_and_computes_with_the_dequantized_weights(name: str, tmp_path: Path) -> None:
     source = save(name, tmp_path / "source")
@@ -74,7 +51,9 @@ def test_it_loads_and_computes_with_the_dequantized_weights(name: str, tmp_path:
     (kind,) = (kind for kind in PROVEN if kind.name == name)
     assert any(matrix.index is not None for matrix in model.layout.routed) is kind.fused
     assert is_proven(model.config)
-    expected = reference(model, repo.folder, name, repo.manifest)
+    with torch.inference_mode():
+        reference = unpacked(source, repo.folder, bitmap_of(repo.manifest), RECIPE)
+        expected = reference(**zoo.inputs_of(name), use_cache=False).logits
 
     helped = mend_for(model.config["model_type"]) is not None
     torch.save(zoo.inputs_of(name), tmp_path / "inputs.pt")

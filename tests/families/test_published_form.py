@@ -40,13 +40,13 @@ def answers_of(folders: list[Path], inputs: dict[str, torch.Tensor], scratch: Pa
     return list(torch.load(scratch / "out.pt"))
 
 
-def dequantized(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe, target: Path) -> Path:
-    """The source's model with the values that its packed weights stand for, saved in its own class."""
+def unpacked(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe) -> Any:
+    """The source's model in its own class, float32, with the values that the packed weights stand for."""
     import transformers
     from safetensors.torch import load_file
 
     layout = open_model(str(source)).layout
-    model = getattr(transformers, layout.auto_class).from_pretrained(source, dtype=torch.float32)
+    model = getattr(transformers, layout.auto_class).from_pretrained(source, dtype=torch.float32).eval()
     packed = {name: value for file in quantized.glob("*.safetensors") for name, value in load_file(file).items()}
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -58,7 +58,12 @@ def dequantized(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe, t
             weight = torch.from_numpy(dequantize(parts, bits, recipe.symmetric))
             place = place_of(matrix, layout)
             place.part(parameters[place.parameter]).copy_(weight)
-    model.save_pretrained(target)
+    return model
+
+
+def dequantized(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe, target: Path) -> Path:
+    """The same, saved in a folder."""
+    unpacked(source, quantized, bitmap, recipe).save_pretrained(target)
     return target
 
 
@@ -104,9 +109,9 @@ def test_plain_from_pretrained_computes_with_the_dequantized_weights(
     inputs = Encoder(source).rows([question], with_answer=True)[0].inputs
     assert ("pixel_values" in inputs) is pictures
 
-    unpacked = dequantized(source, quantized, bitmap, recipe, tmp_path / "reference")
+    like = dequantized(source, quantized, bitmap, recipe, tmp_path / "reference")
     # What is quantized comes last: auto-round's loader changes transformers for the whole process.
-    reference, original, ours = answers_of([unpacked, source, quantized], inputs, tmp_path)
+    reference, original, ours = answers_of([like, source, quantized], inputs, tmp_path)
 
     assert ours["trouble"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
     largest = reference["logits"].abs().max()
