@@ -134,12 +134,6 @@ class Layout:
         return next(module for module in self.modules_of[expert.layer] if expert.index < module.first + module.count)
 
     @cached_property
-    def sources_of(self) -> dict[str, tuple[str, ...]]:
-        """The file's tensors of which each live parameter outside the experts is made."""
-        linears = {f"{matrix.name}.weight": (matrix.source,) for matrix in self.rest}
-        return {**linears, **{name: kept.sources for name, kept in self.kept.items()}}
-
-    @cached_property
     def source_of(self) -> dict[str, str]:
         """The file's name of each live parameter outside the experts that is there as it is."""
         linears = {f"{matrix.name}.weight": matrix.source for matrix in self.rest if matrix.rows is None}

@@ -16,6 +16,7 @@ from mopeq_hub.allocation.spread import spread_of
 from mopeq_hub.bitmap import BitMap, Widths, by_projection, bytes_of, competing, packed_bytes, width_of
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Expert, Matrix
+from mopeq_hub.families import text_model_type
 from mopeq_hub.families.base import UNFUSED, matrix_name
 from mopeq_hub.model import Model
 from mopeq_hub.quantization.stream import output_bytes, written_bytes
@@ -69,7 +70,7 @@ def build(
         "publication": publication_name(recipe, source.commit),
         "model": {
             "model_type": model.config["model_type"],
-            "text_model_type": model.text_config.get("model_type", model.config["model_type"]),
+            "text_model_type": text_model_type(model.config),
             "auto_class": layout.auto_class,
             "task": layout.task,
             "blocks": layout.blocks,

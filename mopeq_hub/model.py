@@ -67,10 +67,6 @@ class Model:
             self.source.path(name)
         return self.source.path("config.json").parent
 
-    @property
-    def text_config(self) -> dict[str, Any]:
-        return self.config.get("text_config") or self.config.get("language_config") or self.config
-
 
 def _float8_block(config: dict[str, Any], where: str) -> tuple[int, int]:
     """Rows and columns that share a factor in a model stored as float8. MXFP4's tensors tell all by themselves.

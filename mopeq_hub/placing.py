@@ -202,7 +202,7 @@ class _Placer:
                 f"{layer[-1].first + layer[-1].count}",
                 "use the config.json that belongs to these weights",
             )
-        module = self._family.place(index, layer)
+        module = next(each for each in layer if index < each.first + each.count)
         projection = part.projections[list(converter.source_patterns).index(pattern)]
         shape = self._shape(module, part)
         self._check_shape(info, shape)

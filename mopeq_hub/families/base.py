@@ -1,7 +1,6 @@
 """What a family states, and what is read of the experts modules of its live model."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,10 +97,6 @@ class Family:
     def expression(self, module: str) -> str:
         """A live name as a regular expression of auto-round's `extra_config`."""
         return re.escape(module)
-
-    def place(self, index: int, modules: Sequence[ExpertsModule]) -> ExpertsModule:
-        """Which of a layer's experts modules holds the expert that the file gives this number."""
-        return modules[0]
 
     def trouble_with(self, config: dict[str, Any]) -> str:
         """Why a model with this config.json is none of this family, though its model type says so; empty if it is."""

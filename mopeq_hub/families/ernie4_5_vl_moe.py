@@ -1,8 +1,6 @@
 """ERNIE 4.5 VL: two experts modules a layer, for text and pictures, of two widths; one list in the file."""
 
-from collections.abc import Sequence
-
-from mopeq_hub.families.base import ExpertsModule, Family
+from mopeq_hub.families.base import Family
 
 
 class _Ernie(Family):
@@ -10,9 +8,6 @@ class _Ernie(Family):
         # auto-round's loader renames expressions as transformers does a file's names: `layers` that does not follow
         # `language_model.`, character by character, becomes `language_model.layers`. So dots must be bare.
         return module
-
-    def place(self, index: int, modules: Sequence[ExpertsModule]) -> ExpertsModule:
-        return next(module for module in modules if index < module.first + module.count)
 
 
 ERNIE4_5_VL_MOE = _Ernie("ernie4_5_vl_moe_text")

@@ -59,10 +59,6 @@ class Unit:
         """Of the source tensors that are used."""
         return sum(piece.nbytes for piece in self.pieces)
 
-    @property
-    def output_bytes(self) -> int:
-        return sum(tensor.nbytes for output in self.outputs for tensor in output.tensors)
-
 
 def plan_units(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: Recipe) -> list[Unit]:
     """Everything that will be written, shard by shard.
