@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from mopeq_hub.benchmarks import SUITE, Benchmarks, version
 from mopeq_hub.benchmarks.run import ABSENT, UNEXPLAINED, ended
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.fidelity.trials import Widths, settings_of
+from mopeq_hub.fidelity.trials import Widths, job_of, settings_of
 from mopeq_hub.model import Model
 from mopeq_hub.processes import run_module
 from mopeq_hub.progress import Progress
@@ -72,20 +71,10 @@ def _run(
     model: Model, maps: dict[str, Widths], recipe: Recipe, asked: Benchmarks, progress: Progress, notes: Path
 ) -> dict[str, list[str]]:
     """The process, to its end: by task that failed a reason, and the same in more words."""
-    with tempfile.TemporaryDirectory() as scratch, progress.stage("benchmarks", len(maps), "maps") as advance:
-        written = Path(scratch) / "maps.json"
-        written.write_text(json.dumps(maps), "utf-8")
-        job = {
-            "folder": model.local_folder(),
-            "auto_class": model.layout.auto_class,
-            "maps": written,
-            "notes": notes,
-            "tasks": list(asked.tasks.values()),
-            "own": asked.folder,
-            "limit": asked.limit,
-            **settings_of(recipe),
-        }
-        return dict(run_module("mopeq_hub.benchmarks.trial_worker", job, advance, ended, online=True)["failed"])
+    questions = {"tasks": list(asked.tasks.values()), "own": asked.folder, "limit": asked.limit}
+    with job_of(model, maps, recipe, notes) as job, progress.stage("benchmarks", len(maps), "maps") as advance:
+        whole = {**job, **questions}
+        return dict(run_module("mopeq_hub.benchmarks.trial_worker", whole, advance, ended, online=True)["failed"])
 
 
 def _key(model: Model, widths: Widths, recipe: Recipe, asked: Benchmarks) -> str:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,20 +86,24 @@ def _try(
     notes: Path,
 ) -> None:
     """Let the process try these maps and note what each gave, under its key."""
-    with tempfile.TemporaryDirectory() as scratch, progress.stage("try", len(maps), "maps") as advance:
+    asked = {"questions": questions.path, "limit": questions.limit, "accuracy": accuracy}
+    with job_of(model, maps, recipe, notes) as job, progress.stage("try", len(maps), "maps") as advance:
+        run_module("mopeq_hub.fidelity.trial_worker", {**job, **asked}, advance, _failed)
+
+
+@contextmanager
+def job_of(model: Model, maps: dict[str, Widths], recipe: Recipe, notes: Path) -> Iterator[dict[str, Any]]:
+    """What every process is told that tries these maps on the original in memory; they lie in a file until the end."""
+    with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / "maps.json"
         written.write_text(json.dumps(maps), "utf-8")
-        job = {
+        yield {
             "folder": model.local_folder(),
             "auto_class": model.layout.auto_class,
             "maps": written,
             "notes": notes,
-            "questions": questions.path,
-            "limit": questions.limit,
-            "accuracy": accuracy,
             **settings_of(recipe),
         }
-        run_module("mopeq_hub.fidelity.trial_worker", job, advance, _failed)
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
