@@ -58,6 +58,14 @@ def test_logits_are_the_originals(reference: dict[str, torch.Tensor], attention:
     assert distance(reference["text_only_logits"], reference["logits"]) > 100 * PRECISION
 
 
+@pytest.mark.parametrize("experts", ["eager", "batched_mm", "grouped_mm"])
+def test_any_implementation_of_experts_gives_them(reference: dict[str, torch.Tensor], experts: str) -> None:
+    model = MolmoeForConditionalGeneration.from_pretrained(
+        REFERENCE, dtype=torch.float32, experts_implementation=experts
+    )
+    assert distance(logits(model, **seen(reference)), reference["logits"]) < PRECISION
+
+
 def test_a_checkpoint_is_loaded_whole_and_written_under_its_own_names(model: Any, tmp_path: Path) -> None:
     loaded: Any = MolmoeForConditionalGeneration.from_pretrained(REFERENCE, output_loading_info=True)
     assert not any(loaded[1].values())

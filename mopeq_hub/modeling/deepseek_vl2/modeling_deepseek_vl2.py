@@ -40,6 +40,12 @@ class DeepseekVLV2PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = False
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers tells all parts of a model how to compute experts, looks for a decorator in the file of each,
+        # and remembers what it found for the classes derived from it.
+        return True
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -170,8 +176,6 @@ def _pictures(crops: list[list[int]]) -> list[tuple[int, int]]:
 
 class DeepseekVLV2ForConditionalGeneration(DeepseekVLV2PreTrainedModel, GenerationMixin):
     """DeepSeek-VL2 with its head: answers about pictures."""
-
-    # transformers looks for the word @use_experts_implementation in this file too; see vision_deepseek_vl2.py.
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 

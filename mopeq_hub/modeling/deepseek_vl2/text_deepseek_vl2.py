@@ -64,8 +64,6 @@ class DeepseekVLV2Router(nn.Module):
 class DeepseekVLV2MoE(nn.Module):
     """Routed experts, and shared ones that every token goes to."""
 
-    # transformers looks for the word @use_experts_implementation in this file; DeepseekV3Experts is what has it.
-
     def __init__(self, config: DeepseekVLV2TextConfig) -> None:
         super().__init__()
         self.experts = DeepseekV3Experts(config)
@@ -134,6 +132,10 @@ class DeepseekVLV2TextModel(DeepseekV3Model):
         self.rotary_emb = DeepseekVLV2RotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -68,9 +68,6 @@ class DeepseekVLV2VisionAttention(nn.Module):
 class DeepseekVLV2VisionModel(SiglipVisionModel):
     """SigLIP as DeepSeek-VL2 has it: every patch of the last layer after its norm, no pooling."""
 
-    # Where experts' implementation is chosen, transformers tells every part of the model, and looks for the word
-    # @use_experts_implementation in the file of each.
-
     config: DeepseekVLV2VisionConfig
     _can_record_outputs = {
         **SiglipVisionModel._can_record_outputs,
@@ -84,6 +81,10 @@ class DeepseekVLV2VisionModel(SiglipVisionModel):
         for layer in self.encoder.layers:
             layer.self_attn = DeepseekVLV2VisionAttention(config)
         self.post_init()
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -58,6 +58,10 @@ class MolmoeTextModel(OlmoeModel):
         self.embed_tokens = table  # type: ignore[assignment]
         self.post_init()
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -97,6 +97,12 @@ class MolmoePreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers tells all parts of a model how to compute experts, looks for a decorator in the file of each,
+        # and remembers what it found for the classes derived from it.
+        return True
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
