@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from mopeq_hub.pipeline import publish as publish
     from mopeq_hub.pipeline import quantize as quantize
     from mopeq_hub.recipe import Recipe as Recipe
+    from mopeq_hub.runtime.loading import accelerate as accelerate
+    from mopeq_hub.runtime.loading import load as load
     from mopeq_hub.variants import publish_variants as publish_variants
 
 _HOMES = {
+    "accelerate": "mopeq_hub.runtime.loading",
+    "load": "mopeq_hub.runtime.loading",
     "publish": "mopeq_hub.pipeline",
     "plan": "mopeq_hub.pipeline",
     "quantize": "mopeq_hub.pipeline",
@@ -29,7 +33,17 @@ _HOMES = {
     "MopeqError": "mopeq_hub.errors",
 }
 
-__all__ = ["MopeqError", "Recipe", "__version__", "plan", "publish", "publish_variants", "quantize"]
+__all__ = [
+    "MopeqError",
+    "Recipe",
+    "__version__",
+    "accelerate",
+    "load",
+    "plan",
+    "publish",
+    "publish_variants",
+    "quantize",
+]
 
 _arrange()
 _arrange_mends()

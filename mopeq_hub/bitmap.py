@@ -121,7 +121,8 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
     if recipe.rest_bits != 16:
         extra |= rest_rules(layout.blocks, expression, dict.fromkeys(layout.never_quantized, 16))
     left = UNQUANTIZED if recipe.rest_bits in (16, "auto") else {"bits": recipe.rest_bits}
-    extra |= {rf"^{expression(stack.name)}\.": left for stack in layout.stacks}
+    # Not anchored, so that it comes last in the order of the alphabet too, in which transformers saves a config.
+    extra |= {rf"{expression(stack.name)}\.": left for stack in layout.stacks}
     return {
         "quant_method": "auto-round",
         "packing_format": recipe.packing_format,

@@ -44,9 +44,13 @@ class Whole:
     def __mul__(self, other: Count) -> "Whole":
         return Whole(self.builder, self.builder.mul(self.value, self._of(other)))
 
-    def __floordiv__(self, other: int) -> "Whole":
+    def __floordiv__(self, other: Count) -> "Whole":
         """Of numbers that are not negative."""
         return Whole(self.builder, self.builder.udiv(self.value, self._of(other)))
+
+    def memory(self) -> "Memory":
+        """What lies at this address."""
+        return Memory(self.builder, self.builder.inttoptr(self.value, I8.as_pointer()), None)
 
     def lanes(self, element: ir.Type = I32, count: int = ROWS) -> Lanes:
         """The number in every lane."""
@@ -101,6 +105,11 @@ class Code:
 
     def of(self, element: ir.Type, number: float, count: int = ROWS) -> Lanes:
         return constant(self.builder, element, number, count)
+
+    def each(self, element: ir.Type, numbers: list[int]) -> Lanes:
+        """A vector of these numbers."""
+        kind = ir.VectorType(element, len(numbers))
+        return Lanes(self.builder, ir.Constant(kind, [ir.Constant(element, number) for number in numbers]))
 
     def variable(self, element: ir.Type, number: float) -> Variable:
         return Variable(self.builder, self.of(element, number))

@@ -9,6 +9,7 @@ or vpdpwssd on x86.
 from typing import Any, Union
 
 from llvmlite import ir
+from numba.core import cgutils
 
 I1, I8, I16, I32, I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
@@ -148,6 +149,24 @@ def splat(builder: ir.IRBuilder, scalar: ir.Value, count: int) -> Lanes:
 def mul_high(one: Lanes, other: Lanes) -> Lanes:
     """The upper 16 bits of the products of signed 16-bit numbers."""
     return ((one.to(I32) * other.to(I32)) >> 16).to(I16)
+
+
+def multiply_add(one: Lanes, other: Lanes, addend: Lanes) -> Lanes:
+    """one * other + addend, float32, rounded once where the CPU has an instruction for it and twice elsewhere: not for
+    what has to be the same everywhere."""
+    kind = one.value.type
+    signature = ir.FunctionType(kind, [kind] * 3)
+    function = cgutils.get_or_insert_function(one.builder.module, signature, f"llvm.fmuladd.v{one.count}f32")
+    return Lanes(one.builder, one.builder.call(function, [one.value, other.value, addend.value]))
+
+
+def summed(vector: Lanes) -> Lanes:
+    """The sum of all elements, in each of them; their number is a power of two."""
+    step = vector.count // 2
+    while step:
+        vector = vector + vector.picked([index ^ step for index in range(vector.count)])
+        step //= 2
+    return vector
 
 
 def pair_dot(one: Lanes, other: Lanes) -> Lanes:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mopeq_hub import Recipe, cli, quantize
+from mopeq_hub import Recipe, cli, load, quantize
 from mopeq_hub.families.proven import PROVEN, is_proven, summary
 from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import open_model
 from mopeq_hub.modeling.mends import MENDS, mend_for
+from mopeq_hub.runtime.experts import PackedExperts
 from tests.apart import run_apart
 from tests.families import zoo
 from tests.families.test_published_form import PLAIN_LOAD, unpacked
@@ -21,6 +22,8 @@ from tests.tiny import SHAPES
 RECIPE = Recipe(group_size=32)
 ROUNDING = 1e-5
 """Of the largest logit, in float32."""
+SUMS = 1e-4
+"""The same where sums are made in another order."""
 
 
 def save(name: str, folder: Path) -> Path:
@@ -64,6 +67,12 @@ def test_it_loads_and_computes_with_the_dequantized_weights(name: str, tmp_path:
 
     assert ours["trouble"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
     assert (ours["logits"] - expected).abs().max() < ROUNDING * expected.abs().max()
+
+    fast = load(repo.folder, dtype=torch.float32)
+    assert any(isinstance(module, PackedExperts) for module in fast.modules())
+    with torch.inference_mode():
+        found = fast(**zoo.inputs_of(name), use_cache=False).logits
+    assert (found - expected).abs().max() < SUMS * expected.abs().max()
 
 
 def test_the_registrys_table_has_what_is_proven_here() -> None:

@@ -1,0 +1,1 @@
+"""The runtime: published models whose packed weights are computed with as they lie, on a CPU."""

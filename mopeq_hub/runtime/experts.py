@@ -1,0 +1,158 @@
+"""The routed experts of a layer as one module: all packed matrices, and what tokens that a router sent come to."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mopeq_hub.families.base import Form
+from mopeq_hub.families.gating import gate_of
+from mopeq_hub.packing import PARTS
+from mopeq_hub.runtime.matrices import PackedMatrix, Table, runs_of
+from mopeq_hub.runtime.modules import FEW, PackedModule
+
+Tensors = dict[str, torch.Tensor]
+
+
+class PackedExperts(PackedModule):
+    """In place of an experts module of transformers, called as that is.
+
+    `packed` holds all tensors by their published names within the module (`3.gate_proj.qweight`); no module is made for
+    an expert. The module that it takes the place of stays for its activation, without weights.
+    """
+
+    def __init__(self, experts: nn.Module, form: Form, offset: int) -> None:
+        """experts: the module on the meta device. offset: what is added to zero points as they are stored."""
+        super().__init__()
+        wide = getattr(experts, form.fused[-1].name)
+        self.count = int(wide.shape[0])
+        self.hidden, self.width = (int(size) for size in (wide.shape[2:0:-1] if form.transposed else wide.shape[1:]))
+        for name, _ in list(experts.named_parameters()):
+            delattr(experts, name)
+        self.form, self.offset, self.packed = form, offset, Tensors()
+        self.shell = experts
+
+    def names(self) -> list[str]:
+        """Of all tensors that it holds."""
+        parts = (*PARTS, *(("bias",) if self.form.biased else ()))
+        modules = self.form.projections.values()
+        return [f"{module.format(index)}.{part}" for index in range(self.count) for module in modules for part in parts]
+
+    def tables(self) -> tuple[Table, Table]:
+        """Of the first matrices, and of down."""
+        *first, down = self.form.projections.values()
+        return self._table(first, self.width, self.hidden), self._table([down], self.hidden, self.width)
+
+    def _table(self, modules: list[str], rows: int, columns: int) -> Table:
+        return Table([[self._matrix(module.format(index), rows, columns) for module in modules]
+                      for index in range(self.count)], rows, columns)  # fmt: skip
+
+    def _matrix(self, name: str, rows: int, columns: int) -> PackedMatrix:
+        bias = self.packed[f"{name}.bias"].float() if self.form.biased else None
+        matrix = PackedMatrix(*(self.packed[f"{name}.{part}"] for part in PARTS), bias, self.offset)
+        matrix.check(rows, columns, name)
+        return matrix
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Of hidden states [tokens, hidden] and, in whatever order, the numbers of each token's experts [tokens, k] and
+        their weights [tokens, k], what the experts make of them [tokens, hidden].
+
+        Without numbers the states are those of all tokens for each expert, [experts * tokens, hidden], zeros where one
+        is not for it, and what is made of each stays apart.
+        """
+        others = (*args, *kwargs.values())
+        chosen = next((value for value in others if torch.is_tensor(value) and not value.is_floating_point()), None)
+        weights = next((value for value in others if torch.is_tensor(value) and value.is_floating_point()), None)
+        if chosen is None or weights is None:
+            return self.computed(hidden_states, self._unrouted)
+        pairs = chosen.reshape(-1, chosen.shape[-1]), weights.detach().float().reshape(-1, chosen.shape[-1])
+        return self.computed(hidden_states, lambda states: self._routed(states, *pairs))
+
+    def _routed(self, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        vectors = states.reshape(-1, self.hidden)
+        if len(vectors) == 1:
+            made = self._of_one(vectors.float().contiguous(), chosen[0], weights[0])
+        else:
+            tokens = torch.arange(len(chosen))[:, None].expand_as(chosen)
+            made = self._of_many(vectors, chosen.flatten(), weights.flatten(), tokens.flatten())
+        return made.to(states.dtype).view_as(states)
+
+    def _unrouted(self, states: torch.Tensor) -> torch.Tensor:
+        vectors = states.reshape(self.count, -1, self.hidden)
+        experts, tokens = vectors.any(-1).nonzero(as_tuple=True)
+        rows = experts * vectors.shape[1] + tokens
+        made = self._of_many(vectors.flatten(0, 1), experts, torch.ones(len(rows)), rows)
+        return made.to(states.dtype).view_as(states)
+
+    def _of_one(self, vector: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """What a token's experts make of its vector [1, hidden]: two regions of threads, and the activation between."""
+        there = (chosen >= 0) & (chosen < self.count)
+        if not bool(there.all()):
+            # A number that no expert has stands for one that computes elsewhere, or for none.
+            chosen, weights = chosen[there], weights[there]
+        runs = torch.ones(len(chosen), 3, dtype=torch.int64)
+        runs[:, 0] = chosen
+        runs[:, 1] = torch.arange(len(chosen))
+        first, down = self.ready()
+        narrowed = self._gated(first.multiply(vector, runs, len(chosen), step=0))
+        return down.combine(narrowed, runs, weights.contiguous())[None]  # type: ignore[no-any-return]
+
+    def _of_many(
+        self, vectors: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Sums [n, hidden], float32: vector `rows[i]` of [n, hidden] goes through expert `chosen[i]`, and what comes
+        out, times `weights[i]`, is added where it came from."""
+        made = torch.zeros(len(vectors), self.hidden)
+        order = chosen.argsort(stable=True)
+        counts = torch.bincount(chosen[chosen >= 0], minlength=self.count)[: self.count].tolist()
+        start = int((chosen < 0).sum())
+        few: list[tuple[int, int, int]] = []
+        places: list[torch.Tensor] = []
+        taken = 0
+        for expert, count in enumerate(counts):
+            mine = order[start : start + count]
+            start += count
+            if count > FEW:
+                into = rows[mine]
+                made.index_add_(0, into, self._expert(vectors[into], expert).float() * weights[mine, None])
+            elif count:
+                few += runs_of(expert, taken, count)
+                places.append(mine)
+                taken += count
+        if few:
+            mine, runs = torch.cat(places), torch.tensor(few, dtype=torch.int64)
+            first, down = self.ready()
+            narrowed = self._gated(first.multiply(vectors[rows[mine]].float(), runs, taken))
+            made.index_add_(0, rows[mine], down.multiply(narrowed, runs, taken) * weights[mine, None])
+        return made
+
+    def _expert(self, vectors: torch.Tensor, expert: int) -> torch.Tensor:
+        """What one expert makes of many vectors [n, hidden]."""
+        first, down = self.ready()
+        return down.product(self._gated(first.product(vectors, expert)), expert)  # type: ignore[no-any-return]
+
+    def _gated(self, narrowed: torch.Tensor) -> torch.Tensor:
+        return gate_of(self.shell, self.form)(narrowed).contiguous()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination.update({prefix + name: tensor for name, tensor in self.packed.items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name in self.names():
+            if prefix + name in state_dict:
+                self.packed[name] = state_dict[prefix + name]
+            else:
+                missing_keys.append(prefix + name)
+        self._tables = None
+
+    def extra_repr(self) -> str:
+        return f"experts={self.count}, hidden={self.hidden}, width={self.width}"

@@ -1,0 +1,112 @@
+"""Modules that compute with packed weights on the CPU: what they have in common, and a linear layer."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.packing import PARTS
+from mopeq_hub.runtime.matrices import PackedMatrix, Table, runs_of
+
+FEW = 16
+"""Up to so many vectors are multiplied by packed weights; for more, these are unpacked and torch multiplies.
+`make bench SECTIONS=runtime` measures both."""
+_Compute = Callable[[torch.Tensor], torch.Tensor]
+
+
+class PackedModule(nn.Module):
+    """Holds packed tensors as they are published, whatever dtype the model around it is changed to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tables: Any = None
+
+    def tables(self) -> Any:
+        """What the kernels read; made anew where the packed tensors are others or elsewhere."""
+        raise NotImplementedError
+
+    def ready(self) -> Any:
+        if self._tables is None:
+            self._tables = self.tables()
+        return self._tables
+
+    def computed(self, states: torch.Tensor, compute: _Compute) -> torch.Tensor:
+        """What is computed of states, through which no gradient passes."""
+        if torch.is_grad_enabled() and states.requires_grad:
+            return _WithoutGradient.apply(states, compute)  # type: ignore[no-any-return]
+        return compute(states)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """A change of dtype leaves packed tensors as they are, a change of device is refused."""
+        device = fn(torch.empty(0)).device
+        if device.type != "cpu":
+            raise MopeqError(
+                f"this model computes with packed weights on the CPU, not on {device}",
+                "load it by from_pretrained for a GPU, where auto-round has kernels",
+            )
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tables hold addresses of this process.
+        return {**self.__dict__, "_tables": None}
+
+
+class _WithoutGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, compute: _Compute) -> torch.Tensor:
+        return compute(states.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        raise MopeqError("no gradient passes through packed weights", "train the original; this is for inference")
+
+
+class PackedLinear(PackedModule):
+    """A linear layer whose weight is packed; in place of `nn.Linear`, with the tensors of auto-round's."""
+
+    qweight: torch.Tensor
+    qzeros: torch.Tensor
+    scales: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, like: nn.Linear, shapes: dict[str, torch.Tensor], offset: int) -> None:
+        """like: the layer that it takes the place of. shapes: tensors on the meta device by `PARTS`. offset: what is
+        added to zero points as they are stored."""
+        super().__init__()
+        self.in_features, self.out_features, self.offset = like.in_features, like.out_features, offset
+        for part in PARTS:
+            self.register_buffer(part, shapes[part])
+        self.register_buffer("bias", None if like.bias is None else like.bias.detach())
+
+    def tables(self) -> Table:
+        bias = None if self.bias is None else self.bias.float()
+        matrix = PackedMatrix(self.qweight, self.qzeros, self.scales, bias, self.offset)
+        matrix.check(self.out_features, self.in_features, "a linear layer")
+        return Table([[matrix]], self.out_features, self.in_features)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Of states [..., in_features], in whatever dtype, [..., out_features]."""
+        return self.computed(states, self._compute)
+
+    def _compute(self, states: torch.Tensor) -> torch.Tensor:
+        table: Table = self.ready()
+        vectors = states.reshape(-1, self.in_features)
+        count = len(vectors)
+        if count <= FEW:
+            products = table.multiply(vectors.float().contiguous(), _neighbours(count), count)
+        else:
+            products = table.product(vectors)
+        return products.to(states.dtype).view(*states.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        bits = self.qweight.shape[0] * 32 // self.in_features
+        return f"in_features={self.in_features}, out_features={self.out_features}, bits={bits}"
+
+
+@cache
+def _neighbours(count: int) -> torch.Tensor:
+    """The runs of so many vectors for one matrix."""
+    return torch.tensor(runs_of(0, 0, count), dtype=torch.int64)

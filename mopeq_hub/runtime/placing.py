@@ -1,0 +1,78 @@
+"""A model on the meta device made ready for packed weights: its experts modules and linear layers are replaced by those
+that compute with them, and get their tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.families import family_of
+from mopeq_hub.packing import PARTS
+from mopeq_hub.runtime.experts import PackedExperts
+from mopeq_hub.runtime.modules import PackedLinear
+
+OFFSETS = {"auto_round:auto_gptq": 1, "auto_round": 0}
+"""By the packing formats that are known, what is added to zero points as they are stored."""
+
+
+DTYPES = {"qweight": torch.int32, "qzeros": torch.int32, "scales": torch.float16}
+"""Of packed tensors, by their names in a module."""
+
+
+@dataclass
+class Places:
+    """Where the packed tensors of a model go."""
+
+    experts: dict[str, PackedExperts] = field(default_factory=dict)
+
+    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Give each experts module its tensors, as they lie. Raises MopeqError where one is missing or misshapen."""
+        for name, module in self.experts.items():
+            for part in module.names():
+                if f"{name}.{part}" not in tensors:
+                    raise MopeqError(f"{name}.{part} is not in the model's files", "get them again")
+                tensor = tensors[f"{name}.{part}"]
+                # What a whole model was changed to, auto-round's modules change their scales to as well.
+                module.packed[part] = tensor.half() if tensor.is_floating_point() else tensor
+            module.ready()
+
+
+def replace(model: Any, tensors: Mapping[str, torch.Tensor], packing_format: str) -> Places:
+    """Replace what has packed tensors in a model on the meta device, of its own classes, by modules that compute with
+    them. tensors: all of the model's, by live names. Raises MopeqError where a packed one belongs to nothing in it.
+    """
+    offset, config = OFFSETS[packing_format], model.config
+    packed = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+    family = family_of(config.model_type, config.get_text_config(decoder=True).model_type)
+    places, modules = Places(), dict(model.named_modules())
+    for name, module in modules.items():
+        form = family.form(module)
+        if form is not None and form.fused:
+            places.experts[name] = PackedExperts(module, form, offset)
+            _put(model, name, places.experts[name])
+    held = tuple(f"{name}." for name in places.experts)
+    for name in packed:
+        if name.startswith(held):
+            continue
+        linear = modules.get(name)
+        if not isinstance(linear, nn.Linear):
+            raise MopeqError(
+                f"{name} is packed in the model's files, and is no linear layer of the model",
+                "load it by the class that its config.json names",
+            )
+        shapes = {part: tensors[f"{name}.{part}"].shape for part in PARTS}
+        parts = {part: torch.empty(shape, dtype=DTYPES[part], device="meta") for part, shape in shapes.items()}
+        _put(model, name, PackedLinear(linear, parts, offset))
+    return places
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    home, _, last = name.rpartition(".")
+    around = model.get_submodule(home)
+    setattr(around, last, module)
+    for each in (around, *module.modules()):
+        # Else transformers initialises what it finds in them, and looks for weights that are packed.
+        each._is_hf_initialized = True  # type: ignore[assignment]
