@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from llvmlite import ir
-from numba import cfunc, njit, prange, types
+from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
 from mopeq_hub.kernels.generate import ROWS, Code, Count, Memory, Whole, generated, sources_digest
@@ -38,8 +38,7 @@ RUN_WORDS = 3
 _OPTIONS: Any = {"error_model": "numpy", "nogil": True}
 
 
-@intrinsic
-def _word(typingctx: Any, address: Any) -> Any:
+def _read(typingctx: Any, address: Any) -> Any:
     """The int64 at an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -48,8 +47,7 @@ def _word(typingctx: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-@intrinsic
-def _taken(typingctx: Any, address: Any) -> Any:
+def _count(typingctx: Any, address: Any) -> Any:
     """The int64 at an address, which is one more afterwards, whoever else counts."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -57,6 +55,10 @@ def _taken(typingctx: Any, address: Any) -> Any:
         return builder.atomic_rmw("add", counter, ir.Constant(I64, 1), "seq_cst")
 
     return types.int64(types.int64), codegen
+
+
+_word: Any = intrinsic(_read)
+_taken: Any = intrinsic(_count)
 
 
 def _multiplier(bits: int, together: int) -> Any:
@@ -102,8 +104,8 @@ def _multiplier(bits: int, together: int) -> Any:
                 for half, zero in enumerate(weight.zeros_of(number, first)):
                     scale = weight.scale(number, first + half * ROWS) * times
                     for token, (values, whole) in enumerate(zip(sums[half], wholes, strict=True)):
-                        value = values[0].get() + values[1].get() if apart == 2 else values[0].get()
-                        centred = value * levels - (zero + levels) * whole
+                        total = values[0].get() + values[1].get() if apart == 2 else values[0].get()
+                        centred = total * levels - (zero + levels) * whole
                         place = (pair * 2 + half) * 64 + stride * token
                         target.store(place, multiply_add(centred, scale, target.load(place, F32)))
 
@@ -300,10 +302,8 @@ def _work(job: int) -> None:
         _unpack(job)
 
 
-# A digest of the sources is part of each function: compiled code on disk is not used after the generators changed.
-
-
-def _called(sources: str) -> Any:
+def _compiled(sources: str) -> Any:
+    # The digest is part of the function, so that compiled code on disk is not used after the generators changed.
     @cfunc(types.void(types.int64), cache=True, error_model="numpy")
     def called(job: int) -> None:
         assert sources
@@ -312,23 +312,7 @@ def _called(sources: str) -> Any:
     return called
 
 
-def _spread(sources: str) -> Any:
-    @njit(types.void(types.int64, types.int64), parallel=True, cache=True, error_model="numpy", nogil=True)
-    def called(job: int, threads: int) -> None:
-        assert sources
-        for _ in prange(threads):
-            _work(job)
-
-    return called
-
-
 @cache
 def worker() -> Any:
-    """The worker, compiled, as a C function of a job's address."""
-    return _called(sources_digest())
-
-
-@cache
-def workers() -> Any:
-    """The same for as many of Numba's threads as its second argument says."""
-    return _spread(sources_digest())
+    """The worker, compiled, as a C function of a job's address; its code lives as long as it does."""
+    return _compiled(sources_digest())

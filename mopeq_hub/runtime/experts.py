@@ -29,7 +29,7 @@ class PackedExperts(PackedModule):
         self.hidden, self.width = (int(size) for size in (wide.shape[2:0:-1] if form.transposed else wide.shape[1:]))
         for name, _ in list(experts.named_parameters()):
             delattr(experts, name)
-        self.form, self.offset, self.packed = form, offset, Tensors()
+        self.form, self.offset, self.outputs, self.packed = form, offset, self.hidden, Tensors()
         self.shell = experts
 
     def names(self) -> list[str]:
@@ -49,7 +49,8 @@ class PackedExperts(PackedModule):
 
     def _matrix(self, name: str, rows: int, columns: int) -> PackedMatrix:
         bias = self.packed[f"{name}.bias"].float() if self.form.biased else None
-        matrix = PackedMatrix(*(self.packed[f"{name}.{part}"] for part in PARTS), bias, self.offset)
+        qweight, qzeros, scales = (self.packed[f"{name}.{part}"] for part in PARTS)
+        matrix = PackedMatrix(qweight, qzeros, scales, bias, self.offset)
         matrix.check(rows, columns, name)
         return matrix
 
@@ -60,13 +61,17 @@ class PackedExperts(PackedModule):
         Without numbers the states are those of all tokens for each expert, [experts * tokens, hidden], zeros where one
         is not for it, and what is made of each stays apart.
         """
-        others = (*args, *kwargs.values())
-        chosen = next((value for value in others if torch.is_tensor(value) and not value.is_floating_point()), None)
-        weights = next((value for value in others if torch.is_tensor(value) and value.is_floating_point()), None)
-        if chosen is None or weights is None:
-            return self.computed(hidden_states, self._unrouted)
-        pairs = chosen.reshape(-1, chosen.shape[-1]), weights.detach().float().reshape(-1, chosen.shape[-1])
-        return self.computed(hidden_states, lambda states: self._routed(states, *pairs))
+        others = [value for value in (*args, *kwargs.values()) if torch.is_tensor(value)]
+        # Numbers first, then weights.
+        others.sort(key=torch.is_floating_point)
+        return self.computed(hidden_states, *others)
+
+    def compute(self, states: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        if not others:
+            return self._unrouted(states)
+        chosen, weights = others
+        size = chosen.shape[-1]
+        return self._routed(states, chosen.reshape(-1, size), weights.detach().float().reshape(-1, size))
 
     def _routed(self, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         vectors = states.reshape(-1, self.hidden)

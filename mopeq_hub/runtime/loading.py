@@ -36,7 +36,7 @@ class PackedConfig(QuantizationConfigMixin):
     """
 
     def __init__(self, published: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> None:
-        self.quant_method = _METHOD
+        self.quant_method: Any = _METHOD
         self.published, self.tensors = dict(published), tensors
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -124,7 +124,7 @@ def load(repo: str | Path, **kwargs: Any) -> Any:
     if trouble := _trouble_with(published):
         _log.warning("%s %s; it is loaded as it is", repo, trouble)
     elif kwargs.get("device_map") in (None, "cpu"):
-        config.quantization_config = PackedConfig(published)
+        config.quantization_config = PackedConfig(_document(published))
     return loader.from_pretrained(repo, config=config, **kwargs)
 
 

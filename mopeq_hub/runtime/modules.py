@@ -1,8 +1,9 @@
 """Modules that compute with packed weights on the CPU: what they have in common, and a linear layer."""
 
-from collections.abc import Callable
+import itertools
 from functools import cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -14,18 +15,25 @@ from mopeq_hub.runtime.matrices import PackedMatrix, Table, runs_of
 FEW = 16
 """Up to so many vectors are multiplied by packed weights; for more, these are unpacked and torch multiplies.
 `make bench SECTIONS=runtime` measures both."""
-_Compute = Callable[[torch.Tensor], torch.Tensor]
 
 
 class PackedModule(nn.Module):
     """Holds packed tensors as they are published, whatever dtype the model around it is changed to."""
 
+    outputs: int
+    """Numbers that it makes of a vector."""
+
     def __init__(self) -> None:
         super().__init__()
         self._tables: Any = None
+        self._register()
+
+    def compute(self, states: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        """What it makes of states [..., inputs]: [..., outputs], in their dtype."""
+        raise NotImplementedError
 
     def tables(self) -> Any:
-        """What the kernels read; made anew where the packed tensors are others or elsewhere."""
+        """What the kernels read; made anew where the packed tensors are others or lie elsewhere."""
         raise NotImplementedError
 
     def ready(self) -> Any:
@@ -33,11 +41,13 @@ class PackedModule(nn.Module):
             self._tables = self.tables()
         return self._tables
 
-    def computed(self, states: torch.Tensor, compute: _Compute) -> torch.Tensor:
-        """What is computed of states, through which no gradient passes."""
+    def computed(self, states: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        """What it makes of states, through which no gradient passes; one operation where a graph is compiled."""
+        if torch.compiler.is_compiling():
+            return _in_a_graph(states, list(others), self._number, self.outputs)
         if torch.is_grad_enabled() and states.requires_grad:
-            return _WithoutGradient.apply(states, compute)  # type: ignore[no-any-return]
-        return compute(states)
+            return _WithoutGradient.apply(self, states, *others)  # type: ignore[no-any-return]
+        return self.compute(states, *others)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """A change of dtype leaves packed tensors as they are, a change of device is refused."""
@@ -49,15 +59,38 @@ class PackedModule(nn.Module):
             )
         return self
 
+    def _register(self) -> None:
+        self._number = next(_numbers)
+        _modules[self._number] = self
+
     def __getstate__(self) -> dict[str, Any]:
         # Tables hold addresses of this process.
         return {**self.__dict__, "_tables": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._register()
+
+
+_numbers = itertools.count()
+_modules: "WeakValueDictionary[int, PackedModule]" = WeakValueDictionary()
+"""By numbers, since a compiled graph holds no modules."""
+
+
+@torch.library.custom_op("mopeq_hub::computed", mutates_args=())
+def _in_a_graph(states: torch.Tensor, others: list[torch.Tensor], number: int, outputs: int) -> torch.Tensor:
+    return _modules[number].compute(states, *others)
+
+
+@_in_a_graph.register_fake
+def _shaped(states: torch.Tensor, others: list[torch.Tensor], number: int, outputs: int) -> torch.Tensor:
+    return states.new_empty(*states.shape[:-1], outputs)
+
 
 class _WithoutGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, compute: _Compute) -> torch.Tensor:
-        return compute(states.detach())
+    def forward(ctx: Any, module: PackedModule, states: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return module.compute(states.detach(), *others)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
@@ -77,6 +110,7 @@ class PackedLinear(PackedModule):
         added to zero points as they are stored."""
         super().__init__()
         self.in_features, self.out_features, self.offset = like.in_features, like.out_features, offset
+        self.outputs = like.out_features
         for part in PARTS:
             self.register_buffer(part, shapes[part])
         self.register_buffer("bias", None if like.bias is None else like.bias.detach())
@@ -89,9 +123,9 @@ class PackedLinear(PackedModule):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Of states [..., in_features], in whatever dtype, [..., out_features]."""
-        return self.computed(states, self._compute)
+        return self.computed(states)
 
-    def _compute(self, states: torch.Tensor) -> torch.Tensor:
+    def compute(self, states: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         table: Table = self.ready()
         vectors = states.reshape(-1, self.in_features)
         count = len(vectors)

@@ -1,44 +1,57 @@
 """A job done by as many threads as torch uses: by torch's own, where its OpenMP takes work from others.
 
 Two pools of threads on the same cores wait for each other: threads of OpenMP spin for a while before they sleep. Where
-torch's cannot be asked (its OpenMP is LLVM's, on macOS, or Microsoft's), Numba's do the work.
+torch's cannot be asked (its OpenMP is LLVM's, on macOS, or Microsoft's), threads of Python's do the work.
 """
 
 import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numba
 import torch
 
-from mopeq_hub.kernels.product import worker, workers
+from mopeq_hub.kernels.product import worker
+
+_Parallel = Callable[[int, int, int, int], None]
 
 
 def work(kind: int, pieces: int, *words: int) -> None:
     """Do a job of so many pieces; words: what its pieces are made by."""
     job = (ctypes.c_int64 * (3 + len(words)))(0, pieces, kind, *words)
-    threads = min(torch.get_num_threads(), pieces)
+    address, threads = ctypes.addressof(job), min(torch.get_num_threads(), pieces)
     parallel = _torchs_threads()
     if parallel is not None:
-        parallel(worker().address, ctypes.addressof(job), threads, 0)
+        parallel(worker().address, address, threads, 0)
         return
-    threads = min(threads, numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
-    workers()(ctypes.addressof(job), threads)
+    others = [_pool(threads).submit(_worker(), address) for _ in range(1, threads)]
+    _worker()(address)
+    for other in others:
+        other.result()
 
 
 @cache
-def _torchs_threads() -> Any:
+def _torchs_threads() -> _Parallel | None:
     """`GOMP_parallel`, called with a function, its argument, a number of threads and flags, of the OpenMP that torch
     computes with; None where that has none."""
-    home = Path(torch.__file__).parent / "lib"
-    found = next((path for path in sorted(home.glob("libtorch_cpu.*")) if path.suffix in (".so", ".dylib")), None)
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"))
     try:
-        function = ctypes.CDLL(str(found)).GOMP_parallel if found else None
-    except (OSError, AttributeError):
+        function = ctypes.CDLL(str(found[0])).GOMP_parallel
+    except (IndexError, OSError, AttributeError):
         return None
-    if function is not None:
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        function.restype = None
-    return function
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    function.restype = None
+    return function  # type: ignore[no-any-return]
+
+
+@cache
+def _worker() -> Any:
+    """The worker as Python calls it, without its lock."""
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(worker().address)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="mopeq")

@@ -14,6 +14,7 @@ from tests.bench.fidelity import bit_maps, quantizers
 from tests.bench.hessian import hessian
 from tests.bench.kernels import kernels
 from tests.bench.quantize import quantize
+from tests.bench.runtime import runtime
 from tests.bench.scheme import scheme
 from tests.bench.signals import signals
 from tests.bench.stream import stream
@@ -29,6 +30,7 @@ SECTIONS: dict[str, Callable[[Settings], Iterator[RenderableType]]] = {
     "hessian": hessian,
     "quantize": quantize,
     "stream": stream,
+    "runtime": runtime,
 }
 
 

@@ -1,4 +1,4 @@
-"""Synthetic checkpoints of realistic shapes, LLaVA over deepseek_v2, written in the memory of one tensor."""
+"""Synthetic checkpoints of realistic shapes, LLaVA over deepseek_v2 or qwen3_moe, written in one tensor's memory."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,8 @@ _PATCH = 14
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model; `shared` experts are always on, the first layer is dense."""
+    """Sizes of a model. Over deepseek_v2 `shared` experts are always on and the first layer is dense; qwen3_moe has
+    neither."""
 
     layers: int
     hidden: int
@@ -40,12 +41,16 @@ class Shape:
     vision_dense: int
     image: int
     shard_bytes: int = 2_000_000_000
+    text: str = "deepseek_v2"
 
 
 TINY_SIZED = Shape(12, 1280, 6848, 896, 64, 2, 6, 10, 129280, 27, 1152, 4304, 384)
 """DeepSeek-VL2-tiny's text model, but for its attention, and a vision tower of the size of SigLIP-so400m."""
 MEDIUM = Shape(4, 2048, 10944, 1408, 22, 2, 6, 16, 16384, 2, 1152, 4304, 384)
 """1.7 GB with the experts of DeepSeek-VL2-small."""
+ANSWERING = Shape(4, 2048, 0, 768, 128, 0, 8, 32, 12800, 2, 1152, 4304, 384, text="qwen3_moe")
+"""Four of the 48 layers of Qwen3-30B-A3B, and as large a part of its vocabulary: 5.1 GB."""
+ANSWERING_SMALL = Shape(2, 128, 0, 64, 16, 0, 4, 4, 1024, 2, 96, 192, 56, 3_000_000, text="qwen3_moe")
 SMALL = Shape(3, 128, 256, 64, 16, 2, 4, 4, 1024, 2, 96, 192, 56, 3_000_000)
 
 
@@ -80,17 +85,9 @@ def nbytes(folder: Path) -> int:
 
 
 def _config(shape: Shape) -> "LlavaConfig":
-    from transformers import CLIPVisionConfig, DeepseekV2Config, LlavaConfig
+    from transformers import CLIPVisionConfig, LlavaConfig
 
-    head = shape.hidden // shape.heads
-    text = DeepseekV2Config(
-        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.dense,
-        moe_intermediate_size=shape.expert, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads, n_routed_experts=shape.experts, n_shared_experts=shape.shared,
-        num_experts_per_tok=shape.per_token, first_k_dense_replace=1, q_lora_rank=None, kv_lora_rank=4 * head,
-        qk_nope_head_dim=head, qk_rope_head_dim=head // 2, v_head_dim=head, n_group=1, topk_group=1,
-        topk_method="greedy", max_position_embeddings=4096, tie_word_embeddings=False,
-    )  # fmt: skip
+    text = _deepseek_v2(shape) if shape.text == "deepseek_v2" else _qwen3_moe(shape)
     vision = CLIPVisionConfig(
         hidden_size=shape.vision_hidden, intermediate_size=shape.vision_dense, num_hidden_layers=shape.vision_layers,
         num_attention_heads=shape.vision_hidden // 72 if shape.vision_hidden % 72 == 0 else 4, image_size=shape.image,
@@ -100,6 +97,31 @@ def _config(shape: Shape) -> "LlavaConfig":
         vision_config=vision, text_config=text, image_token_index=_IMAGE_TOKEN,
         image_seq_length=(shape.image // _PATCH) ** 2, vision_feature_layer=-1,
         vision_feature_select_strategy="default", architectures=["LlavaForConditionalGeneration"], dtype="bfloat16",
+        tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def _deepseek_v2(shape: Shape) -> Any:
+    from transformers import DeepseekV2Config
+
+    head = shape.hidden // shape.heads
+    return DeepseekV2Config(
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.dense,
+        moe_intermediate_size=shape.expert, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads, n_routed_experts=shape.experts, n_shared_experts=shape.shared,
+        num_experts_per_tok=shape.per_token, first_k_dense_replace=1, q_lora_rank=None, kv_lora_rank=4 * head,
+        qk_nope_head_dim=head, qk_rope_head_dim=head // 2, v_head_dim=head, n_group=1, topk_group=1,
+        topk_method="greedy", max_position_embeddings=4096, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def _qwen3_moe(shape: Shape) -> Any:
+    from transformers import Qwen3MoeConfig
+
+    return Qwen3MoeConfig(
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, moe_intermediate_size=shape.expert,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=max(1, shape.heads // 8),
+        num_experts=shape.experts, num_experts_per_tok=shape.per_token, max_position_embeddings=4096,
         tie_word_embeddings=False,
     )  # fmt: skip
 

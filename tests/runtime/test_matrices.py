@@ -1,0 +1,135 @@
+"""Products with packed weights are those with the weights that they stand for, at every width, grid and count."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mopeq_hub import MopeqError
+from mopeq_hub.runtime import threads
+from mopeq_hub.runtime.matrices import PackedMatrix, Table, runs_of
+from tests.runtime.packed import distance, product, random_matrix
+
+ROUNDING = 5e-6
+WAYS = [pytest.param(bits, symmetric, id=f"{bits} bits, {'a' * (not symmetric)}symmetric")
+        for bits in (2, 3, 4, 8) for symmetric in (True, False)]  # fmt: skip
+SHAPES = [(32, 32, 32), (96, 64, 32), (64, 256, 64), (160, 256, 256), (768, 384, 128)]
+
+
+@pytest.mark.parametrize(("rows", "columns", "group"), SHAPES)
+@pytest.mark.parametrize(("bits", "symmetric"), WAYS)
+def test_every_width_and_grid(bits: int, symmetric: bool, rows: int, columns: int, group: int) -> None:
+    made = [
+        [random_matrix(rows, columns, bits, group, symmetric, bias=True, seed=2 * expert + part) for part in range(2)]
+        for expert in range(3)
+    ]
+    table = Table([[matrix for matrix, _ in expert] for expert in made], rows, columns)
+    vectors = torch.randn(11, columns)
+    whole = [torch.cat([product(vectors, part) for part in expert], 1) for expert in made]
+    runs = [*runs_of(2, 0, 6), *runs_of(0, 6, 4), *runs_of(1, 10, 1)]
+    expected = torch.cat([whole[2][:6], whole[0][6:10], whole[1][10:]])
+    assert distance(table.multiply(vectors, torch.tensor(runs), 11), expected) < ROUNDING
+
+    for expert in range(3):
+        assert distance(table.product(vectors, expert), whole[expert]) < ROUNDING
+        assert distance(table.product(vectors.bfloat16(), expert), whole[expert]) < 0.02
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), WAYS)
+def test_one_vector_for_many_experts_and_their_weighted_sum(bits: int, symmetric: bool) -> None:
+    made = [random_matrix(96, 128, bits, 64, symmetric, bias=True, seed=expert) for expert in range(4)]
+    table = Table([[matrix] for matrix, _ in made], 96, 128)
+    chosen, factors = [3, 0, 2], torch.tensor([0.5, 0.3, -0.1])
+    runs = torch.tensor([[expert, place, 1] for place, expert in enumerate(chosen)])
+    vectors = torch.randn(3, 128)
+    each = [product(vectors, made[expert]) for expert in chosen]
+    of_first = torch.stack([products[0] for products in each])
+    assert distance(table.multiply(vectors[:1], runs, 3, step=0), of_first) < ROUNDING
+    of_own = torch.stack([products[place] for place, products in enumerate(each)])
+    assert distance(table.combine(vectors, runs, factors), factors @ of_own) < ROUNDING
+
+
+def test_a_width_for_each_matrix_of_an_expert() -> None:
+    made = [random_matrix(64, 64, bits, seed=bits) for bits in (2, 4)]
+    table = Table([[matrix for matrix, _ in made]], 64, 64)
+    vectors = torch.randn(4, 64)
+    expected = torch.cat([vectors @ weight.T for _, weight in made], 1)
+    assert distance(table.multiply(vectors, torch.tensor(runs_of(0, 0, 4)), 4), expected) < ROUNDING
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["torch's threads", "Python's threads"])
+def test_any_number_of_threads_of_either_kind_gives_the_same(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not own:
+        monkeypatch.setattr(threads, "_torchs_threads", lambda: None)
+    matrix, _ = random_matrix(768, 256, 3, 64)
+    table, vectors, runs = Table([[matrix]], 768, 256), torch.randn(3, 256), torch.tensor(runs_of(0, 0, 3))
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(table.multiply(vectors, runs, 3))
+    finally:
+        torch.set_num_threads(before)
+    assert all(each.equal(found[0]) for each in found)
+
+
+def test_torchs_own_threads_are_found() -> None:
+    if sys.platform == "linux":
+        assert threads._torchs_threads() is not None
+
+
+_ON_ANY_CPU = """
+import torch
+from mopeq_hub.runtime.matrices import Table, runs_of
+from tests.runtime.packed import distance, random_matrix
+for bits in (2, 3, 4, 8):
+    matrix, weight = random_matrix(96, 128, bits, 64, symmetric=False)
+    table, vectors = Table([[matrix]], 96, 128), torch.randn(5, 128)
+    assert distance(table.multiply(vectors, torch.tensor(runs_of(0, 0, 5)), 5), vectors @ weight.T) < 5e-6
+    assert distance(table.product(vectors), vectors @ weight.T) < 5e-6
+"""
+
+
+def test_a_cpu_without_vector_units_gives_right_results(tmp_path: Path) -> None:
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    root = str(Path(__file__).parents[2])
+    run = subprocess.run(
+        [sys.executable, "-c", _ON_ANY_CPU], env={**os.environ, **plain}, cwd=root, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda matrix: {"qweight": matrix.qweight[:-1]},
+        lambda matrix: {"qzeros": matrix.qzeros[:, 1:]},
+        lambda matrix: {"scales": matrix.scales.float()},
+        lambda matrix: {"scales": matrix.scales[:, :32]},
+        lambda matrix: {"qweight": matrix.qweight.repeat(2, 1)},
+        lambda matrix: {"qweight": matrix.qweight.T.contiguous().T},
+    ],
+    ids=[
+        "a word short",
+        "few zero points",
+        "scales of another dtype",
+        "few scales",
+        "too many words",
+        "not contiguous",
+    ],
+)
+def test_misshapen_tensors_are_refused(change) -> None:
+    matrix, _ = random_matrix(64, 64, 4)
+    matrix.check(64, 64, "it")
+    parts = {"qweight": matrix.qweight, "qzeros": matrix.qzeros, "scales": matrix.scales, "bias": None, "offset": 1}
+    with pytest.raises(MopeqError, match=r"the packed tensors of it are not those of a weight \[64, 64\]"):
+        PackedMatrix(**{**parts, **change(matrix)}).check(64, 64, "it")
+
+
+def test_runs_take_as_many_vectors_together_as_they_can() -> None:
+    assert runs_of(7, 10, 9) == [(7, 10, 4), (7, 14, 4), (7, 18, 1)]
+    assert runs_of(7, 0, 0) == []
