@@ -11,12 +11,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mopeq_hub.calibration import read_job
 from mopeq_hub.fidelity.worker import load
 from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.records import append
+from mopeq_hub.runtime.loading import accelerate
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from mopeq_hub.benchmarks.suite import Suite
 
 
@@ -28,7 +33,7 @@ def main(job_path: Path) -> None:
     folder, failed = Path(job["folder"]), {}
     with tempfile.TemporaryDirectory() as scratch:
         suite = suite_for(job, Path(scratch))
-        model, encoder = load(folder, job)[0], Encoder(folder)
+        model, encoder = _loaded(folder, job), Encoder(folder)
         for task in job["tasks"]:
             try:
                 append(Path(job["notes"]), {"task": task, **suite.run(task, model, encoder)})
@@ -36,6 +41,18 @@ def main(job_path: Path) -> None:
                 failed[task] = [error.reason, str(error)]
             print(1, file=told, flush=True)
     Path(job["result"]).write_text(json.dumps({"failed": failed}), "utf-8")
+
+
+def _loaded(folder: Path, job: dict[str, Any]) -> "PreTrainedModel":
+    """The original, or the published form computing by the runtime where it is on the CPU."""
+    model = load(folder, job)[0]
+    if job["role"] == "published":
+        if not job["device_map"]:
+            accelerate(model)
+        if job["dtype"] == "float32":
+            # transformers refuses to change the dtype of a quantized model, though its modules compute in any.
+            torch.nn.Module.float(model)
+    return model  # type: ignore[no-any-return]
 
 
 def suite_for(job: dict[str, Any], scratch: Path) -> "Suite":

@@ -76,6 +76,7 @@ def document(outcome: Outcome, questions: Questions, manifest: dict[str, Any]) -
             "original_dtype": outcome.dtypes[0],
             "published_dtype": outcome.dtypes[1],
         },
+        **({"speed": speed} if (speed := outcome.loading.get("speed")) else {}),
         "comparisons": [],
     }
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +59,7 @@ def measure(
         return document(Outcome.of_blocks(measured, loading), questions, manifest)
     logits, original = _original(model, questions, way, progress)
     auto_class = manifest["model"]["auto_class"]
-    job = Job("published", folder, auto_class, questions.path, logits, way.dtype, questions.limit)
+    job = Job("published", folder, auto_class, questions.path, logits, way.dtype, questions.limit, timed=_timed())
     published = run(job, _steps(questions), progress)
     check_loading(published["loading"], manifest)
     outcome = Outcome(
@@ -129,7 +130,8 @@ def check_prepared(folder: Path, manifest: dict[str, Any], progress: Progress) -
 def _checked_loading(
     role: Literal["load", "prepare"], folder: Path, manifest: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    loading = dict(run(Job(role, folder, manifest["model"]["auto_class"]), 0, progress)["loading"])
+    job = Job(role, folder, manifest["model"]["auto_class"], dtype="float32", timed=_timed())
+    loading = dict(run(job, 0, progress)["loading"])
     check_loading(loading, manifest)
     return loading
 
@@ -156,8 +158,14 @@ def check_loading(loading: dict[str, Any], manifest: dict[str, Any]) -> None:
 
 
 def load_alone(folder: Path, auto_class: str) -> dict[str, Any]:
-    """What the loader says of every weight of a published folder, in a process of its own; nothing is computed."""
-    return dict(run(Job("load", folder, auto_class), 0, Quiet())["loading"])
+    """What the loader says of every weight of a published folder, in a process of its own, where the runtime answers
+    one question as the loaded model does."""
+    return dict(run(Job("load", folder, auto_class, dtype="float32"), 0, Quiet())["loading"])
+
+
+def _timed() -> bool:
+    """Whether speeds are measured: what is to come out the same everywhere has none."""
+    return "SOURCE_DATE_EPOCH" not in os.environ
 
 
 def _original(model: Model, questions: Questions, way: Way, progress: Progress) -> tuple[Path, dict[str, Any]]:

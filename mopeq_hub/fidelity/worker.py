@@ -15,37 +15,46 @@ import torch
 from mopeq_hub.checkpoint import Checkpoint, use_safetensors
 from mopeq_hub.fidelity.answers import Exam
 from mopeq_hub.fidelity.logits import compare, write_logits
+from mopeq_hub.fidelity.speed import go_over_to_the_runtime
 from mopeq_hub.questions import read_questions
 from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.source import FolderSource
+
+_TROUBLES = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
 def main(job_path: Path) -> None:
     job = json.loads(job_path.read_text("utf-8"))
     torch.set_num_threads(job["threads"])
     folder = Path(job["folder"])
-    if job["role"] in ("load", "prepare"):
-        loading = load(folder, job)[1] if job["role"] == "load" else prepare(folder, job["auto_class"])
-        Path(job["result"]).write_text(json.dumps({"loading": loading}), "utf-8")
+    if job["role"] == "prepare":
+        Path(job["result"]).write_text(json.dumps({"loading": prepare(folder, job["auto_class"])}), "utf-8")
         return
     questions = read_questions(job["questions"], job["limit"])
     model, loading = load(folder, job)
     encoder = Encoder(folder)
     questions = questions.askable(encoder.takes_pictures)
     rows = encoder.rows(questions.items, with_answer=True, limit=questions.limit)
-    if job["role"] == "original":
+    if job["role"] != "original" and not any(loading[trouble] for trouble in _TROUBLES):
+        # What did not load whole computes nothing; whoever asked is told what is missing.
+        [asked] = encoder.rows(questions.items[:1], with_answer=False)
+        loading["speed"] = go_over_to_the_runtime(model, asked, job["dtype"] == "float32", job["timed"])
+        loading["dtype"] = _dtype(model)
+    if job["role"] == "load":
+        result: dict[str, Any] = {}
+    elif job["role"] == "original":
         result = write_logits(model, rows, Path(job["logits"]), _tell)
     else:
         result = compare(model, rows, Path(job["logits"]), _tell)
     result["questions"] = len(rows)
-    if questions.scored:
+    if questions.scored and job["role"] != "load":
         result["accuracy"] = Exam(encoder, questions.items, rows).accuracy(model, _tell)
     result["loading"] = loading
     Path(job["result"]).write_text(json.dumps(result), "utf-8")
 
 
 def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model as a user would load it, and what the loader said of every weight; then made float32 if asked for.
+    """The model as a user would load it, and what the loader said of every weight.
 
     On the CPU, unless the job has a `device_map`.
     """
@@ -53,22 +62,19 @@ def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
     _quiet()
     auto_class = getattr(transformers, job["auto_class"])
-    published = job["role"] == "published"
-    options: dict[str, Any] = {"dtype": job["dtype"]} if job["dtype"] and not published else {}
+    original = job["role"] == "original"
+    options: dict[str, Any] = {"dtype": job["dtype"]} if job["dtype"] and original else {}
     options |= {"device_map": job["device_map"]} if job.get("device_map") else {}
     safe = use_safetensors(folder)
     model, info = auto_class.from_pretrained(folder, output_loading_info=True, use_safetensors=safe, **options)
-    if published and job["dtype"] == "float32":
-        # transformers refuses to change the dtype of a quantized model, though these modules compute in any.
-        torch.nn.Module.float(model)
     model.eval()
     # Quantized modules keep their tensors in buffers, which the loader's own accounts may not cover.
-    info_lists = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    info_lists = {kind: sorted(map(str, info[kind])) for kind in _TROUBLES}
     return model, {
         "check": "loaded",
         **info_lists,
         "widths": _widths(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": _dtype(model),
     }
 
 
@@ -93,7 +99,7 @@ def prepare(folder: Path, auto_class: str) -> dict[str, Any]:
         "unexpected_keys": sorted(set(found) - set(expected)),
         "mismatched_keys": sorted(name for name in set(found) & set(expected) if found[name] != expected[name]),
         "widths": _widths(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": _dtype(model),
     }
 
 
@@ -102,6 +108,10 @@ def _quiet() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def _dtype(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _widths(model: Any) -> dict[str, int]:

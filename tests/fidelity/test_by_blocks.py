@@ -47,7 +47,8 @@ def test_it_is_so_in_the_dtype_that_plain_loading_gives(published: Path, shapes:
     result = measure_by_blocks(model, published, manifest, questions, "bfloat16", Quiet()).result()
     assert fidelity["loading"]["published_dtype"] == "bfloat16"
     assert fidelity["kl"]["mean"] > 0.1, "questions that this model was not trained for"
-    assert result["kl_mean"] == pytest.approx(fidelity["kl"]["mean"], abs=1e-5)
+    # The whole model computes by the runtime, whose sums are float32; blocks round as transformers does.
+    assert result["kl_mean"] == pytest.approx(fidelity["kl"]["mean"], rel=0.05)
 
 
 def test_a_quantize_pass_measures_as_it_goes(published: Path, shapes: Path, tmp_path: Path) -> None:

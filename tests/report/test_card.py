@@ -180,7 +180,7 @@ def test_a_model_of_text_alone_is_loaded_with_its_tokenizer(tmp_path: Path) -> N
 
 def test_a_model_whose_loader_needs_help_is_loaded_after_the_line_that_gives_it(tmp_path: Path) -> None:
     made, *others = bare_minimum()
-    assert "import mopeq_hub" not in written(tmp_path / "plain", (made, *others))  # type: ignore[arg-type]
+    assert "before from_pretrained" not in written(tmp_path / "plain", (made, *others))  # type: ignore[arg-type]
     made["model"] |= {"model_type": "llama4"}
     text = written(tmp_path, (made, *others))  # type: ignore[arg-type]
     assert "auto-round, weighs what comes out of Llama 4's experts" in text

@@ -108,7 +108,7 @@ def test_a_branch_leads_back_to_main(
     assert text.startswith("# shapes")
     assert text.splitlines()[0].endswith(" at 2.5bpw")
     assert f"This is the variant `2.5bpw`; [main]({main}) compares all of them.\n\n## Load it\n" in text
-    assert text.count('revision="2.5bpw"') == (2 if destination is HUB else 0), "model and processor"
+    assert text.count('revision="2.5bpw"') == (3 if destination is HUB else 0), "model, in both ways, and processor"
 
 
 def test_the_plot_shows_them_too(tmp_path: Path) -> None:
