@@ -39,7 +39,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 inputs, output, *folders = sys.argv[1:]
 found = []
 for folder in folders:
-    model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, {trust})
+    model, info = {load}(folder, output_loading_info=True, {trust})
     processor = AutoProcessor.from_pretrained(folder, {trust})
     torch.nn.Module.float(model)
     with torch.inference_mode():
@@ -55,9 +55,11 @@ for folder in folders:
     }})
 torch.save(found, output)
 """
+PLAIN = "AutoModelForImageTextToText.from_pretrained"
 WAYS = {
-    "code": LOAD.format(way="", trust="trust_remote_code=True"),
-    "import": LOAD.format(way="import mopeq_hub", trust=""),
+    "code": LOAD.format(way="", load=PLAIN, trust="trust_remote_code=True"),
+    "import": LOAD.format(way="import mopeq_hub", load=PLAIN, trust=""),
+    "runtime": LOAD.format(way="import mopeq_hub", load="mopeq_hub.load", trust=""),
 }
 
 
@@ -65,7 +67,7 @@ def loaded(way: str, folders: list[Path], inputs: dict[str, torch.Tensor], scrat
     """What a process of its own that loads the folders this way, one after the other, gets of each."""
     torch.save(inputs, scratch / "inputs.pt")
     places = [scratch / "inputs.pt", scratch / f"{way}.pt", *folders]
-    run_apart(WAYS[way], *places, project=way == "import")
+    run_apart(WAYS[way], *places, project=way != "code")
     return list(torch.load(scratch / f"{way}.pt"))
 
 
@@ -112,10 +114,12 @@ def test_a_published_deepseek_vl2_loads_both_ways_with_the_weights_that_were_wri
     # What is quantized comes last: auto-round's loader changes transformers for the whole process.
     expected, original, imported = loaded("import", [reference, source, repo.folder], inputs, tmp_path)
     (by_code,) = loaded("code", [repo.folder], inputs, tmp_path)
+    (fast,) = loaded("runtime", [repo.folder], inputs, tmp_path)
     largest = expected["logits"].abs().max()
-    for way, home, found in (("code", "transformers_modules", by_code), ("import", "mopeq_hub", imported)):
+    homes = {"code": "transformers_modules", "import": "mopeq_hub", "runtime": "mopeq_hub"}
+    for (way, home), found in zip(homes.items(), (by_code, imported, fast), strict=True):
         assert found["modules"] == [home, home]
-        assert found["project"] == (way == "import")
+        assert found["project"] == (way != "code")
         assert found["trouble"] == {}
         assert found["new"] == 3
         assert found["prompt"].endswith("<|User|>: hi\n\n<|Assistant|>:")
