@@ -157,12 +157,21 @@ class Checkpoint:
 
     def is_hole(self, name: str) -> bool:
         """Whether nothing was ever written where the tensor is in its file, as far as the file system tells; what a
-        download that was broken off leaves of a file of full length, and a header that somebody copied alone."""
+        download that was broken off leaves of a file of full length, and a header that somebody copied alone.
+
+        File systems know blocks, so those that the tensor shares with its neighbours or the header are left out, where
+        it has others.
+        """
         info = self.tensors[name]
         begin = self._position(info)
+        end = begin + info.nbytes
         with open(self._files.path(info.file), "rb") as file:
+            block = getattr(os.fstat(file.fileno()), "st_blksize", 1)
+            first, last = -(-begin // block) * block, end // block * block
+            if first < last:
+                begin, end = first, last
             try:
-                return os.lseek(file.fileno(), begin, os.SEEK_DATA) >= begin + info.nbytes
+                return os.lseek(file.fileno(), begin, os.SEEK_DATA) >= end
             except OSError as error:
                 return error.errno == errno.ENXIO
             except AttributeError:  # The system has no such question.
