@@ -4,14 +4,14 @@ command."""
 import platform
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Layout
+from mopeq_hub.experts import Alike, Layout, alike
 from mopeq_hub.families import identify, text_model_type
 from mopeq_hub.placing import read_layout
 from mopeq_hub.source import Source, companions, open_source, read_json
@@ -47,7 +47,35 @@ class Model:
         whole, text = str(self.config["model_type"]), text_model_type(self.config)
         return whole if text in ("", whole) else f"{whole} over {text}"
 
-    @property
+    @cached_property
+    def alike(self) -> tuple[Alike, ...]:
+        """The matrices of the layout, those together that take the same bytes at the same width."""
+        return alike(self.checkpoint, self.layout.matrices)
+
+    @cached_property
+    def active_weights(self) -> int:
+        """Weights that one token is multiplied with."""
+        sources = {matrix.source for matrix in self.layout.routed}
+        inside = sum(self.checkpoint.tensors[name].size for name in sources)
+        experts = len(self.layout.experts) // len(self.layout.modules_of)
+        return self.checkpoint.size - inside + inside * self.layout.experts_per_token // experts
+
+    @cached_property
+    def largest_part(self) -> int:
+        """Weights of the largest decoder layer, its matrices twice, or of all that is outside the layers, if that is
+        more."""
+        outside, layers = 0, [0] * self.layout.layer_count
+        kept = {source for each in self.layout.kept.values() for source in each.sources}
+        twice = {matrix.source for matrix in self.layout.matrices}
+        for name, info in self.checkpoint.tensors.items():
+            count = 2 * info.size if name in twice else info.size
+            if name in self.layout.layer_of:
+                layers[self.layout.layer_of[name]] += count
+            elif name in kept:
+                outside += count
+        return max(outside, *layers)
+
+    @cached_property
     def absent(self) -> str | None:
         """The first tensor of routed experts whose place in its file is empty; None where all are there, or on the Hub.
 
