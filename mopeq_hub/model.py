@@ -15,6 +15,7 @@ from mopeq_hub.experts import Alike, Layout, alike
 from mopeq_hub.families import identify, text_model_type
 from mopeq_hub.placing import read_layout
 from mopeq_hub.source import Source, companions, open_source, read_json
+from mopeq_hub.startup import begun
 
 _BLOCK = [128, 128]
 
@@ -124,7 +125,9 @@ def open_model(name: str, *, named: bool = True) -> Model:
     if named and not (source.kind == "folder" and checkpoint.is_hole(largest.name)):
         # Reading a whole folder takes about as long as importing transformers does.
         Thread(target=_find_commit, args=(source,), daemon=True).start()
-    return Model(source, config, checkpoint, read_layout(checkpoint, family, source.path("config.json"), source.name))
+    layout = read_layout(checkpoint, family, source.path("config.json"), source.name)
+    begun()
+    return Model(source, config, checkpoint, layout)
 
 
 def _find_commit(source: Source) -> None:

@@ -17,7 +17,6 @@ from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.kept import Kept, kept_dtype
-from mopeq_hub.kernels.norm import all_finite
 from mopeq_hub.packing import Packed, quantize
 from mopeq_hub.progress import Advance
 from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, fill_shards, named
@@ -137,6 +136,8 @@ def produce(
     """What is written of one piece, by tensor name; `tuned` as in `quantize_unit`. Raises MopeqError on NaN or
     infinite weights, naming the tensor."""
     if piece.bits == 16:
+        from mopeq_hub.kernels.norm import all_finite
+
         plan = piece.tensors[0]
         if piece.kept:
             values = piece.kept.read(checkpoint, checkpoint.tensors[piece.source].file)
