@@ -87,6 +87,11 @@ class Checkpoint:
         return sum(self.bytes_stored_as.values()) + sum(scales.nbytes for _, scales in self._pairs.values())
 
     @cached_property
+    def largest(self) -> TensorInfo:
+        """The tensor that takes most bytes."""
+        return max(self.tensors.values(), key=lambda info: info.end - info.start)
+
+    @cached_property
     def size(self) -> int:
         """How many numbers all tensors have together."""
         return sum(info.size for info in self.tensors.values())
@@ -96,7 +101,7 @@ class Checkpoint:
         """Bytes of all tensors together, by the dtype that they are stored in."""
         stored: dict[str, int] = {}
         for info in self.tensors.values():
-            stored[info.dtype] = stored.get(info.dtype, 0) + info.nbytes
+            stored[info.dtype] = stored.get(info.dtype, 0) + info.end - info.start
         return stored
 
     def array(self, name: str) -> np.ndarray:

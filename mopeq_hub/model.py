@@ -2,6 +2,7 @@
 command."""
 
 import platform
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -56,8 +57,7 @@ class Model:
     @cached_property
     def active_weights(self) -> int:
         """Weights that one token is multiplied with."""
-        sources = {matrix.source for matrix in self.layout.routed}
-        inside = sum(self.checkpoint.tensors[name].size for name in sources)
+        inside = self.layout.routed_size
         experts = len(self.layout.experts) // len(self.layout.modules_of)
         return self.checkpoint.size - inside + inside * self.layout.experts_per_token // experts
 
@@ -65,15 +65,19 @@ class Model:
     def largest_part(self) -> int:
         """Weights of the largest decoder layer, its matrices twice, or of all that is outside the layers, if that is
         more."""
-        outside, layers = 0, [0] * self.layout.layer_count
-        kept = {source for each in self.layout.kept.values() for source in each.sources}
-        twice = {matrix.source for matrix in self.layout.matrices}
-        for name, info in self.checkpoint.tensors.items():
-            count = 2 * info.size if name in twice else info.size
-            if name in self.layout.layer_of:
-                layers[self.layout.layer_of[name]] += count
+        layout, tensors = self.layout, self.checkpoint.tensors
+        outside, layers = 0, [0] * layout.layer_count
+        for each in self.alike:
+            for layer, count in Counter(expert.layer for expert, _ in each.places).items():
+                layers[layer] += 2 * count * each.size
+        twice = {matrix.source for matrix in layout.rest}
+        kept = {source for each in layout.kept.values() for source in each.sources}
+        for name in twice | kept:
+            size = 2 * tensors[name].size if name in twice else tensors[name].size
+            if name in layout.layer_of:
+                layers[layout.layer_of[name]] += size
             elif name in kept:
-                outside += count
+                outside += size
         return max(outside, *layers)
 
     @cached_property
@@ -121,8 +125,7 @@ def open_model(name: str, *, named: bool = True) -> Model:
     block = _float8_block(config, source.name)
     family = identify(config, source.name)
     checkpoint = Checkpoint(source, block)
-    largest = max(checkpoint.tensors.values(), key=lambda info: info.nbytes)
-    if named and not (source.kind == "folder" and checkpoint.is_hole(largest.name)):
+    if named and not (source.kind == "folder" and checkpoint.is_hole(checkpoint.largest.name)):
         # Reading a whole folder takes about as long as importing transformers does.
         Thread(target=_find_commit, args=(source,), daemon=True).start()
     layout = read_layout(checkpoint, family, source.path("config.json"), source.name)
