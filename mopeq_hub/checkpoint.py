@@ -263,11 +263,12 @@ def read_header(files: Files, shard: str) -> list[TensorInfo]:
 def _tensor_info(name: str, entry: Any, shard: str, where: str) -> TensorInfo:
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        numbers = (*shape, start, end)
     except (TypeError, KeyError, ValueError):
         raise damaged(where, f"its entry for {name} is not a tensor") from None
-    whole = {*map(type, numbers)} == {int}
-    if len(shape) > MAX_RANK or not whole or min(numbers) < 0 or max(numbers) >= MAX_LENGTH:
+    whole = len(shape) <= MAX_RANK
+    for number in (*shape, start, end):
+        whole = whole and type(number) is int and 0 <= number < MAX_LENGTH
+    if not whole:
         raise damaged(where, f"its entry for {name} holds something other than whole numbers")
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise MopeqError(

@@ -152,17 +152,15 @@ class _Placer:
         if stacked is None:
             return None
         self._check_dtype(info)
-        home = next((each for each in stacked.homes if index < each[0].first + each[0].count), None)
-        if home is None:
-            last, _ = stacked.homes[-1]
-            raise MopeqError(
-                f"{info.name} of {self._where} is expert {index}, but the config counts {last.first + last.count}",
-                "use the config.json that belongs to these weights",
-            )
-        module, shape = home
-        self._check_shape(info, shape)
-        name = module.matrix_name(index, stacked.projection)
-        return Matrix(name, info.name, shape, expert=Expert(module.layer, index), projection=stacked.projection)
+        for module, shape in stacked.homes:
+            if index < module.first + module.count:
+                self._check_shape(info, shape)
+                name, expert = module.matrix_name(index, stacked.projection), Expert(module.layer, index)
+                return Matrix(name, info.name, shape, expert=expert, projection=stacked.projection)
+        raise MopeqError(
+            f"{info.name} of {self._where} is expert {index}, but the config counts {module.first + module.count}",
+            "use the config.json that belongs to these weights",
+        )
 
     def _stacked_from(self, first: str) -> _Stacked | None:
         """What becomes of the tensors of a layer's experts with names like that of the first; None where they are not
