@@ -54,7 +54,7 @@ class BitMap:
 
     @classmethod
     def uniform(cls, layout: Layout, bits: int) -> "BitMap":
-        return cls.of(layout, lambda _: bits)
+        return cls(dict.fromkeys(layout.projections, bits))
 
 
 def by_projection(widths: Widths, projections: Iterable[str] = PROJECTIONS) -> dict[str, int]:

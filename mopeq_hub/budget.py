@@ -6,10 +6,11 @@ from mopeq_hub.allocation import Room
 from mopeq_hub.allocation.room import Member
 from mopeq_hub.bitmap import BitMap, competing
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Matrix
+from mopeq_hub.experts import Alike
 from mopeq_hub.model import Model
-from mopeq_hub.quantization.stream import output_shards, plan_units, written_bytes
+from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.sizes import written_bytes
 
 Sizes = dict[Member, tuple[int, ...]]
 _TENSOR_SPARE, _FILE_SPARE = 2, 64
@@ -26,12 +27,10 @@ def room_for(model: Model, recipe: Recipe) -> Room | None:
     """
     if not recipe.budget:
         return None
-    sizes: Sizes = {
-        (expert, str(matrix.projection)): _sizes(model, recipe, matrix)
-        for expert, matrices in model.layout.experts.items()
-        for matrix in matrices
-    }
-    sizes |= {matrix.name: _sizes(model, recipe, matrix) for matrix in competing(model.layout, recipe)}
+    sizes: Sizes = {}
+    for each in model.alike:
+        sizes |= dict.fromkeys(each.places, _sizes(each, recipe))
+    sizes |= _of_the_rest(model, recipe)
     amount, unit = recipe.budget_parts
     bytes_each, beside = _scale(model, recipe, sizes, unit)
     capacity = math.floor(amount * bytes_each) - beside
@@ -49,16 +48,22 @@ def room_for(model: Model, recipe: Recipe) -> Room | None:
     return Room(sizes, capacity)
 
 
-def _sizes(model: Model, recipe: Recipe, matrix: Matrix) -> tuple[int, ...]:
-    """Bytes of a matrix at each of the widths that compete."""
-    return tuple(written_bytes(model.checkpoint, matrix, bits, recipe.group_size) for bits in recipe.widths)
+def _sizes(matrices: Alike, recipe: Recipe) -> tuple[int, ...]:
+    """Bytes of each of these at each of the widths that compete."""
+    return tuple(written_bytes(matrices, bits, recipe.group_size) for bits in recipe.widths)
+
+
+def _of_the_rest(model: Model, recipe: Recipe) -> Sizes:
+    """The same of the layers outside the experts that compete with them, in the order of the files."""
+    names = [matrix.name for matrix in competing(model.layout, recipe)]
+    found = {matrix.name: each for each in model.alike if names and not each.places for matrix in each.matrices}
+    return {name: _sizes(found[name], recipe) for name in names}
 
 
 def _scale(model: Model, recipe: Recipe, sizes: Sizes, unit: str) -> tuple[float, int]:
     """How many bytes one of the unit is, and how many of the budget's go to other things than what competes."""
     if unit == "bpw":
-        weights = sum(matrix.size for matrix in model.layout.routed)
-        return weights / 8, 0
+        return model.layout.routed_size / 8, 0
     # At the widest the headers are longest; those of the rest where it is packed, which takes three tensors each.
     packed = {member: 8 for member in sizes if isinstance(member, str)}
     widest = BitMap(BitMap.uniform(model.layout, recipe.bits[-1]).bits, packed)

@@ -8,7 +8,7 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Checkpoint:
             return
         listed = _weight_map(self._files, index)
         found = {name: info.file for name, info in self.tensors.items()}
-        for name in sorted(set(listed) | set(found)):
+        for name in sorted(set(listed) | set(found)) if listed != found else ():
             if listed.get(name) != found.get(name):
                 raise MopeqError(
                     f"{index} of {self._files.name} says {name} is in {listed.get(name, 'no file')}, "
@@ -81,12 +81,28 @@ class Checkpoint:
                     "the index and the shards are from different saves; download or save the source again",
                 )
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of all tensors together."""
-        return sum(info.nbytes for info in self.tensors.values()) + sum(
-            scales.nbytes for _, scales in self._pairs.values()
-        )
+        return sum(self.bytes_stored_as.values()) + sum(scales.nbytes for _, scales in self._pairs.values())
+
+    @cached_property
+    def largest(self) -> TensorInfo:
+        """The tensor that takes most bytes."""
+        return max(self.tensors.values(), key=lambda info: info.end - info.start)
+
+    @cached_property
+    def size(self) -> int:
+        """How many numbers all tensors have together."""
+        return sum(info.size for info in self.tensors.values())
+
+    @cached_property
+    def bytes_stored_as(self) -> dict[str, int]:
+        """Bytes of all tensors together, by the dtype that they are stored in."""
+        stored: dict[str, int] = {}
+        for info in self.tensors.values():
+            stored[info.dtype] = stored.get(info.dtype, 0) + info.end - info.start
+        return stored
 
     def array(self, name: str) -> np.ndarray:
         """The tensor as it lies in the mapped file: no copy, pages are read when touched. It cannot be written to.
@@ -150,19 +166,29 @@ class Checkpoint:
         raw = self._files.part(info.file, self._position(info), info.nbytes)
         return np.frombuffer(raw, ARRAY_DTYPES[info.dtype]).reshape(info.shape)
 
-    def in_file_order(self) -> Iterator[TensorInfo]:
+    @cached_property
+    def in_file_order(self) -> tuple[TensorInfo, ...]:
         """Tensors shard by shard, each shard from its beginning: the order in which reading costs least."""
         order = {shard: position for position, shard in enumerate(self.shards)}
-        return iter(sorted(self.tensors.values(), key=lambda info: (order[info.file], info.record, info.start)))
+        return tuple(sorted(self.tensors.values(), key=lambda info: (order[info.file], info.record, info.start)))
 
     def is_hole(self, name: str) -> bool:
         """Whether nothing was ever written where the tensor is in its file, as far as the file system tells; what a
-        download that was broken off leaves of a file of full length, and a header that somebody copied alone."""
+        download that was broken off leaves of a file of full length, and a header that somebody copied alone.
+
+        File systems know blocks, so those that the tensor shares with its neighbours or the header are left out, where
+        it has others.
+        """
         info = self.tensors[name]
         begin = self._position(info)
+        end = begin + info.nbytes
         with open(self._files.path(info.file), "rb") as file:
+            block = getattr(os.fstat(file.fileno()), "st_blksize", 1)
+            first, last = -(-begin // block) * block, end // block * block
+            if first < last:
+                begin, end = first, last
             try:
-                return os.lseek(file.fileno(), begin, os.SEEK_DATA) >= begin + info.nbytes
+                return os.lseek(file.fileno(), begin, os.SEEK_DATA) >= end
             except OSError as error:
                 return error.errno == errno.ENXIO
             except AttributeError:  # The system has no such question.
@@ -237,10 +263,12 @@ def read_header(files: Files, shard: str) -> list[TensorInfo]:
 def _tensor_info(name: str, entry: Any, shard: str, where: str) -> TensorInfo:
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        numbers = (*shape, start, end)
     except (TypeError, KeyError, ValueError):
         raise damaged(where, f"its entry for {name} is not a tensor") from None
-    if len(shape) > MAX_RANK or any(type(number) is not int or not 0 <= number < MAX_LENGTH for number in numbers):
+    whole = len(shape) <= MAX_RANK
+    for number in (*shape, start, end):
+        whole = whole and type(number) is int and 0 <= number < MAX_LENGTH
+    if not whole:
         raise damaged(where, f"its entry for {name} holds something other than whole numbers")
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise MopeqError(

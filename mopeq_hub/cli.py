@@ -8,12 +8,18 @@ from typing import NoReturn
 
 from mopeq_hub.commands import app
 from mopeq_hub.errors import MopeqError, StoppedError, UsageError, described
-from mopeq_hub.startup import collect_rarely, wait_asleep
+from mopeq_hub.startup import collect_later, wait_asleep
+from mopeq_hub.unneeded import spare
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; every error a user can meet is one line on standard error, exit code 1, or 2 for wrong usage."""
-    collect_rarely()
+    """Run a command; every error a user can meet is one line on standard error, exit code 1, or 2 for wrong usage.
+
+    arguments: None where the process is the command's own, and they are its.
+    """
+    if arguments is None:
+        collect_later()
+        spare()
     wait_asleep()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,16 +19,14 @@ PACK_MULTIPLE = 32
 width."""
 
 
-@dataclass(frozen=True, order=True)
-class Expert:
+class Expert(NamedTuple):
     """One feed-forward network among those a router chooses from: layer and number within it, both from 0."""
 
     layer: int
-    index: int
+    index: int  # type: ignore[assignment]  # Not a tuple's method of that name.
 
 
-@dataclass(frozen=True)
-class Matrix:
+class Matrix(NamedTuple):
     """One weight [out, in] that may be quantized; a slice of one tensor of the checkpoint.
 
     name: its module at load time. source: the tensor's name in the file. index: along the tensor's first axis, if it is
@@ -40,7 +39,7 @@ class Matrix:
     name: str
     source: str
     shape: tuple[int, int]
-    index: int | None = None
+    index: int | None = None  # type: ignore[assignment]
     transposed: bool = False
     rows: tuple[int, int, int] | None = None
     expert: Expert | None = None
@@ -66,6 +65,28 @@ class Matrix:
         """This weight's part of a matrix in the file that has a number for each `step` rows and columns."""
         matrix = matrix.T if self.transposed else matrix
         return matrix if self.rows is None else matrix[self.rows[0] // step : self.rows[1] // step : self.rows[2]]
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Matrices that take the same bytes at the same width: of one `shape`, from one `file`, where all are stored as
+    `dtype`; routed experts' or not. What is summed over a hundred thousand matrices is summed over a few of these.
+    """
+
+    file: str
+    dtype: str
+    shape: tuple[int, int]
+    matrices: tuple[Matrix, ...]
+
+    @cached_property
+    def places(self) -> tuple[tuple[Expert, str], ...]:
+        """Which expert's projection each of them is; none where they are no experts'."""
+        return tuple((matrix.expert, str(matrix.projection)) for matrix in self.matrices if matrix.expert)
+
+    @property
+    def size(self) -> int:
+        """How many weights one of them has."""
+        return self.shape[0] * self.shape[1]
 
 
 @dataclass(frozen=True)
@@ -112,9 +133,19 @@ class Layout:
         return dict(sorted(found.items()))
 
     @cached_property
+    def projections(self) -> tuple[tuple[Expert, str], ...]:
+        """Those of each routed expert, experts in order."""
+        return tuple((expert, str(part.projection)) for expert, parts in self.experts.items() for part in parts)
+
+    @cached_property
     def routed(self) -> tuple[Matrix, ...]:
         """The projections of all routed experts."""
         return tuple(matrix for matrix in self.matrices if matrix.expert is not None)
+
+    @cached_property
+    def routed_size(self) -> int:
+        """How many weights all routed experts have."""
+        return sum(matrix.size for matrix in self.routed)
 
     @cached_property
     def rest(self) -> tuple[Matrix, ...]:
@@ -155,10 +186,20 @@ class Layout:
     @cached_property
     def layer_of(self) -> dict[str, int]:
         """The layer of each tensor of the file that belongs to one."""
-        of = {matrix.source: matrix.name for matrix in self.matrices}
+        of = {matrix.source: matrix.name for matrix in self.rest}
         of |= {source: name for name, kept in self.kept.items() for source in kept.sources}
         found = {source: layer_number(self.stacks, name) for source, name in of.items()}
+        found |= {matrix.source: matrix.expert.layer for matrix in self.routed if matrix.expert}
         return {source: number for source, number in found.items() if number is not None}
+
+
+def alike(checkpoint: Checkpoint, matrices: Iterable[Matrix]) -> tuple[Alike, ...]:
+    """All matrices, those together that are alike, in the order in which the first of each are."""
+    found: dict[tuple[str, str, tuple[int, int], bool], list[Matrix]] = {}
+    for matrix in matrices:
+        info = checkpoint.tensors[matrix.source]
+        found.setdefault((info.file, info.dtype, matrix.shape, matrix.expert is not None), []).append(matrix)
+    return tuple(Alike(file, dtype, shape, tuple(group)) for (file, dtype, shape, _), group in found.items())
 
 
 def layer_number(stacks: Iterable[Stack], name: str) -> int | None:

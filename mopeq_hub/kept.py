@@ -24,7 +24,11 @@ published form knows the factors of float8."""
 
 def kept_dtype(checkpoint: Checkpoint, source: str) -> str:
     """safetensors' name of the dtype in which a tensor of the file is written where it is not quantized."""
-    dtype = checkpoint.tensors[source].dtype
+    return kept_as(checkpoint.tensors[source].dtype)
+
+
+def kept_as(dtype: str) -> str:
+    """The same of a tensor that is stored as `dtype`."""
     return _KEPT_AS.get(dtype, dtype)
 
 

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from mopeq_hub.allocation.spread import spread_of
-from mopeq_hub.bitmap import BitMap, Widths, by_projection, bytes_of, competing, packed_bytes, width_of
+from mopeq_hub.bitmap import BitMap, Widths, by_projection, width_of
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Expert, Matrix
+from mopeq_hub.experts import Expert
 from mopeq_hub.families import text_model_type
 from mopeq_hub.families.base import UNFUSED, matrix_name
 from mopeq_hub.model import Model
-from mopeq_hub.quantization.stream import output_bytes, written_bytes
 from mopeq_hub.recipe import FORMAT_VERSION, Recipe
 from mopeq_hub.records import sha256_of
 from mopeq_hub.sensitivity import Profile
+from mopeq_hub.sizes import sizes
 from mopeq_hub.source import card_metadata
 from mopeq_hub.version import __version__
 
@@ -153,42 +153,6 @@ def inherited_card(model: Model) -> dict[str, Any]:
 
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def sizes(model: Model, recipe: Recipe, bitmap: BitMap) -> dict[str, Any]:
-    """Bytes and bits per weight of what is published, beside the source's and those with every expert at 4 bits."""
-    layout = model.layout
-    published = sum(output_bytes(model.checkpoint, layout, bitmap, recipe).values())
-    weights, ours, more = _weights(layout.routed), 0, _more_of_the_rest(model, recipe, bitmap)
-    for matrix in layout.routed:
-        bits = width_of(matrix, bitmap, recipe)
-        mine = packed_bytes(matrix.shape, bits, recipe.group_size)
-        ours += mine
-        more += packed_bytes(matrix.shape, 4, recipe.group_size) - mine if bits != 4 else 0
-    rest = [matrix for matrix in layout.rest if width_of(matrix, bitmap, recipe) != 16]
-    return {
-        "source_bytes": model.checkpoint.nbytes,
-        "published_bytes": published,
-        "uniform_4bit_bytes": published + more,
-        "expert_weights": weights,
-        "experts_bpw": round(8 * ours / weights, 4),
-        "quantized_bpw": round(8 * (ours + bytes_of(rest, bitmap, recipe)) / (weights + _weights(rest)), 4),
-    }
-
-
-def _more_of_the_rest(model: Model, recipe: Recipe, bitmap: BitMap) -> int:
-    """Bytes by which what competes outside the experts would be larger at the width that it has for all beside uniform
-    experts."""
-    alike, none = recipe.uniform(4), BitMap({})
-    return sum(
-        written_bytes(model.checkpoint, matrix, width_of(matrix, none, alike), recipe.group_size)
-        - written_bytes(model.checkpoint, matrix, width_of(matrix, bitmap, recipe), recipe.group_size)
-        for matrix in competing(model.layout, recipe)
-    )
-
-
-def _weights(matrices: Iterable[Matrix]) -> int:
-    return sum(matrix.size for matrix in matrices)
 
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, Any]:

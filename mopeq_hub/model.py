@@ -2,19 +2,21 @@
 command."""
 
 import platform
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.experts import Layout
+from mopeq_hub.experts import Alike, Layout, alike
 from mopeq_hub.families import identify, text_model_type
 from mopeq_hub.placing import read_layout
 from mopeq_hub.source import Source, companions, open_source, read_json
+from mopeq_hub.startup import begun
 
 _BLOCK = [128, 128]
 
@@ -47,7 +49,38 @@ class Model:
         whole, text = str(self.config["model_type"]), text_model_type(self.config)
         return whole if text in ("", whole) else f"{whole} over {text}"
 
-    @property
+    @cached_property
+    def alike(self) -> tuple[Alike, ...]:
+        """The matrices of the layout, those together that take the same bytes at the same width."""
+        return alike(self.checkpoint, self.layout.matrices)
+
+    @cached_property
+    def active_weights(self) -> int:
+        """Weights that one token is multiplied with."""
+        inside = self.layout.routed_size
+        experts = len(self.layout.experts) // len(self.layout.modules_of)
+        return self.checkpoint.size - inside + inside * self.layout.experts_per_token // experts
+
+    @cached_property
+    def largest_part(self) -> int:
+        """Weights of the largest decoder layer, its matrices twice, or of all that is outside the layers, if that is
+        more."""
+        layout, tensors = self.layout, self.checkpoint.tensors
+        outside, layers = 0, [0] * layout.layer_count
+        for each in self.alike:
+            for layer, count in Counter(expert.layer for expert, _ in each.places).items():
+                layers[layer] += 2 * count * each.size
+        twice = {matrix.source for matrix in layout.rest}
+        kept = {source for each in layout.kept.values() for source in each.sources}
+        for name in twice | kept:
+            size = 2 * tensors[name].size if name in twice else tensors[name].size
+            if name in layout.layer_of:
+                layers[layout.layer_of[name]] += size
+            elif name in kept:
+                outside += size
+        return max(outside, *layers)
+
+    @cached_property
     def absent(self) -> str | None:
         """The first tensor of routed experts whose place in its file is empty; None where all are there, or on the Hub.
 
@@ -92,11 +125,12 @@ def open_model(name: str, *, named: bool = True) -> Model:
     block = _float8_block(config, source.name)
     family = identify(config, source.name)
     checkpoint = Checkpoint(source, block)
-    largest = max(checkpoint.tensors.values(), key=lambda info: info.nbytes)
-    if named and not (source.kind == "folder" and checkpoint.is_hole(largest.name)):
+    if named and not (source.kind == "folder" and checkpoint.is_hole(checkpoint.largest.name)):
         # Reading a whole folder takes about as long as importing transformers does.
         Thread(target=_find_commit, args=(source,), daemon=True).start()
-    return Model(source, config, checkpoint, read_layout(checkpoint, family, source.path("config.json"), source.name))
+    layout = read_layout(checkpoint, family, source.path("config.json"), source.name)
+    begun()
+    return Model(source, config, checkpoint, layout)
 
 
 def _find_commit(source: Source) -> None:

@@ -5,8 +5,6 @@ scale, a power of two whose exponent is stored plus 127 (OCP Microscaling Format
 5.4.1). Every such number is a bfloat16 as long as its exponent is one.
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from mopeq_hub.tensors import TensorInfo, damaged
@@ -31,8 +29,8 @@ def joined(tensors: dict[str, TensorInfo], where: str) -> tuple[dict[str, Tensor
     """
     pairs: dict[str, Pair] = {}
     for name, blocks in tensors.items():
-        scales = tensors.get(f"{name.removesuffix('_blocks')}_scales")
-        if name.endswith("_blocks") and scales is not None and blocks.dtype == scales.dtype == "U8":
+        scales = tensors.get(f"{name.removesuffix('_blocks')}_scales") if name.endswith("_blocks") else None
+        if scales is not None and blocks.dtype == scales.dtype == "U8":
             if len(blocks.shape) != 4 or blocks.shape != (*scales.shape, _BLOCK // 2):
                 raise damaged(where, f"{scales.name} of shape {list(scales.shape)} has no scale for each block")
             pairs[name.removesuffix("_blocks")] = blocks, scales
@@ -40,7 +38,7 @@ def joined(tensors: dict[str, TensorInfo], where: str) -> tuple[dict[str, Tensor
     whole = {name: info for name, info in tensors.items() if name not in parts}
     for name, (blocks, _) in pairs.items():
         experts, rows, groups, _ = blocks.shape
-        whole[name] = replace(blocks, name=name, dtype=DTYPE, shape=(experts, rows, groups * _BLOCK))
+        whole[name] = blocks._replace(name=name, dtype=DTYPE, shape=(experts, rows, groups * _BLOCK))
     return whole, pairs
 
 

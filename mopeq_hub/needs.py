@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mopeq_hub import workplace
-from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.model import Model
 from mopeq_hub.source import HubSource
@@ -43,7 +42,7 @@ def needs_of(
     passing: None chooses it where the disk cannot hold source and output together.
     """
     missing = [model.source.files()[shard] for shard in model.checkpoint.shards if not _here(model, shard)]
-    memory = PROGRAM_BYTES + 2 * largest_tensor(model.checkpoint)
+    memory = PROGRAM_BYTES + 2 * model.checkpoint.largest.nbytes
     upload = sum(outputs) if to_hub else 0
     held = Needs(memory, sum(outputs), sum(missing), sum(missing), upload, False)
     if passing is None:
@@ -53,11 +52,6 @@ def needs_of(
     built = min(sum(outputs), _OUTPUT_UNITS * max(outputs)) if to_hub else sum(outputs)
     through = min(sum(missing), _SOURCE_SHARDS * max(missing, default=0))
     return Needs(memory, built + through, 0, sum(missing) * (1 if profiled else 2), upload, True)
-
-
-def largest_tensor(checkpoint: Checkpoint) -> int:
-    """Bytes of the checkpoint's largest tensor."""
-    return max(info.nbytes for info in checkpoint.tensors.values())
 
 
 def check_fits(needs: Needs, place: Path) -> None:

@@ -8,20 +8,16 @@ for the codes and along `out` for the zero points, so that 32 values fill b word
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numba import njit, prange
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.kernels.quantize import quantize as quantize_on_cpu
-from mopeq_hub.kernels.search import ASYMMETRIC_STARTS, STARTS
 from mopeq_hub.kernels.weight import Weight
 
 if TYPE_CHECKING:
     import torch
 
-_OPTIONS: Any = {"cache": True, "nogil": True}
 _FLOAT16_END = 65520.0
 """From here on the nearest float16 is infinite."""
 PARTS = ("qweight", "qzeros", "scales")
@@ -65,6 +61,9 @@ def quantize(
     groups = columns // group_size
     if columns % group_size or columns % 32 or rows % 32:
         raise ValueError(f"a weight of shape {weight.shape} does not divide into groups of {group_size} and words")
+    from mopeq_hub.kernels.rows import pack_rows
+    from mopeq_hub.kernels.search import ASYMMETRIC_STARTS, STARTS
+
     tried = (STARTS if symmetric else ASYMMETRIC_STARTS)[bits] if search else ()
     starts = np.float32(1) / np.array(tried, np.float32)
     heavy = np.empty(0, np.float32) if importance is None else np.ascontiguousarray(importance, np.float32)
@@ -77,6 +76,8 @@ def quantize(
         filled = (words, scales, zeros)
         largest, largest_scale = on_gpu.quantize(weight, heavy, starts, group_size, bits, symmetric, *filled, gpu)
     else:
+        from mopeq_hub.kernels.quantize import quantize as quantize_on_cpu
+
         where = (weight.first, weight.stride, int(weight.by_rows), weight.shape, weight.factors)
         how = (heavy, starts, group_size, bits, int(symmetric))
         largest, largest_scale = quantize_on_cpu(*where, *how, words, scales, zeros)
@@ -87,28 +88,34 @@ def quantize(
     if symmetric:
         middle = _repeated((1 << (bits - 1)) - 1, bits, rows)
         return Packed(words, np.repeat(middle[None], groups, 0), scales.view(np.float16))
-    return Packed(words, _pack_rows(zeros, bits), scales.view(np.float16))
+    return Packed(words, pack_rows(zeros, bits), scales.view(np.float16))
 
 
 def pack(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, bits: int) -> Packed:
     """Pack codes [out, in] uint8, scales [out, in / g] float16 and zero points as stored [out, in / g] uint8."""
+    from mopeq_hub.kernels.rows import pack_rows
+
     return Packed(
-        qweight=np.ascontiguousarray(_pack_rows(codes, bits).T),
-        qzeros=_pack_rows(np.ascontiguousarray(zeros.T), bits),
+        qweight=np.ascontiguousarray(pack_rows(codes, bits).T),
+        qzeros=pack_rows(np.ascontiguousarray(zeros.T), bits),
         scales=np.ascontiguousarray(scales.T),
     )
 
 
 def zeros_of(packed: Packed, bits: int) -> np.ndarray:
     """Zero points as stored [out, in / g], uint8."""
-    return np.ascontiguousarray(_unpack_rows(packed.qzeros, bits).T)
+    from mopeq_hub.kernels.rows import unpack_rows
+
+    return np.ascontiguousarray(unpack_rows(packed.qzeros, bits).T)
 
 
 def dequantize(packed: Packed, bits: int, symmetric: bool) -> np.ndarray:
     """The weight [out, in], float32, that the packed form stands for."""
+    from mopeq_hub.kernels.rows import unpack_rows
+
     groups, rows = packed.scales.shape
     columns = packed.qweight.shape[0] * 32 // bits
-    codes = _unpack_rows(np.ascontiguousarray(packed.qweight.T), bits)
+    codes = unpack_rows(np.ascontiguousarray(packed.qweight.T), bits)
     zeros = zeros_of(packed, bits).astype(np.float32) + (1.0 if symmetric else 0.0)
     grouped = codes.reshape(rows, groups, columns // groups).astype(np.float32) - zeros[..., None]
     return (grouped * packed.scales.T.astype(np.float32)[..., None]).reshape(rows, columns)
@@ -119,40 +126,3 @@ def _repeated(value: int, bits: int, count: int) -> np.ndarray:
     stream = sum(value << (bits * place) for place in range(32))
     words = [stream >> (32 * word) & 0xFFFFFFFF for word in range(bits)]
     return np.tile(np.array(words, np.uint32).view(np.int32), count // 32)
-
-
-@njit(parallel=True, **_OPTIONS)
-def _pack_rows(values: np.ndarray, bits: int) -> np.ndarray:
-    """int32 [n, m * bits / 32] of values [n, m], m a multiple of 32."""
-    rows, columns = values.shape
-    words = np.zeros((rows, columns * bits // 32), dtype=np.uint32)
-    for row in prange(rows):
-        for column in range(columns):
-            position = column * bits
-            word = position >> 5
-            shift = position & 31
-            value = np.uint64(values[row, column]) << np.uint64(shift)
-            words[row, word] |= np.uint32(value & np.uint64(0xFFFFFFFF))
-            if shift + bits > 32:
-                words[row, word + 1] |= np.uint32(value >> np.uint64(32))
-    return words.view(np.int32)
-
-
-@njit(parallel=True, **_OPTIONS)
-def _unpack_rows(words: np.ndarray, bits: int) -> np.ndarray:
-    """Values [n, m], uint8, of int32 [n, m * bits / 32]."""
-    stream = words.view(np.uint32)
-    rows = stream.shape[0]
-    columns = stream.shape[1] * 32 // bits
-    values = np.empty((rows, columns), dtype=np.uint8)
-    mask = np.uint64((1 << bits) - 1)
-    for row in prange(rows):
-        for column in range(columns):
-            position = column * bits
-            word = position >> 5
-            shift = position & 31
-            value = np.uint64(stream[row, word]) >> np.uint64(shift)
-            if shift + bits > 32:
-                value |= np.uint64(stream[row, word + 1]) << np.uint64(32 - shift)
-            values[row, column] = np.uint8(value & mask)
-    return values

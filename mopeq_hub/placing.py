@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mopeq_hub import mxfp4
 from mopeq_hub.checkpoint import Checkpoint, TensorInfo
@@ -18,13 +18,16 @@ from mopeq_hub.kept import Conversion, Kept
 _FLOAT8 = "F8_E4M3"
 QUANTIZABLE = ("BF16", "F16", "F32", _FLOAT8, mxfp4.DTYPE)
 """What weights that are to be quantized may be stored as; float8 with a factor for each block."""
+_NUMBERED = re.compile(r"experts\.(\d+)\.")
+_STACKING = (["MergeModulelist"], ["ErnieFuseAndSplitTextVisionExperts"])
+"""With which operation transformers begins to make one tensor of those of a layer's experts."""
 
 
 def read_layout(checkpoint: Checkpoint, family: Family, config_path: Path, where: str) -> Layout:
     """Place every tensor of the checkpoint. Raises MopeqError where file, config and family do not fit together."""
     placer = _Placer(checkpoint, family, LiveModel.build(config_path, where), where)
     scales = {checkpoint.scale_of(name) for name in checkpoint.tensors}
-    for info in checkpoint.in_file_order():
+    for info in checkpoint.in_file_order:
         if info.name in scales:
             continue
         if info.dtype == _FLOAT8:
@@ -45,6 +48,14 @@ def _check_float8(checkpoint: Checkpoint, info: TensorInfo, where: str) -> None:
             f"{checkpoint.block[0]} x {checkpoint.block[1]} need {list(expected)}",
             "use the config.json that belongs to these weights",
         )
+
+
+class _Stacked(NamedTuple):
+    """What becomes of tensors that hold one projection of one expert each. homes: the modules of that layer, in the
+    order of the experts, and the shape [out, in] of a projection in each."""
+
+    projection: str
+    homes: list[tuple[ExpertsModule, tuple[int, int]]]
 
 
 class _Placer:
@@ -76,7 +87,7 @@ class _Placer:
         self._kept: dict[str, Kept] = {}
         self._ignored: list[str] = []
         self._converted: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
-        self._alike: dict[str, tuple[str, str | None, Any]] = {}
+        self._alike: dict[tuple[str, str], _Stacked | None] = {}
         self._in_layer = {layer: [*modules] for layer, modules in groupby(self._modules, lambda each: each.layer)}
 
     def _experts_modules(self, modules: dict[str, Any]) -> list[ExpertsModule]:
@@ -112,7 +123,10 @@ class _Placer:
         return found
 
     def place(self, info: TensorInfo) -> None:
-        live_name, pattern, converter = self._name_of(info.name)
+        if placed := self._of_one_expert(info):
+            self._matrices.append(placed)
+            return
+        live_name, pattern, converter = self._live.name_of(info.name)
         if live_name in self._fused:
             self._check_dtype(info)
             self._matrices += self._of_experts(info, *self._fused[live_name], pattern, converter)
@@ -126,16 +140,41 @@ class _Placer:
         else:
             self._place_one(info, live_name)
 
-    def _name_of(self, source: str) -> tuple[str, str | None, Any]:
-        """As the live model's; of a layer's experts, stored one by one, only the first is asked for: what becomes of
-        each is one and the same."""
-        found = _NUMBERED.search(source)
+    def _of_one_expert(self, info: TensorInfo) -> Matrix | None:
+        """The projection that this is, where the live model has a layer's experts in one and the file one by one."""
+        found = _NUMBERED.search(info.name)
         if found is None:
-            return self._live.name_of(source)
-        first = f"{source[: found.start(1)]}0{source[found.end(1) :]}"
-        if first not in self._alike:
-            self._alike[first] = self._live.name_of(first)
-        return self._alike[first] if self._alike[first][0] in self._fused else self._live.name_of(source)
+            return None
+        alike = info.name[: found.start(1)], info.name[found.end(1) :]
+        if alike not in self._alike:
+            self._alike[alike] = self._stacked_from("0".join(alike))
+        stacked, index = self._alike[alike], int(found[1])
+        if stacked is None:
+            return None
+        self._check_dtype(info)
+        for module, shape in stacked.homes:
+            if index < module.first + module.count:
+                self._check_shape(info, shape)
+                name, expert = module.matrix_name(index, stacked.projection), Expert(module.layer, index)
+                return Matrix(name, info.name, shape, expert=expert, projection=stacked.projection)
+        raise MopeqError(
+            f"{info.name} of {self._where} is expert {index}, but the config counts {module.first + module.count}",
+            "use the config.json that belongs to these weights",
+        )
+
+    def _stacked_from(self, first: str) -> _Stacked | None:
+        """What becomes of the tensors of a layer's experts with names like that of the first; None where they are not
+        stacked. It is one and the same, so that transformers is asked once."""
+        live_name, pattern, converter = self._live.name_of(first)
+        if live_name not in self._fused or not self._is_stacking(pattern, converter):
+            return None
+        module, part = self._fused[live_name]
+        projection = part.projections[list(converter.source_patterns).index(pattern)]
+        return _Stacked(projection, [(each, self._shape(each, part)) for each in self._in_layer[module.layer]])
+
+    def _is_stacking(self, pattern: str | None, converter: Any) -> bool:
+        """Whether a converter makes one tensor of those of all experts."""
+        return pattern is not None and "*" in pattern and self._live.kinds_of(converter)[:1] in _STACKING
 
     def _place_one(self, info: TensorInfo, live_name: str) -> None:
         """A tensor that is a live parameter as it lies."""
@@ -176,9 +215,11 @@ class _Placer:
         Raises MopeqError where transformers makes it in a way that is not known here.
         """
         kinds = self._live.kinds_of(converter)
-        if pattern is not None and "*" in pattern and kinds[:1] in (["MergeModulelist"], [_ERNIE]):
-            yield self._one_expert(info, module, part, pattern, converter)
-        elif kinds in ([], ["Transpose"], ["Interleave"]):
+        if self._is_stacking(pattern, converter):
+            raise MopeqError(
+                f"{info.name} of {self._where} does not say which expert's it is", "report the model's name"
+            )
+        if kinds in ([], ["Transpose"], ["Interleave"]):
             yield from self._stacked(info, module, part, kinds)
         elif kinds == ["Concatenate"] and converter.operations[0].dim == 1:
             projection = part.projections[list(converter.source_patterns).index(str(pattern))]
@@ -187,27 +228,6 @@ class _Placer:
             raise MopeqError(
                 f"{info.name} of {self._where} is stored in a form that is not supported yet", "report the model's name"
             )
-
-    def _one_expert(self, info: TensorInfo, module: ExpertsModule, part: Fused, pattern: str, converter: Any) -> Matrix:
-        """The projection that a file with one tensor an expert stores under this name."""
-        found = _NUMBERED.search(info.name)
-        if found is None:
-            raise MopeqError(
-                f"{info.name} of {self._where} does not say which expert's it is", "report the model's name"
-            )
-        index, layer = int(found[1]), self._in_layer[module.layer]
-        if index >= layer[-1].first + layer[-1].count:
-            raise MopeqError(
-                f"{info.name} of {self._where} is expert {index}, but the config counts "
-                f"{layer[-1].first + layer[-1].count}",
-                "use the config.json that belongs to these weights",
-            )
-        module = next(each for each in layer if index < each.first + each.count)
-        projection = part.projections[list(converter.source_patterns).index(pattern)]
-        shape = self._shape(module, part)
-        self._check_shape(info, shape)
-        expert = Expert(module.layer, index)
-        return Matrix(module.matrix_name(index, projection), info.name, shape, expert=expert, projection=projection)
 
     def _stacked(self, info: TensorInfo, module: ExpertsModule, part: Fused, kinds: list[str]) -> Iterator[Matrix]:
         """Every expert's projections in a file that stores a layer's experts as one 3-D tensor.
@@ -331,10 +351,6 @@ class _Placer:
         present = set(layout.kept) | {f"{matrix.name}.weight" for matrix in layout.rest}
         present |= {f"{name}.weight" for name in self._own}
         return sorted(set(self._live.shapes) - present - set(self._fused) - set(self._biases) - self._live.tied)
-
-
-_NUMBERED = re.compile(r"experts\.(\d+)\.")
-_ERNIE = "ErnieFuseAndSplitTextVisionExperts"
 
 
 def _natural(name: str) -> list[Any]:

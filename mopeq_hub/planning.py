@@ -15,7 +15,6 @@ from mopeq_hub.model import Model, open_model
 from mopeq_hub.needs import PROGRAM_BYTES, Needs, check_fits, needs_of
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.quantization.calibrated import calibrated, check_memory
-from mopeq_hub.quantization.stream import output_bytes
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import BEST, CALIBRATED, MEASURED, RUNNING, Recipe
 from mopeq_hub.recipes import best
@@ -25,6 +24,7 @@ from mopeq_hub.sensitivity.by_layer import check_routing
 from mopeq_hub.sensitivity.by_running import memory_needed, memory_of
 from mopeq_hub.sensitivity.given import Given
 from mopeq_hub.sensitivity.initial import pinned
+from mopeq_hub.sizes import output_bytes, sizes
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def plan(
     measures = {}
     for bits in recipe.bits:
         uniform, alike = BitMap.uniform(opened.layout, bits), recipe.uniform(bits)
-        measures[f"uniform {bits} bits"] = manifests.sizes(opened, alike, uniform)
+        measures[f"uniform {bits} bits"] = sizes(opened, alike, uniform)
     if profile is not None:
         profile = profiles.checked(profile, opened, recipe)
     elif _looked_at(opened, recipe, progress) or profiles.is_kept(opened, recipe):
@@ -79,8 +79,8 @@ def plan(
         manifest = manifests.build(opened, recipe, profile, bitmap, {})
         measures["this recipe"] = manifest["sizes"]
     choices = [
-        {"name": name, "bytes": sizes["published_bytes"], "experts_bpw": sizes["experts_bpw"]}
-        for name, sizes in measures.items()
+        {"name": name, "bytes": taken["published_bytes"], "experts_bpw": taken["experts_bpw"]}
+        for name, taken in measures.items()
     ]
     original = {"name": "original", "bytes": opened.checkpoint.nbytes, "experts_bpw": None}
     needs = needs_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
@@ -133,7 +133,7 @@ def needs_for(
     """
     room_for(model, recipe)
     widest = BitMap.uniform(model.layout, max(recipe.bits))
-    outputs = output_bytes(model.checkpoint, model.layout, widest, recipe)
+    outputs = output_bytes(model, widest, recipe)
     profiled, tries = profiles.is_kept(model, recipe), recipe.allocator == MEASURED
     if recipe.quantizer in CALIBRATED or recipe.signal in RUNNING or tries or (questions and model.has_encoder):
         # The whole model is run before the first weight is written, or once all are.

@@ -200,7 +200,7 @@ def _document(
     best: int,
     questions: Questions,
 ) -> dict[str, Any]:
-    weights = sum(matrix.size for matrix in model.layout.routed)
+    weights = model.layout.routed_size
     return {
         "questions": {"name": questions.name, "sha256": questions.digest, "limit": questions.limit},
         "tried": [

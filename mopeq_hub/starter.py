@@ -9,7 +9,6 @@ Both halves are here: `start`, for whoever has a job, and `main`, the process (`
 
 import atexit
 import ctypes
-import gc
 import json
 import os
 import select
@@ -24,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
-from mopeq_hub.startup import collect_rarely
+from mopeq_hub.startup import begun, collect_later
 
 IMPORTED = ("torch", "transformers.modeling_utils", "transformers.processing_utils", "transformers.generation")
 _READ_EARLY = ("PYTHON", "LD_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "MALLOC_", "NUMBA_", "TORCH", "PYTORCH_",
@@ -149,12 +148,12 @@ class _Starter:
 
 def main() -> None:
     """The process: import, then for each line of JSON a copy, and its exit status in answer, until nobody asks."""
-    collect_rarely()
+    collect_later()
     descriptor, *imported = sys.argv[1:]
     for name in imported:
         import_module(name)
     # Nothing here is ever searched for cycles again, so that copies share these pages of memory.
-    gc.freeze()
+    begun()
     # Ctrl-C reaches a terminal's whole group; whoever asks decides what is ended.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=int(descriptor)) as asking:

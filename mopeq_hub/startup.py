@@ -9,6 +9,7 @@ import gc
 import os
 
 _THRESHOLDS = (100_000, 20, 50)
+_BEFORE = (5_000_000, *_THRESHOLDS[1:])
 _WAITING = "OMP_WAIT_POLICY"
 _set_here: set[str] = set()
 
@@ -17,6 +18,19 @@ def collect_rarely() -> None:
     """Search for cycles rarely from now on, and not at the end."""
     gc.set_threshold(*_THRESHOLDS)
     atexit.register(gc.freeze)
+
+
+def collect_later() -> None:
+    """The same, and hardly at all before `begun` is called, which does nothing otherwise."""
+    collect_rarely()
+    gc.set_threshold(*_BEFORE)
+
+
+def begun() -> None:
+    """What was imported and made so far stays, and is never searched."""
+    if gc.get_threshold() == _BEFORE:
+        gc.freeze()
+        gc.set_threshold(*_THRESHOLDS)
 
 
 def wait_asleep() -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from mopeq_hub import MopeqError
+from mopeq_hub.kernels.rows import unpack_rows
 from mopeq_hub.kernels.weight import Weight
-from mopeq_hub.packing import Packed, _unpack_rows, dequantize, quantize
+from mopeq_hub.packing import Packed, dequantize, quantize
 
 ROWS, COLUMNS, GROUP = 96, 256, 64
 ERRORS = {
@@ -41,7 +42,7 @@ def test_the_same_codes_are_packed_as_auto_round_packs_them(bits: int, symmetric
     rival = (qlinear_torch_zp if symmetric else qlinear_torch).QuantLinear(bits, GROUP, COLUMNS, ROWS, False)
     rival.device = "cpu"
     scales = torch.from_numpy(packed.scales.T.astype(np.float32).copy())
-    zeros = torch.from_numpy(_unpack_rows(packed.qzeros, bits).T.astype(np.float32).copy())
+    zeros = torch.from_numpy(unpack_rows(packed.qzeros, bits).T.astype(np.float32).copy())
     rival.pack(linear, scales, 2 ** (bits - 1) if symmetric else zeros)
     assert np.array_equal(rival.qweight.numpy(), packed.qweight)
     assert np.array_equal(rival.qzeros.numpy(), packed.qzeros)

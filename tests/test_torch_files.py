@@ -76,7 +76,7 @@ def test_every_tensor_is_read_as_it_lies_in_the_file(pair: tuple[Path, Path]) ->
         assert not zipped.array(name).flags.writeable
         zipped.let_go(name)
         assert np.array_equal(safe.array(name), zipped.array(name))
-    alike = [[info.name for info in each.in_file_order()] for each in (safe, zipped)]
+    alike = [[info.name for info in each.in_file_order] for each in (safe, zipped)]
     assert alike[0] == alike[1]
 
 

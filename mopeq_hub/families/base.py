@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Form:
     biased: bool
     modules: tuple[tuple[str, str], ...] = UNFUSED
 
-    @property
+    @cached_property
     def projections(self) -> dict[str, str]:
         """Those that its experts have, in order, and where each is at load time."""
         stacked = [name for part in self.fused for name in part.projections]

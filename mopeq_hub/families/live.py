@@ -37,10 +37,11 @@ class LiveModel:
 
         Raises MopeqError where transformers does not know it.
         """
-        import torch
         import transformers
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter
+
+        from mopeq_hub.families.meta import build
 
         # A generation config of the family's defaults is logged at every instantiation: not the user's business.
         logging.getLogger("transformers.generation").setLevel(logging.ERROR)
@@ -49,8 +50,7 @@ class LiveModel:
         try:
             config = transformers.AutoConfig.from_pretrained(config_path.parent, trust_remote_code=False)
             task, auto_class = _task(config)
-            with torch.device("meta"):
-                model = auto_class.from_config(config, **({"dtype": dtype} if dtype else {}))
+            model = build(auto_class, config, **({"dtype": dtype} if dtype else {}))
             experts_per_token = _experts_per_token(model.config.get_text_config())
         except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
             raise MopeqError(

@@ -133,9 +133,7 @@ def _offset(norm: "nn.Module") -> float:
     """What a norm module gives of a vector of unit mean square where its weight is zero."""
     import torch
 
-    tried = copy.deepcopy(norm).to_empty(device="cpu").float()
-    for parameter in tried.parameters():
-        torch.nn.init.zeros_(parameter)
+    tried = copy.deepcopy(norm)._apply(lambda tensor: torch.zeros(tensor.shape))
     unit = torch.ones_like(next(tried.parameters())).unsqueeze(0)
     unit[:, ::2] = -1
     with torch.no_grad():

@@ -49,45 +49,17 @@ def estimate(model: Model, questions: Questions) -> Cost:
     width = next(matrix.shape[1] for matrix in model.layout.routed if matrix.projection != "down")
     return Cost(
         tokens=tokens,
-        flops=2 * MODELS * tokens * active_weights(model),
+        flops=2 * MODELS * tokens * model.active_weights,
         hidden_bytes=_STATES * tokens * width * item_bytes,
-        block_bytes=item_bytes * _largest_part(model),
+        block_bytes=item_bytes * model.largest_part,
     )
 
 
 def stored_dtype(model: Model) -> str:
     """The dtype, by its name in torch, that most weights are stored in and plain `from_pretrained` computes in; of a
     model with float8 ones, that of the others."""
-    stored = dict.fromkeys(_TORCH_NAMES, 0)
-    for info in model.checkpoint.tensors.values():
-        if info.dtype in stored:
-            stored[info.dtype] += info.nbytes
-    return _TORCH_NAMES[max(stored, key=lambda name: stored[name])]
-
-
-def active_weights(model: Model) -> int:
-    """Weights that one token is multiplied with."""
-    layout = model.layout
-    routed = {matrix.source for matrix in layout.matrices if matrix.expert is not None}
-    outside = sum(math.prod(info.shape) for name, info in model.checkpoint.tensors.items() if name not in routed)
-    inside = sum(math.prod(model.checkpoint.tensors[name].shape) for name in routed)
-    experts = len(layout.experts) // len(layout.modules_of)
-    return outside + inside * layout.experts_per_token // experts
-
-
-def _largest_part(model: Model) -> int:
-    """Weights of the largest decoder layer, its matrices twice, or of all that is outside the layers, if that is
-    more."""
-    outside, layers = 0, [0] * model.layout.layer_count
-    kept = {source for each in model.layout.kept.values() for source in each.sources}
-    twice = {matrix.source for matrix in model.layout.matrices}
-    for name, info in model.checkpoint.tensors.items():
-        count = math.prod(info.shape) * (2 if name in twice else 1)
-        if name in model.layout.layer_of:
-            layers[model.layout.layer_of[name]] += count
-        elif name in kept:
-            outside += count
-    return max(outside, *layers)
+    stored = model.checkpoint.bytes_stored_as
+    return _TORCH_NAMES[max(_TORCH_NAMES, key=lambda name: stored.get(name, 0))]
 
 
 def _tokens(question: Question, config: dict[str, Any]) -> int:

@@ -80,9 +80,7 @@ def way_of(model: Model, available: int) -> Way:
     transformers makes bfloat16 of float8, and nothing else.
     """
     room = available - _PROCESS_BYTES
-    tensors = model.checkpoint.tensors.values()
-    weights = sum(math.prod(info.shape) for info in tensors)
-    float8 = any(info.dtype == "F8_E4M3" for info in tensors)
+    weights, float8 = model.checkpoint.size, "F8_E4M3" in model.checkpoint.bytes_stored_as
     if 4 * weights <= room and not float8:
         return Way(blocks=False, dtype="float32")
     held = max(model.checkpoint.nbytes, 2 * weights if float8 else 0)

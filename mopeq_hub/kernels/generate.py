@@ -17,11 +17,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from mopeq_hub.kernels.lanes import F32, I8, I32, I64, Lanes, constant, splat
+from mopeq_hub.kernels.weight import ROWS
 
 OPTIONS: Any = {"cache": True, "error_model": "numpy", "nogil": True}
 """Of every compiled function: code kept on disk, no fast-math, other threads run meanwhile."""
-ROWS = 16
-"""Lanes of a vector of 32-bit numbers: the output rows of a tile."""
 
 Count = Union["Whole", int]
 

@@ -6,10 +6,10 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, prange
 
-from mopeq_hub.kernels.generate import OPTIONS, ROWS, Code, Memory, Whole, generated, sources_digest
+from mopeq_hub.kernels.generate import OPTIONS, Code, Memory, Whole, generated, sources_digest
 from mopeq_hub.kernels.lanes import F32, F64
 from mopeq_hub.kernels.tile import decoded
-from mopeq_hub.kernels.weight import STORED, Weight
+from mopeq_hub.kernels.weight import ROWS, STORED, Weight
 
 
 @generated

@@ -4,10 +4,11 @@ from typing import Any
 
 from numba import types
 
-from mopeq_hub.kernels.generate import ROWS, Code, Memory, Whole, generated
+from mopeq_hub.kernels.generate import Code, Memory, Whole, generated
 from mopeq_hub.kernels.lanes import F32, I8, I16, I32, Lanes
 from mopeq_hub.kernels.search import ROUND
 from mopeq_hub.kernels.tile import decoded
+from mopeq_hub.kernels.weight import ROWS
 
 _TINY = 2.0**-24
 """The smallest scale that float16 holds."""

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-from mopeq_hub.kernels.generate import OPTIONS, ROWS, sources_digest
+from mopeq_hub.kernels.generate import OPTIONS, sources_digest
 from mopeq_hub.kernels.pack import pack_2, pack_3, pack_4, pack_8
 from mopeq_hub.kernels.search import fix, fix_weighted, nearest, refit, search, search_weighted
 from mopeq_hub.kernels.tile import load_tile
+from mopeq_hub.kernels.weight import ROWS
 
 
 def _compiled(sources: str) -> Any:

@@ -13,8 +13,9 @@ decides which codes win; the scale they win with is their least-squares scale. I
 from collections.abc import Callable
 from typing import Any
 
-from mopeq_hub.kernels.generate import ROWS, Code, Count, Memory, Whole, generated
+from mopeq_hub.kernels.generate import Code, Count, Memory, Whole, generated
 from mopeq_hub.kernels.lanes import F32, F64, I16, I32, Lanes, mul_high, pair_dot
+from mopeq_hub.kernels.weight import ROWS
 
 STARTS = {
     2: (0.75, 0.60, 0.89, 0.68, 0.50, 0.82, 1.00, 0.64),

@@ -5,8 +5,9 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from mopeq_hub.kernels.generate import ROWS, Code, Memory, Whole, generated
+from mopeq_hub.kernels.generate import Code, Memory, Whole, generated
 from mopeq_hub.kernels.lanes import F32, I32, Lanes, transposed
+from mopeq_hub.kernels.weight import ROWS
 
 _INFINITY = 0x7F800000
 

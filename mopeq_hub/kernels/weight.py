@@ -4,10 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mopeq_hub.kernels.generate import ROWS
-
-__all__ = ["ROWS", "STORED", "Weight"]
-
+ROWS = 16
+"""Lanes of a vector of 32-bit numbers: the output rows of a tile, and what shares a factor of float8."""
 STORED = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "F8_E4M3": np.uint8}
 """The dtype that stands for one of safetensors' in an array; NumPy knows no bfloat16 and no float8."""
 _NO_FACTORS = np.ones((1, 1), np.float32)

@@ -94,8 +94,7 @@ def check_memory(model: Model, recipe: Recipe) -> None:
 def memory_needed(model: Model, recipe: Recipe, on_gpu: bool) -> int:
     """Bytes of this machine's memory that the quantizer takes; what it takes of a GPU's is not in it."""
     layers = by_layer(model.layout)
-    weights = sum(math.prod(info.shape) for info in model.checkpoint.tensors.values())
-    whole = _PROCESS_BYTES + (model.checkpoint.nbytes if on_gpu else 4 * weights)
+    whole = _PROCESS_BYTES + (model.checkpoint.nbytes if on_gpu else 4 * model.checkpoint.size)
     if recipe.quantizer == "gptq":
         return whole + max(hessian_bytes(matrices) for matrices in layers.values())
     tuned = max(sum(matrix.size for matrix in matrices) for matrices in layers.values())

@@ -4,7 +4,6 @@ A unit is one file of the source and the output files that come of it. Units kno
 can be done in any order, by any machine, and again.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from types import MappingProxyType
 import numpy as np
 
 from mopeq_hub.bitmap import BitMap, divides, packed_bytes, width_of
-from mopeq_hub.checkpoint import ITEM_BYTES, Checkpoint
+from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.kept import Kept, kept_dtype
-from mopeq_hub.kernels.norm import all_finite
 from mopeq_hub.packing import Packed, quantize
 from mopeq_hub.progress import Advance
 from mopeq_hub.quantization.shards import ShardPlan, ShardWriter, TensorPlan, fill_shards, named
@@ -69,11 +67,11 @@ def plan_units(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: R
     matrices: dict[str, list[Matrix]] = {}
     for matrix in layout.matrices:
         matrices.setdefault(matrix.source, []).append(matrix)
-    order = {info.name: place for place, info in enumerate(checkpoint.in_file_order())}
+    order = {info.name: place for place, info in enumerate(checkpoint.in_file_order)}
     kept: dict[str, list[Kept]] = {}
     for each in layout.kept.values():
         kept.setdefault(max(each.sources, key=order.__getitem__), []).append(each)
-    for info in checkpoint.in_file_order():
+    for info in checkpoint.in_file_order:
         for matrix in matrices.get(info.name, []):
             bits = width_of(matrix, bitmap, recipe)
             pieces[info.file].append(_planned(checkpoint, matrix, bits, recipe.group_size))
@@ -88,28 +86,6 @@ def plan_units(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: R
         Unit(shard, tuple(made), tuple(outputs))
         for (shard, made), outputs in zip(used.items(), named(filled), strict=True)
     ]
-
-
-def output_bytes(checkpoint: Checkpoint, layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[str, int]:
-    """Bytes of the tensors that come of each file of the source, as in the units of `plan_units`, which take longer.
-
-    Raises MopeqError where an expert's shape does not divide into groups and words.
-    """
-    found = dict.fromkeys(checkpoint.shards, 0)
-    for matrix in layout.matrices:
-        bits = width_of(matrix, bitmap, recipe)
-        if bits != 16:
-            check_divides(matrix, recipe.group_size)
-        found[checkpoint.tensors[matrix.source].file] += written_bytes(checkpoint, matrix, bits, recipe.group_size)
-    order: dict[str, int] = {}
-    for kept in layout.kept.values():
-        last = kept.sources[0]
-        if len(kept.sources) > 1:
-            order = order or {info.name: place for place, info in enumerate(checkpoint.in_file_order())}
-            last = max(kept.sources, key=order.__getitem__)
-        nbytes = TensorPlan(kept.name, kept_dtype(checkpoint, kept.sources[0]), kept.shape).nbytes
-        found[checkpoint.tensors[last].file] += nbytes
-    return {shard: nbytes for shard, nbytes in found.items() if nbytes}
 
 
 def output_shards(units: list[Unit]) -> list[ShardPlan]:
@@ -160,6 +136,8 @@ def produce(
     """What is written of one piece, by tensor name; `tuned` as in `quantize_unit`. Raises MopeqError on NaN or
     infinite weights, naming the tensor."""
     if piece.bits == 16:
+        from mopeq_hub.kernels.norm import all_finite
+
         plan = piece.tensors[0]
         if piece.kept:
             values = piece.kept.read(checkpoint, checkpoint.tensors[piece.source].file)
@@ -194,13 +172,6 @@ def unquantized(checkpoint: Checkpoint, matrix: Matrix) -> np.ndarray:
     return weight.values if checkpoint.scale_of(matrix.source) is None else weight.bfloat16()
 
 
-def written_bytes(checkpoint: Checkpoint, matrix: Matrix, bits: int, group_size: int) -> int:
-    """Bytes that a matrix takes at a width; at 16 bits it is written as it is stored."""
-    if bits != 16:
-        return packed_bytes(matrix.shape, bits, group_size)
-    return matrix.size * ITEM_BYTES[kept_dtype(checkpoint, matrix.source)]
-
-
 def check_divides(matrix: Matrix, group_size: int) -> None:
     """Raises MopeqError where an expert's weight does not divide into groups and words."""
     if divides(matrix.shape, group_size):
@@ -215,7 +186,7 @@ def check_divides(matrix: Matrix, group_size: int) -> None:
 
 def _planned(checkpoint: Checkpoint, matrix: Matrix, bits: int, group_size: int) -> Piece:
     info = checkpoint.tensors[matrix.source]
-    nbytes = info.nbytes * matrix.size // math.prod(info.shape)
+    nbytes = info.nbytes * matrix.size // info.size
     if bits == 16:
         whole = TensorPlan(f"{matrix.name}.weight", kept_dtype(checkpoint, matrix.source), matrix.shape)
         return Piece(matrix.source, matrix.name, matrix, None, bits, (whole,), nbytes)

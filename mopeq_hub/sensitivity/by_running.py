@@ -29,10 +29,9 @@ _OTHER = "use a machine with more memory, or a signal that needs weights only, s
 
 def memory_needed(model: Model, widths: Iterable[int]) -> int:
     """Bytes of the process that runs a model in float32, with each of these widths of its experts packed beside."""
-    weights = sum(math.prod(info.shape) for info in model.checkpoint.tensors.values())
     # A seventh, not an eighth: scales and zero points come to it.
-    packed = sum(widths) * sum(matrix.size for matrix in model.layout.routed) // 7
-    return _PROCESS_BYTES + 4 * weights + packed
+    packed = sum(widths) * model.layout.routed_size // 7
+    return _PROCESS_BYTES + 4 * model.checkpoint.size + packed
 
 
 def memory_of(model: Model, recipe: Recipe) -> int:

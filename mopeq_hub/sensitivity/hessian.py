@@ -11,7 +11,6 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.experts import Matrix
-from mopeq_hub.kernels.norm import sum_of_squares
 from mopeq_hub.kernels.weight import Weight
 from mopeq_hub.recipe import Recipe
 
@@ -41,6 +40,8 @@ def exact_trace(weight: Weight) -> float:
 
     A matrix of zeros has no Hessian there; its trace is taken as 0, since nothing is lost by quantizing it.
     """
+    from mopeq_hub.kernels.norm import sum_of_squares
+
     squares = sum_of_squares(weight)
     if not math.isfinite(squares):
         return math.nan

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mopeq_hub.fidelity.blocks import BlockPass
-from mopeq_hub.fidelity.cost import active_weights, estimate, stored_dtype
+from mopeq_hub.fidelity.cost import estimate, stored_dtype
 from mopeq_hub.model import open_model
 from mopeq_hub.questions import read_questions
 from mopeq_hub.questions.inputs import Encoder
@@ -21,7 +21,7 @@ def test_the_cost_of_the_bundled_model_is_counted_by_hand() -> None:
     outside = sum(
         info.nbytes // 2 for name, info in model.checkpoint.tensors.items() if name not in model.layout.layer_of
     )
-    assert active_weights(model) == outside + 4 * layer
+    assert model.active_weights == outside + 4 * layer
     cost = estimate(model, questions)
     assert cost.tokens == 1000
     assert cost.flops == 1000 * (outside + 4 * layer) * 2 * 2
