@@ -7,14 +7,18 @@ version, so that what is written is what that version's loader looks for.
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.modeling.registry import added
+from mopeq_hub.remote_code import RemoteCode, lacking
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -32,10 +36,13 @@ class LiveModel:
     tied: frozenset[str]
 
     @classmethod
-    def build(cls, config_path: Path, where: str, dtype: str | None = None) -> "LiveModel":
+    def build(
+        cls, config_path: Path, where: str, dtype: str | None = None, code: RemoteCode | None = None
+    ) -> "LiveModel":
         """The live model of the config.json at `config_path`, in `dtype` or the config's own.
 
-        Raises MopeqError where transformers does not know it.
+        code: that makes it, in files beside config.json, where transformers does not have its kind.
+        Raises MopeqError where nothing makes it.
         """
         import torch
         import transformers
@@ -45,20 +52,26 @@ class LiveModel:
         # A generation config of the family's defaults is logged at every instantiation: not the user's business.
         logging.getLogger("transformers.generation").setLevel(logging.ERROR)
         transformers.utils.logging.set_verbosity_error()
-        _check_known(config_path, where)
-        try:
-            config = transformers.AutoConfig.from_pretrained(config_path.parent, trust_remote_code=False)
-            task, auto_class = _task(config)
-            with torch.device("meta"):
-                model = auto_class.from_config(config, **({"dtype": dtype} if dtype else {}))
+        said = json.loads(config_path.read_text("utf-8"))
+        if code is None and (lack := lacking(said, where)):
+            raise MopeqError(lack, "check config.json, or install a transformers that has it")
+        trusted = code is not None
+        with _in_words(where, code):
+            config = transformers.AutoConfig.from_pretrained(config_path.parent, trust_remote_code=trusted)
+            task, auto_class = (code.task, getattr(transformers, code.auto_class)) if code else _task(config)
+            with on_meta():
+                options = {"dtype": dtype} if dtype else {}
+                model = auto_class.from_config(config, trust_remote_code=trusted, **options)
             experts_per_token = _experts_per_token(model.config.get_text_config())
-        except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            mapping = get_model_conversion_mapping(model)
+            tied = frozenset(model.all_tied_weights_keys)
+            unfilled = fill_buffers(model) if code else []
+        if unfilled:
             raise MopeqError(
-                f"transformers {transformers.__version__} cannot build {where} from its config: "
-                f"{str(error).splitlines()[0]}",
-                "check config.json, or install a transformers that knows this model",
-            ) from None
-        mapping = get_model_conversion_mapping(model)
+                f"the code of {where} leaves {unfilled[0]} without values where transformers {transformers.__version__} "
+                "loads it, and then computes with whatever is in memory",
+                "this kind of model is not supported; a newer version of its code may be",
+            )
         return cls(
             model=model,
             experts_per_token=experts_per_token,
@@ -67,7 +80,7 @@ class LiveModel:
             renamings=[step for step in mapping if not isinstance(step, WeightConverter)],
             converters=[step for step in mapping if isinstance(step, WeightConverter)],
             shapes={name: tuple(value.shape) for name, value in model.state_dict().items()},
-            tied=frozenset(model.all_tied_weights_keys),
+            tied=tied,
         )
 
     def name_of(self, source_name: str) -> tuple[str, str | None, Any]:
@@ -103,18 +116,72 @@ class LiveModel:
         return [live_name.replace(first, target, 1) for target in converter.target_patterns]
 
 
-def _check_known(config_path: Path, where: str) -> None:
-    """Raises MopeqError on a model type that transformers does not have, whether or not code for it comes along."""
+@contextmanager
+def _in_words(where: str, code: RemoteCode | None) -> Iterator[None]:
+    """Raises MopeqError where transformers, or the model's own code, which may fail in any way, cannot build it."""
     import transformers
 
-    said = json.loads(config_path.read_text("utf-8"))
-    if said.get("model_type") in transformers.CONFIG_MAPPING:
-        return
-    installed = f"transformers {transformers.__version__}"
-    kind = f"the model type {said.get('model_type')!r} of {where} is not one that {installed} has"
-    if "auto_map" in said:
-        kind += ", and the code that comes with it is never run here"
-    raise MopeqError(kind, "check config.json, or install a transformers that has it")
+    expected = (ValueError, KeyError, TypeError, AttributeError, ImportError)
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if code is None and not isinstance(error, expected):
+            raise
+        installed = f"transformers {transformers.__version__}"
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        if code is None:
+            raise MopeqError(
+                f"{installed} cannot build {where} from its config: {why}",
+                "check config.json, or install a transformers that knows this model",
+            ) from None
+        raise MopeqError(
+            f"the code that comes with {where} does not run with {installed}: {type(error).__name__}: {why[:300]}",
+            "use a version of it for that transformers",
+        ) from None
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Modules made meanwhile take no memory, as where transformers loads a model."""
+    import torch
+    from transformers import initialization
+
+    with torch.device("meta"), getattr(initialization, "meta_device_safe_creation_ops", nullcontext)():
+        yield
+
+
+def fill_buffers(model: "PreTrainedModel") -> list[str]:
+    """Compute buffers that no file holds, such as rotary frequencies, as transformers does when it loads a model; the
+    names of those that are left without values."""
+    import torch
+
+    buffers: dict[str, torch.Tensor] = {}
+    for path, module in model.named_modules():
+        # Nothing but the buffers is on a device where initialising it would cost anything.
+        module._is_hf_initialized = False  # type: ignore[assignment]
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers[name]
+            if buffer is not None:
+                empty = torch.full_like(buffer, _no_value(buffer.dtype), device="cpu")
+                module._buffers[name] = buffers[f"{path}.{name}"] = empty
+    model.initialize_weights()
+    return [name for name, buffer in buffers.items() if _has_no_value(buffer)]
+
+
+def _no_value(dtype: "torch.dtype") -> float | int:
+    """What no buffer of this dtype is meant to hold, where there is such a number."""
+    import torch
+
+    if dtype.is_floating_point:
+        return float("nan")
+    return 0 if dtype == torch.bool or dtype.is_complex else torch.iinfo(dtype).min
+
+
+def _has_no_value(buffer: "torch.Tensor") -> bool:
+    if buffer.is_floating_point():
+        return bool(buffer.isnan().any())
+    none = _no_value(buffer.dtype)
+    return none != 0 and bool((buffer == none).any())
 
 
 _PER_TOKEN = (
