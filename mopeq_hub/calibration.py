@@ -1,6 +1,5 @@
-"""What a process that runs the original works with: job, model, its weights rounded, inputs made of questions."""
+"""What a process that runs the original works with: model, its weights rounded, inputs made of questions."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,6 @@ Inputs = dict[str, Any]
 """What the model's forward is called with: tensors of a batch of rows, and `use_cache`."""
 
 
-def read_job(path: Path) -> dict[str, Any]:
-    """The job as whoever asks describes it; torch is told its number of threads."""
-    job = dict(json.loads(path.read_text("utf-8")))
-    torch.set_num_threads(job["threads"])
-    return job
-
-
 def load(job: dict[str, Any]) -> Any:
     """The original on the CPU; in float32 where it will also compute there, and as it is stored for a GPU."""
     import transformers
@@ -36,7 +28,9 @@ def load(job: dict[str, Any]) -> Any:
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     auto_class = getattr(transformers, job["auto_class"])
     safe = use_safetensors(Path(job["folder"]))
-    return auto_class.from_pretrained(job["folder"], dtype=dtype, use_safetensors=safe).eval()
+    trusted = job.get("trusted", False)
+    options = {"dtype": dtype, "use_safetensors": safe, "trust_remote_code": trusted}
+    return auto_class.from_pretrained(job["folder"], **options).eval()
 
 
 class Rounded:

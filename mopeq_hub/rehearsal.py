@@ -14,6 +14,7 @@ from mopeq_hub.progress import Progress
 from mopeq_hub.quantization.shards import write_index, write_stand_in
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.remote_code import bring
 
 
 def rehearse(model: Model, recipe: Recipe, progress: Progress) -> None:
@@ -33,7 +34,9 @@ def rehearse(model: Model, recipe: Recipe, progress: Progress) -> None:
             write_stand_in(folder, shard)
         write_index(folder, shards)
         (folder / "config.json").write_text(json.dumps(config), "utf-8")
-        found = run(Job("prepare", folder, model.layout.auto_class), 0, progress)["loading"]
+        if model.code:
+            bring(model.source, model.code, folder)
+        found = run(Job("prepare", folder, model.layout.auto_class, trusted=model.trusted), 0, progress)["loading"]
     hint = "this kind of model is not supported yet; report its name"
     for kind, words in LOADING_TROUBLES.items():
         if names := found[kind]:

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mopeq_hub.calibration import read_job
 from mopeq_hub.fidelity.worker import load
+from mopeq_hub.processes import read_job
 from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.records import append
 
@@ -28,7 +28,7 @@ def main(job_path: Path) -> None:
     folder, failed = Path(job["folder"]), {}
     with tempfile.TemporaryDirectory() as scratch:
         suite = suite_for(job, Path(scratch))
-        model, encoder = load(folder, job)[0], Encoder(folder)
+        model, encoder = load(folder, job)[0], Encoder(folder, job["trusted"])
         for task in job["tasks"]:
             try:
                 append(Path(job["notes"]), {"task": task, **suite.run(task, model, encoder)})

@@ -16,7 +16,8 @@ class Job:
     role: `original` writes the answers' logits to the file `logits`, `published` compares with them, `load` only loads,
     `prepare` lets the loader make its modules and compares them with the files' headers.
     questions: None for the bundled set. dtype: by its name in torch, of the original, and of the published form where
-    it is float32; None leaves it to the loader. limit: of the questions' tokens, 0 for none.
+    it is float32; None leaves it to the loader. limit: of the questions' tokens, 0 for none. trusted: whether code that
+    comes with the model may be run.
     """
 
     role: Literal["original", "published", "load", "prepare"]
@@ -26,6 +27,7 @@ class Job:
     logits: Path | None = None
     dtype: str | None = None
     limit: int = 0
+    trusted: bool = False
 
 
 def run(job: Job, steps: int, progress: Progress) -> dict[str, Any]:

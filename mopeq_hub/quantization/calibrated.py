@@ -140,6 +140,7 @@ def _tune(
         "target": target,
         "calibration": calibration,
         "auto_class": model.layout.auto_class,
+        "trusted": model.trusted,
         "blocks": model.layout.blocks,
         "experts": [(module.layer, module.first, module.count, module.name) for module in model.layout.modules],
         "layers": {

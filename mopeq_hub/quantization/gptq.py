@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from mopeq_hub import workplace
-from mopeq_hub.calibration import Inputs, LiveExpert, calibration_inputs, chosen_experts, load, numbers_of, read_job
+from mopeq_hub.calibration import Inputs, LiveExpert, calibration_inputs, chosen_experts, load, numbers_of
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.families.base import ExpertsModule
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.packing import Packed
+from mopeq_hub.processes import read_job
 from mopeq_hub.quantization.calibrated import by_layer, hessian_bytes, input_name, input_of
 from mopeq_hub.quantization.compensation import Inverse, compensate
 from mopeq_hub.quantization.handover import finish, save
@@ -29,10 +30,11 @@ Hessians = dict[str, torch.Tensor]
 
 def main(job_path: Path) -> None:
     job = read_job(job_path)
-    original, live = open_model(job["folder"], named=False), load(job)
+    original = open_model(job["folder"], named=False, trust_remote_code=job["trusted"])
+    live = load(job)
     if torch.cuda.is_available():
         live.to("cuda")
-    inputs = calibration_inputs(job, Encoder(Path(job["folder"])))
+    inputs = calibration_inputs(job, Encoder(Path(job["folder"]), job["trusted"]))
     layers = by_layer(original.layout)
     reached: dict[int, set[int]] = {layer: set() for layer in original.layout.modules_of}
     for together in layers_at_once(layers, workplace.free_memory() // 2):

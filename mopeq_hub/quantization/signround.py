@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from mopeq_hub.calibration import Inputs, calibration_inputs, chosen_experts, load, numbers_of, read_job
+from mopeq_hub.calibration import Inputs, calibration_inputs, chosen_experts, load, numbers_of
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.modeling.registry import added
 from mopeq_hub.packing import Packed, dequantize, pack
+from mopeq_hub.processes import read_job
 from mopeq_hub.quantization.handover import finish, save
 from mopeq_hub.questions.inputs import Encoder
 
@@ -26,7 +27,7 @@ BATCHES = 4
 
 def main(job_path: Path) -> None:
     job = read_job(job_path)
-    model, encoder = load(job), Encoder(Path(job["folder"]))
+    model, encoder = load(job), Encoder(Path(job["folder"]), job["trusted"])
     inputs = calibration_inputs(job, encoder)
     watch = Watch(model, job["blocks"], job["experts"], min(BATCHES, len(inputs)))
     linears = tune(model, encoder, inputs, job)
