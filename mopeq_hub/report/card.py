@@ -18,6 +18,7 @@ from mopeq_hub.fidelity.variants import CLOSE, is_close
 from mopeq_hub.modeling.mends import mend_for
 from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.remote_code import OPTION
 from mopeq_hub.report import (
     Markdown,
     account_address,
@@ -26,6 +27,7 @@ from mopeq_hub.report import (
     by_projection,
     choices,
     code,
+    code_of_source,
     counted,
     counts,
     has_encoder,
@@ -37,6 +39,7 @@ from mopeq_hub.report import (
     one_line,
     percent,
     projections,
+    required,
     size,
     table_rows,
     this_variant,
@@ -263,9 +266,17 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "projections": listed([*projections(manifest)]),
         "own_class": not any(name.startswith("configuration_") for name in manifest["files"]),
         "brings_code": brings_code(manifest),
+        "source_code": _source_code(manifest),
+        "required": required(manifest),
         "mend": mend.why if (mend := mend_for(manifest["model"]["model_type"])) else None,
         "command": Markdown(_command(manifest)),
     }
+
+
+def _source_code(manifest: dict[str, Any]) -> Markdown | None:
+    """The Python files of the source's that the publication brings, each a link to it; None where it brings none."""
+    files = [f"[{code(name)}]({name})" for name in code_of_source(manifest)]
+    return Markdown(listed(files)) if files else None
 
 
 def _selection(manifest: dict[str, Any]) -> dict[str, Any] | None:
@@ -362,7 +373,7 @@ def _command(manifest: dict[str, Any]) -> str:
     source = manifest["source"]
     model = f"{source['name']}@{source['commit']}" if source["kind"] == "hub" else f"path/to/{source['name']}"
     recipe = Recipe.from_dict(manifest["recipe"])
-    flags = recipe_flags(recipe)
+    flags = [*([OPTION] if code_of_source(manifest) else []), *recipe_flags(recipe)]
     known = {"bundled": recipe.calibration in ("", read_questions(None).digest)}
     if not manifest.get("calibration", known)["bundled"]:
         flags += ["--calibration", "path/to/calibration.jsonl"]
