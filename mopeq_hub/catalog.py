@@ -1,8 +1,8 @@
 """The catalog: which publications are to be kept up to date, as catalog.yaml says it.
 
-A list of mappings: `model` and `to`, and where wanted `recipe`, `questions`, `space`, `private` and `trust_remote_code`,
-each as on the command line of `publish`; of several budgets that a recipe lists each gets a branch. An entry that is not in order does
-not keep the others from being done.
+A list of mappings: `model` and `to`, and where wanted `recipe`, `questions`, `space`, `private` and
+`trust_remote_code`, each as on the command line of `publish`; of several budgets that a recipe lists each gets a
+branch. An entry that is not in order does not keep the others from being done.
 """
 
 from collections.abc import Iterable

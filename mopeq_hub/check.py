@@ -29,10 +29,9 @@ from mopeq_hub.modeling.registry import added
 from mopeq_hub.packing import PARTS
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.remote_code import OPTION, referenced
+from mopeq_hub.remote_code import referenced
 from mopeq_hub.signing import Signatory, is_signed
-from mopeq_hub.source import read_json
-from mopeq_hub.untrusted import check_name
+from mopeq_hub.untrusted import TRUST, check_name, read_object
 
 _DANGEROUS = (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".safetensors")
 """Endings of files that a loader could prefer to those that were published."""
@@ -62,8 +61,8 @@ def check(
 
     load: whether to load it, which takes the memory of the whole model; without it the weights of a repo are not
     downloaded, and the Hub is believed their hashes. signatory: whose signature it should have; None where that does
-    not matter. trust_remote_code: whether code of its source's that it brings may be run to load it; without that, it is
-    not loaded where it brings some.
+    not matter. trust_remote_code: whether code of its source's that it brings may be run to load it; without that, it
+    is not loaded where it brings some.
     Raises MopeqError where there is no publication to check. What is wrong with one is in the findings.
     """
     progress = progress or Quiet()
@@ -122,7 +121,7 @@ def _hashes(published: Published, manifest: dict[str, Any]) -> None:
 def _on_code(theirs: Mapping[str, str], untried: bool) -> str:
     """What whoever may load it should know of the source's code that it brings."""
     brings = f"it brings code of its source's, unchanged, which loading it runs: {', '.join(theirs)}"
-    return f"{brings}; so it was not loaded, {OPTION} tries that" if untried else brings
+    return f"{brings}; so it was not loaded, {TRUST} tries that" if untried else brings
 
 
 def _code(published: Published, manifest: dict[str, Any]) -> None:
@@ -141,7 +140,8 @@ def _code(published: Published, manifest: dict[str, Any]) -> None:
         if name.endswith(_DANGEROUS):
             raise MopeqError(f"{name} is not part of the publication")
     for name in sorted(name for name in published.names if _POINTING.fullmatch(name)):
-        for file in referenced(read_json(published.source, name), name):
+        content = read_object((published.folder(name) / name).read_text("utf-8", errors="replace"))
+        for file in referenced(content, name):
             if file not in allowed | theirs.keys():
                 raise MopeqError(f"{name} points to {file}, which is no part of the model's own code")
 

@@ -35,11 +35,12 @@ from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.proof import prove, prove_on_the_way
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.remote_code import OPTION, differing
+from mopeq_hub.remote_code import differing
 from mopeq_hub.repo import QuantizedRepo, build, location_of, quantized_before
 from mopeq_hub.report.spread import in_words
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.space import render_space, run_local
+from mopeq_hub.untrusted import TRUST
 from mopeq_hub.version import __version__
 
 __all__ = [
@@ -88,8 +89,8 @@ def publish(
     push. stream: let go of every shard of a Hub model once it is quantized and sent; None does so where the disk cannot
     hold it. again: even where the destination says that it holds this already. sign: `oidc` for the identity of the run
     that this is, or the file of a private key; None leaves it unsigned. engine: who measures and quantizes shards; one
-    that works elsewhere always streams to the Hub. trust_remote_code: whether code that comes with the model may be run,
-    and published with it, where transformers does not have its kind; said of an opened Model where it was opened.
+    that works elsewhere always streams to the Hub. trust_remote_code: whether code that comes with the model may be
+    run, and published with it, where transformers does not have its kind; of an opened Model that was said before.
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
@@ -319,13 +320,13 @@ def publish_space(to: str, *, private: bool = False) -> str | None:
 def run_space(to: str, port: int | None = None, *, trust_remote_code: bool = False) -> None:
     """Open the Space of a publication on this machine and stay until it is stopped.
 
-    trust_remote_code: whether code of its source's that it brings may be run. Raises MopeqError where it brings some and
-    that was not said.
+    trust_remote_code: whether code of its source's that it brings may be run. Raises MopeqError where it brings some
+    and that was not said.
     """
     destination = destination_for(to, to)
     manifest = published_manifest(destination)
     if manifests.remote_files(manifest) and not trust_remote_code:
-        raise MopeqError(f"the model of {to} is made by code that it brings", f"read it, and add {OPTION} if it may run")
+        raise MopeqError(f"the model of {to} is made by code that it brings", f"read it, and add {TRUST} if it may run")
     folder = destination.space_folder()
     if folder is not None:
         run_local(folder, port)

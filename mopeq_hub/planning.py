@@ -162,4 +162,8 @@ def checked_needs(
         check_blocks(model)
     needs = needs_for(model, recipe, questions, place, to_hub=to_hub, stream=stream)
     check_fits(needs, place)
+    if questions and model.code and (needs.passing or way_of(model, workplace.free_memory()).blocks):
+        from mopeq_hub.fidelity.tried import check_parts
+
+        check_parts(model, questions)
     return needs

@@ -24,7 +24,9 @@ def rehearse(model: Model, recipe: Recipe, progress: Progress) -> None:
     """
     if is_proven(model.config):
         return
-    progress.say(f"{model.kind} is none of the kinds that were proven (mopeq-hub families): trying what would load it")
+    made = ", and is made by code that comes with it, which runs here" if model.code else ""
+    kind = f"{model.kind} is none of the kinds that were proven (mopeq-hub families){made}"
+    progress.say(f"{kind}: trying what would load it")
     recipe = recipe.uniform(recipe.bits[0])
     bitmap = BitMap.uniform(model.layout, recipe.bits[0])
     shards = output_shards(plan_units(model.checkpoint, model.layout, bitmap, recipe))

@@ -21,8 +21,8 @@ from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.records import sha256_of
 from mopeq_hub.source import Source, companions, read_json
+from mopeq_hub.untrusted import TRUST
 
-OPTION = "--trust-remote-code"
 PICTURES = ("processor_config.json", "preprocessor_config.json")
 """One of them says how pictures are prepared."""
 _REFERENCE = re.compile(r"([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)
@@ -80,7 +80,7 @@ def code_of(source: Source, config: dict[str, Any], trusted: bool) -> RemoteCode
         named = next(iter(_references(classes[auto_class])), "nothing")
         raise MopeqError(
             f"{lack}, and the class that its config.json names for it, {named[:200]}, is code that comes with it",
-            f"read that code, and add {OPTION} if it may run here",
+            f"read that code, and add {TRUST} if it may run here",
         )
     auto_class = next((name for name in _LOADERS if name in classes), "")
     if not auto_class or "AutoConfig" not in classes:

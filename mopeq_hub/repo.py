@@ -30,6 +30,7 @@ from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.source import companions
 from mopeq_hub.untrusted import read_object
 
+_OF_A_TOKENIZER = re.compile(r"(tokenizer|vocab|spiece|sentencepiece|tiktoken)[^_]*\.|.*\.tiktoken")
 _LOCAL = Path(".mopeq") / "local.json"
 """Kept in a quantized folder and never pushed: where on this machine the source is."""
 
@@ -51,7 +52,7 @@ def _check_usable(model: Model) -> None:
             "finish the download, or name its source",
         )
     names = companions(model.source)
-    if not any(re.match(r"(tokenizer|vocab|spiece|sentencepiece|tiktoken)[^_]*\.|.*\.tiktoken", name) for name in names):
+    if not any(_OF_A_TOKENIZER.match(name) for name in names):
         raise MopeqError(f"{model.source.name} has no tokenizer", "add tokenizer.json or what its tokenizer is made of")
     if model.layout.task == "image-text-to-text" and not {*PICTURES} & {*names}:
         raise MopeqError(

@@ -40,7 +40,7 @@ def main() -> None:
 
 def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     name, _, revision = (folder, "", "") if Path(folder).is_dir() else folder.partition("@")
-    options = {"revision": revision} if revision else {}
+    options: dict[str, Any] = {"revision": revision} if revision else {}
     classes = PreTrainedConfig.get_config_dict(name, **options)[0].get("auto_map", {})
     options |= {"trust_remote_code": True} if classes else {}
     config = AutoConfig.from_pretrained(name, **options)

@@ -7,23 +7,27 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
 
 from mopeq_hub import MopeqError, Recipe, pipeline, publish
 from mopeq_hub.catalog import Entry, read_catalog
 from mopeq_hub.check import check
 from mopeq_hub.fidelity.measure import Way, measure
+from mopeq_hub.fidelity.tried import check_parts
 from mopeq_hub.manifest import bitmap_of, read_manifest
 from mopeq_hub.model import open_model
 from mopeq_hub.profiles import profile_of
 from mopeq_hub.progress import Quiet
 from mopeq_hub.questions import Question, read_questions
 from mopeq_hub.questions.inputs import Encoder
+from mopeq_hub.space import render_space
 from mopeq_hub.staleness import stale_for
 from tests import tiny
 from tests.conftest import edit_json, made_once
@@ -152,7 +156,8 @@ def test_it_brings_the_code_that_was_run_and_says_so(source: Path, made: Path) -
         assert said == theirs
     card = (made / "README.md").read_text("utf-8")
     assert "Its code is the source's own, copied into this repo unchanged: [`configuration_kimi_like.py`](" in card
-    assert 'AutoModelForCausalLM.from_pretrained("path/to/this/folder", device_map="auto", trust_remote_code=True)' in card
+    loaded = '.from_pretrained("path/to/this/folder", device_map="auto", trust_remote_code=True)'
+    assert f"AutoModelForCausalLM{loaded}" in card
     assert 'AutoProcessor.from_pretrained("path/to/this/folder", trust_remote_code=True)' in card
     assert "import mopeq_hub" not in card
     assert " --trust-remote-code " in card, "in the command that makes it again"
@@ -187,7 +192,7 @@ def test_only_code_of_the_pinned_commit_is_run_and_published(
         inputs = Encoder(source, trusted=True).rows([ASKED], with_answer=True)[0].inputs
         torch.save(inputs, tmp_path / "inputs.pt")
         environment = client_environment(server, tmp_path / "plain-home")
-        command = [sys.executable, PLAIN_LOAD, tmp_path / "inputs.pt", tmp_path / "out.pt"]
+        command = [sys.executable, *map(str, (PLAIN_LOAD, tmp_path / "inputs.pt", tmp_path / "out.pt"))]
         subprocess.run([*command, f"alice/kimi-MoPEQ@{publication.name}", copy], env=environment, check=True)
         named, local = torch.load(tmp_path / "out.pt")
         assert named["trouble"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
@@ -201,6 +206,16 @@ def test_a_folders_commit_pins_its_code_where_that_is_trusted(source: Path, copi
     with open(copied / "experts_kimi_like.py", "a", encoding="utf-8") as file:
         file.write("\n# another word\n")
     assert open_model(str(copied), trust_remote_code=True).source.commit != commits[0]
+
+
+def test_code_that_has_changed_is_run_as_it_is_now(copied: Path) -> None:
+    first = open_model(str(copied), trust_remote_code=True)
+    path = copied / "experts_kimi_like.py"
+    text = path.read_text("utf-8").replace("nn.functional.silu(", "-nn.functional.silu(")
+    path.write_text(text, "utf-8")
+    second = open_model(str(copied), trust_remote_code=True)
+    given = torch.rand(2, 64)
+    assert torch.equal(first.layout.routing.gated(given), -second.layout.routing.gated(given))
 
 
 def test_a_folder_is_measured_again_only_where_its_code_is_trusted_and_is_the_sources(
@@ -232,6 +247,17 @@ def test_block_by_block_it_has_the_fidelity_of_the_whole_model(source: Path, mad
     assert blocks["top1_agreement"] == whole["top1_agreement"]
 
 
+def test_what_cannot_be_run_part_by_part_is_told_before_any_weight_comes(copied: Path, few: Path) -> None:
+    questions = read_questions(few)
+    check_parts(open_model(str(copied), trust_remote_code=True), questions)
+    path = copied / "modeling_kimi_like.py"
+    path.write_text(
+        path.read_text("utf-8").replace("return (hidden + ", "return [hidden + ").replace("(hidden)),)", "(hidden))]")
+    )
+    with pytest.raises(MopeqError, match="copied cannot be run part by part: decoder layers of KimiLikeFor"):
+        check_parts(open_model(str(copied), trust_remote_code=True), questions)
+
+
 def test_signals_that_run_it_see_every_expert(source: Path, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mopeq_hub.sensitivity.by_running.TOKENS", 600)
     model = open_model(str(source), trust_remote_code=True)
@@ -247,34 +273,43 @@ def test_signals_that_run_it_see_every_expert(source: Path, few: Path, monkeypat
     assert all(values[0] > 0 for values in costs.rest.values())
 
 
-@pytest.mark.parametrize("quantizer", ["gptq", "signround"])
-def test_calibrated_quantizers_reach_its_experts(quantizer: Any, source: Path, few: Path, tmp_path: Path) -> None:
-    recipe = Recipe(group_size=32, bits=(2,), rest_bits=16, quantizer=quantizer, iterations=4)
+def packed(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+    return {name: value for name, value in tensors.items() if name.endswith(".qweight")}
+
+
+@pytest.mark.parametrize(("quantizer", "other"), [("gptq", "search"), ("signround", "rtn")])
+def test_calibrated_quantizers_reach_its_experts(
+    quantizer: Any, other: Any, source: Path, made: Path, few: Path, tmp_path: Path
+) -> None:
     model = open_model(str(source), trust_remote_code=True)
-    plain = pipeline.quantize(model, tmp_path / "plain", Recipe(group_size=32, bits=(2,), rest_bits=16))
+    recipe = replace(RECIPE, quantizer=quantizer, iterations=2)
     tuned = pipeline.quantize(model, tmp_path / "tuned", recipe, calibration=few)
     assert tuned.manifest["calibration"]["with_picture"] == 2
     assert tuned.manifest["calibration"]["unreached_experts"] == 0
-    ways = Way(blocks=False, dtype="float32")
-    kl = [measure(model, each.folder, each.manifest, read_questions(few), ways, Quiet())["kl"] for each in (plain, tuned)]
-    assert kl[1]["mean"] < 0.9 * kl[0]["mean"]
+    # What it would be if nothing had been seen of it.
+    plain = made
+    if other != "search":
+        plain = pipeline.quantize(model, tmp_path / "plain", replace(RECIPE, quantizer=other)).folder
+    before, after = (packed(folder) for folder in (plain, tuned.folder))
+    assert not [name for name in before if torch.equal(before[name], after[name])], "each was tuned"
 
 
-def test_the_space_asks_both_models_by_their_own_code(source: Path, made: Path, tmp_path: Path) -> None:
-    from mopeq_hub.space import render_space
-
+def test_the_space_runs_its_code_because_the_publication_says_so(source: Path, made: Path, tmp_path: Path) -> None:
     render_space(tmp_path / "space", read_manifest(made), str(made), str(source), None)
     said = json.loads((tmp_path / "space" / "publication.json").read_text("utf-8"))
+    assert (said["trusts_code"], said["brings_code"], said["takes_pictures"]) == (True, False, True)
     question = {"picture": str(IMAGE), "question": "which ?", "length": 4, "temperature": 0, "seed": 0}
-    command = [sys.executable, str(tmp_path / "space" / "worker.py"), "--auto-class", said["auto_class"], "--pictures"]
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    for flags, events in (([], ["failed"]), (["--trusted"], ["ready", "done"])):
-        heard = subprocess.run(
-            [*command, said["model"], *flags], input=json.dumps(question) + "\n", capture_output=True, text=True,
-            check=False, cwd=tmp_path, env=environment,
-        ).stdout  # fmt: skip
-        told = [json.loads(line) for line in heard.splitlines()]
-        assert [each["event"] for each in told if each["event"] != "text"] == events, told
+    command = [sys.executable, str(tmp_path / "space" / "worker.py"), said["model"], "--auto-class", said["auto_class"]]
+    heard = subprocess.run(
+        [*command, "--pictures", "--trusted"], input=json.dumps(question) + "\n", capture_output=True, text=True,
+        check=False, cwd=tmp_path, env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
+    ).stdout  # fmt: skip
+    told = [json.loads(line) for line in heard.splitlines()]
+    assert [each["event"] for each in told if each["event"] != "text"] == ["ready", "done"], told
+
+
+def test_the_space_is_opened_here_only_where_the_code_is_trusted(made: Path) -> None:
     with pytest.raises(MopeqError, match="made by code that it brings; read it, and add --trust-remote-code"):
         pipeline.run_space(str(made))
 
@@ -354,7 +389,8 @@ def imports(line: str) -> Callable[[Path], None]:
 
 
 def no_model_class(folder: Path) -> None:
-    edit_json(folder / "config.json", lambda config: config.update(auto_map={"AutoConfig": "configuration_kimi_like.C"}))
+    only = {"AutoConfig": "configuration_kimi_like.KimiLikeConfig"}
+    edit_json(folder / "config.json", lambda config: config.update(auto_map=only))
 
 
 def link_out(folder: Path) -> None:
@@ -378,16 +414,22 @@ def frequencies_of_its_own(folder: Path) -> None:
     )
 
 
+def other_words(folder: Path) -> None:
+    path = folder / "modeling_kimi_like.py"
+    text = path.read_text("utf-8").replace("        use_cache=None,\n        **_,\n", "")
+    path.write_text(text.replace("use_cache=use_cache,\n", ""), "utf-8")
+
+
 def fused(folder: Path) -> None:
     path = folder / "experts_kimi_like.py"
     path.write_text(path.read_text("utf-8").replace("nn.ModuleList([", "nn.Sequential(*["), "utf-8")
 
 
 REFUSED = [
-    (points("config.json", AutoModel="other/repo--modeling.Model"), "'other/repo--modeling.Model', which is no class in"),
+    (points("config.json", AutoModel="other/repo--m.Model"), "'other/repo--m.Model', which is no class in a file"),
     (points("config.json", AutoModel="../up.Model"), "'../up.Model', which is no class in a file beside it"),
     (points("preprocessor_config.json", AutoImageProcessor="deep.er.C"), "the auto_map of preprocessor_config.json"),
-    (imports("from ..outside import x"), "experts_kimi_like.py of copied imports '..outside', which is no file beside it"),
+    (imports("from ..outside import x"), "experts_kimi_like.py of copied imports '..outside', which is no file"),
     (imports("from .nowhere import x"), "copied lacks nowhere.py, which its code needs"),
     (imports("import nosuchpackage"), "the code of copied imports nosuchpackage, which is not installed"),
     (imports("raise SystemExit('now')"), "does not run with transformers 5.23.0: SystemExit: now"),
@@ -396,6 +438,7 @@ REFUSED = [
     (link_out, "tower_kimi_like.py of copied is a link to a file outside of it"),
     (own_generate, "copied generates text by code of its own"),
     (frequencies_of_its_own, "leaves language_model.model.rotary_emb.inv_freq without values"),
+    (other_words, "KimiLikeForConditionalGeneration, which comes with copied, knows no use_cache"),
     (fused, "no list of single ones beside a router"),
 ]
 

@@ -142,7 +142,7 @@ def kimi_vl_like(folder: Path, shards: int = 1) -> Path:
 def _in_shards(tensors: dict[str, torch.Tensor], folder: Path, count: int) -> None:
     from safetensors.torch import save_file
 
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(np.array_split(sorted(tensors), count), start=1):
         file = f"model-{number:05d}-of-{count:05d}.safetensors"
         save_file({name: tensors[name] for name in map(str, names)}, folder / file, metadata={"format": "pt"})

@@ -36,8 +36,8 @@ def identify(config: dict[str, Any], where: str, foreign: bool = False) -> Famil
 
 
 def family_of(whole: str, text: str, foreign: bool = False) -> Family:
-    """The family by the model types of the whole model and of its text model. foreign: the classes are not transformers'
-    but come with the model, so that what is stated of those under the same type says nothing of them."""
+    """The family by the model types of the whole model and of its text model. foreign: the classes come with the model,
+    so that what is stated of transformers' own under the same type says nothing of them."""
     if foreign:
         return Family(text)
     return _FAMILIES.get(whole) or _FAMILIES.get(text) or Family(text)

@@ -1,11 +1,12 @@
 """Experts that are modules of a list, which the model calls one by one: found, and understood by running one of them.
 
-So do models whose code is in their repo alone hold their experts. What an expert's linear layers are called says nothing
-for certain; how they are called, and what becomes of what they give, does. No weight is looked at: instead of computing,
-a layer hands on what it is to give.
+So do models whose code is in their repo alone hold their experts. What an expert's linear layers are named says nothing
+for certain; when they are called, and what becomes of what they give, does. No weight is looked at: instead of
+computing, a layer hands on what it is to give.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.families.base import PROJECTIONS, Form
@@ -13,6 +14,7 @@ from mopeq_hub.families.routing import router_in
 from mopeq_hub.families.standing_in import between, with_layers
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 _ROWS = 3
@@ -78,28 +80,49 @@ def _order(expert: Any, shapes: dict[str, tuple[int, int]]) -> list[str] | None:
     import torch
 
     for hidden in dict.fromkeys(columns for _, columns in shapes.values()):
-        states, called = torch.rand(_ROWS, hidden), []
-        given: dict[str, Any] = {}
-
-        def call(name: str, value: Any, given: dict[str, Any] = given, called: list[str] = called) -> Any:
-            rows, columns = shapes[name]
-            if tuple(value.shape) != (_ROWS, columns):
-                raise ValueError(name)
-            called.append(name)
-            given[name] = value, torch.rand(_ROWS, rows)
-            return given[name][1]
-
-        instead = {name: (lambda value, name=name: call(name, value)) for name in shapes}
+        calls = _Calls(shapes)
+        states = calls.drawn(hidden)
+        instead = {name: partial(calls.call, name) for name in shapes}
         try:
             found = with_layers(expert, instead)(states)
         except Exception:
             # Whatever a stranger's code raises: it is no expert as they are known here.
             continue
-        *first, down = called if sorted(called) == sorted(shapes) else ("", "")
-        fed = bool(down) and all(torch.equal(given[name][0], states) for name in first)
-        if fed and torch.is_tensor(found) and torch.equal(found, given[down][1]):
+        if sorted(calls.names) != sorted(shapes):
+            continue
+        *first, down = calls.names
+        fed = all(torch.equal(calls.given[name], states) for name in first)
+        if fed and torch.is_tensor(found) and torch.equal(found, calls.gave[down]):
             return [*first, down]
     return None
+
+
+class _Calls:
+    """What the linear layers of an expert are called with, in order, and the random numbers that they give."""
+
+    def __init__(self, shapes: dict[str, tuple[int, int]]) -> None:
+        import torch
+
+        self._shapes = shapes
+        self._drawing = torch.Generator().manual_seed(0)
+        self.names: list[str] = []
+        self.given: dict[str, torch.Tensor] = {}
+        self.gave: dict[str, torch.Tensor] = {}
+
+    def drawn(self, width: int) -> "torch.Tensor":
+        """Random numbers [rows, width]."""
+        import torch
+
+        return torch.rand(_ROWS, width, generator=self._drawing)
+
+    def call(self, name: str, value: "torch.Tensor") -> "torch.Tensor":
+        """Stands for the forward of a layer. Raises ValueError on what does not fit into it."""
+        rows, columns = self._shapes[name]
+        if tuple(value.shape) != (_ROWS, columns):
+            raise ValueError(name)
+        self.names.append(name)
+        self.given[name], self.gave[name] = value, self.drawn(rows)
+        return self.gave[name]
 
 
 def _is_gate(expert: Any, first: Sequence[str], down: str, place: int) -> bool:
@@ -108,7 +131,7 @@ def _is_gate(expert: Any, first: Sequence[str], down: str, place: int) -> bool:
     import torch
 
     width = getattr(expert, down).in_features
-    halves = torch.rand(2, _ROWS, width) - 0.5
+    halves = torch.rand(2, _ROWS, width, generator=torch.Generator().manual_seed(0)) - 0.5
     step = between(expert, first, down)
 
     def keeps_sign(which: int) -> bool:

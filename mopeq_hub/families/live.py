@@ -5,8 +5,10 @@ Nothing here is copied from transformers: class, parameters, renamings and conve
 version, so that what is written is what that version's loader looks for.
 """
 
+import inspect
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -44,7 +46,6 @@ class LiveModel:
         code: that makes it, in files beside config.json, where transformers does not have its kind.
         Raises MopeqError where nothing makes it.
         """
-        import torch
         import transformers
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter
@@ -58,7 +59,13 @@ class LiveModel:
         trusted = code is not None
         with _in_words(where, code):
             config = transformers.AutoConfig.from_pretrained(config_path.parent, trust_remote_code=trusted)
-            task, auto_class = (code.task, getattr(transformers, code.auto_class)) if code else _task(config)
+            if code:
+                task, auto_class = code.task, getattr(transformers, code.auto_class)
+                # By the class of a config, transformers takes the model's class that it made first; that may be of
+                # another commit, whose code differs in what is not the config's.
+                auto_class._model_mapping._extra_content.pop(type(config), None)
+            else:
+                task, auto_class = _task(config)
             with on_meta():
                 options = {"dtype": dtype} if dtype else {}
                 model = auto_class.from_config(config, trust_remote_code=trusted, **options)
@@ -66,10 +73,12 @@ class LiveModel:
             mapping = get_model_conversion_mapping(model)
             tied = frozenset(model.all_tied_weights_keys)
             unfilled = fill_buffers(model) if code else []
+        if code:
+            _check_forward(model, where)
         if unfilled:
             raise MopeqError(
-                f"the code of {where} leaves {unfilled[0]} without values where transformers {transformers.__version__} "
-                "loads it, and then computes with whatever is in memory",
+                f"the code of {where} leaves {unfilled[0]} without values where transformers "
+                f"{transformers.__version__} loads it, and then computes with whatever is in memory",
                 "this kind of model is not supported; a newer version of its code may be",
             )
         return cls(
@@ -140,6 +149,19 @@ def _in_words(where: str, code: RemoteCode | None) -> Iterator[None]:
         ) from None
 
 
+def _check_forward(model: Any, where: str) -> None:
+    """Raises MopeqError where a model that comes with its code is not called as those of transformers are."""
+    taken = inspect.signature(model.forward).parameters
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
+    missing = [name for name in ("input_ids", "use_cache") if name not in taken and not anything]
+    missing += [] if model.can_generate() else ["generate"]
+    if missing:
+        raise MopeqError(
+            f"{type(model).__name__}, which comes with {where}, knows no {missing[0]}, as models of transformers do",
+            "this kind of model is not supported",
+        )
+
+
 @contextmanager
 def on_meta() -> Iterator[None]:
     """Modules made meanwhile take no memory, as where transformers loads a model."""
@@ -156,14 +178,17 @@ def fill_buffers(model: "PreTrainedModel") -> list[str]:
     import torch
 
     buffers: dict[str, torch.Tensor] = {}
-    for path, module in model.named_modules():
-        # Nothing but the buffers is on a device where initialising it would cost anything.
-        module._is_hf_initialized = False  # type: ignore[assignment]
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
         for name in module._non_persistent_buffers_set:
             buffer = module._buffers[name]
             if buffer is not None:
                 empty = torch.full_like(buffer, _no_value(buffer.dtype), device="cpu")
                 module._buffers[name] = buffers[f"{path}.{name}"] = empty
+    # Modules that have some, and those around them, which may fill them: of thousands of experts none.
+    concerned = {name[:end] for name in buffers for end in (0, *(each.start() for each in re.finditer(r"\.", name)))}
+    for path, module in modules.items():
+        module._is_hf_initialized = path not in concerned  # type: ignore[assignment]
     model.initialize_weights()
     return [name for name, buffer in buffers.items() if _has_no_value(buffer)]
 

@@ -1,7 +1,7 @@
 """An expert of modules run without its weights: functions stand in for its linear layers."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def between(expert: Any, first: Sequence[str], down: str) -> "Callable[[torch.Te
     return with_layers(expert, instead)
 
 
-def with_layers(expert: Any, instead: dict[str, Callable[[Any], Any]]) -> Callable[[Any], Any]:
+def with_layers(expert: Any, instead: Mapping[str, Callable[[Any], Any]]) -> Callable[[Any], Any]:
     """The expert's own forward, with these functions in the place of its linear layers by name; the expert itself stays
     as it is."""
     copied = copy.copy(expert)

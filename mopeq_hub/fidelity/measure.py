@@ -157,7 +157,7 @@ def check_loading(loading: dict[str, Any], manifest: dict[str, Any]) -> None:
         raise MopeqError(f"the published form loads {len(rest)} of {quantized} other quantized layers", hint)
 
 
-def load_alone(folder: Path, auto_class: str, trusted: bool) -> dict[str, Any]:
+def load_alone(folder: Path, auto_class: str, trusted: bool = False) -> dict[str, Any]:
     """What the loader says of every weight of a published folder, in a process of its own; nothing is computed.
 
     trusted: whether code in the folder may be run.

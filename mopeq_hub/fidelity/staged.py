@@ -10,6 +10,7 @@ nothing need be kept but hidden states and the text model's inputs.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -172,11 +173,11 @@ class StagedModel:
             return self._hidden if number == self._layer - 1 else self._earlier
         raise _ReachedError(forward(*arguments, **named))
 
-    def _take_inputs(self, **given: Any) -> Any:
+    def _take_inputs(self, *arguments: Any, **given: Any) -> Any:
         """Stands for the text model's forward: keeps what it is given, or goes through it with what was kept."""
         if self._given is not None:
             return self._go_through()
-        raise _ReachedError(given)
+        raise _ReachedError(signature(self._enter).bind_partial(*arguments).arguments | given)
 
     def _go_through(self) -> Any:
         """The text model's own forward on what was kept."""
@@ -214,5 +215,3 @@ class StagedModel:
             module._parameters[own] = tensor
         else:
             module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
-
-

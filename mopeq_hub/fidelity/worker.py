@@ -57,7 +57,7 @@ def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     published = job["role"] == "published"
     options: dict[str, Any] = {"dtype": job["dtype"]} if job["dtype"] and not published else {}
     options |= {"device_map": job["device_map"]} if job.get("device_map") else {}
-    options |= {"use_safetensors": use_safetensors(folder), "trust_remote_code": job["trusted"]}
+    options |= {"use_safetensors": use_safetensors(folder), "trust_remote_code": job.get("trusted", False)}
     model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
     if published and job["dtype"] == "float32":
         # transformers refuses to change the dtype of a quantized model, though these modules compute in any.

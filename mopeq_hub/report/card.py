@@ -18,7 +18,6 @@ from mopeq_hub.fidelity.variants import CLOSE, is_close
 from mopeq_hub.modeling.mends import mend_for
 from mopeq_hub.questions import DEFAULT_TOKENS, read_questions
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.remote_code import OPTION
 from mopeq_hub.report import (
     Markdown,
     account_address,
@@ -48,6 +47,7 @@ from mopeq_hub.report import (
 )
 from mopeq_hub.report.spread import in_words
 from mopeq_hub.report.templating import render
+from mopeq_hub.untrusted import TRUST
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -373,7 +373,7 @@ def _command(manifest: dict[str, Any]) -> str:
     source = manifest["source"]
     model = f"{source['name']}@{source['commit']}" if source["kind"] == "hub" else f"path/to/{source['name']}"
     recipe = Recipe.from_dict(manifest["recipe"])
-    flags = [*([OPTION] if code_of_source(manifest) else []), *recipe_flags(recipe)]
+    flags = [*([TRUST] if code_of_source(manifest) else []), *recipe_flags(recipe)]
     known = {"bundled": recipe.calibration in ("", read_questions(None).digest)}
     if not manifest.get("calibration", known)["bundled"]:
         flags += ["--calibration", "path/to/calibration.jsonl"]

@@ -49,8 +49,8 @@ class Flow:
 
 
 class Watch:
-    """Keeps every `Pass` of the experts modules of a live model, and the last `Flow` of linear layers, by name, since it
-    began to look."""
+    """Keeps every `Pass` of the experts modules of a live model, and the last `Flow` of linear layers, by name, since
+    it began to look."""
 
     def __init__(self, live: Any, layout: Layout, linears: Iterable[str] = (), gradients: bool = False) -> None:
         """linears: names of the linear layers. gradients: keep each output in the graph that gradients go through; the
