@@ -9,8 +9,10 @@ import inspect
 import json
 import logging
 import re
+import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,12 +129,17 @@ class LiveModel:
 
 @contextmanager
 def _in_words(where: str, code: RemoteCode | None) -> Iterator[None]:
-    """Raises MopeqError where transformers, or the model's own code, which may fail in any way, cannot build it."""
+    """Raises MopeqError where transformers, or the model's own code, which may fail in any way, cannot build it; what
+    that code prints is none of a command's output."""
     import transformers
 
     expected = (ValueError, KeyError, TypeError, AttributeError, ImportError)
     try:
-        yield
+        with redirect_stdout(sys.stderr if code else sys.stdout), warnings.catch_warnings():
+            if code:
+                # What its authors should know of newer libraries.
+                warnings.simplefilter("ignore")
+            yield
     except (Exception, SystemExit) as error:
         if code is None and not isinstance(error, expected):
             raise
@@ -180,7 +187,7 @@ def fill_buffers(model: "PreTrainedModel") -> list[str]:
     buffers: dict[str, torch.Tensor] = {}
     modules = dict(model.named_modules())
     for path, module in modules.items():
-        for name in module._non_persistent_buffers_set:
+        for name in sorted(module._non_persistent_buffers_set):
             buffer = module._buffers[name]
             if buffer is not None:
                 empty = torch.full_like(buffer, _no_value(buffer.dtype), device="cpu")
