@@ -1,7 +1,8 @@
-"""What a process that runs the original works with: job, model, its weights rounded, inputs made of questions."""
+"""What a process that runs the original works with: model, its weights rounded, inputs made of questions."""
 
-import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,6 @@ Inputs = dict[str, Any]
 """What the model's forward is called with: tensors of a batch of rows, and `use_cache`."""
 
 
-def read_job(path: Path) -> dict[str, Any]:
-    """The job as whoever asks describes it; torch is told its number of threads."""
-    job = dict(json.loads(path.read_text("utf-8")))
-    torch.set_num_threads(job["threads"])
-    return job
-
-
 def load(job: dict[str, Any]) -> Any:
     """The original on the CPU; in float32 where it will also compute there, and as it is stored for a GPU."""
     import transformers
@@ -36,7 +30,9 @@ def load(job: dict[str, Any]) -> Any:
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     auto_class = getattr(transformers, job["auto_class"])
     safe = use_safetensors(Path(job["folder"]))
-    return auto_class.from_pretrained(job["folder"], dtype=dtype, use_safetensors=safe).eval()
+    trusted = job.get("trusted", False)
+    options = {"dtype": dtype, "use_safetensors": safe, "trust_remote_code": trusted}
+    return auto_class.from_pretrained(job["folder"], **options).eval()
 
 
 class Rounded:
@@ -91,20 +87,70 @@ class LiveExpert:
     def weight(self, part: int) -> torch.Tensor:
         """The weight [out, in] of the first matrices, stacked, or of down."""
         if not self._form.fused:
-            linear: torch.Tensor = self._linear(part)[1].weight
-            return linear
+            return _stacked([linear.weight for linear in self._linears(part)])
         weight = getattr(self._module, self._form.fused[part].name)[self._place]
         return weight.T if self._form.transposed else weight
 
     def bias(self, part: int) -> torch.Tensor | None:
         """Their bias [out], None where they have none."""
-        return getattr(self._module, f"{self._form.fused[part].name}_bias")[self._place] if self._form.biased else None
+        if not self._form.biased:
+            return None
+        if not self._form.fused:
+            return _stacked([linear.bias for linear in self._linears(part)])
+        return getattr(self._module, f"{self._form.fused[part].name}_bias")[self._place]  # type: ignore[no-any-return]
 
-    def _linear(self, part: int) -> tuple[Any, Any]:
-        """A linear layer of an expert that is a module of its own, and that module before it."""
-        home, _, name = self._names[part].format(self._place).rpartition(".")
-        own = self._module.get_submodule(home)
-        return own, getattr(own, name)
+    def _linears(self, part: int) -> list[Any]:
+        """The linear layers of an expert that is a module of its own: the first ones, or down alone."""
+        names = self._names[-1:] if part else self._names[:-1]
+        return [self._module.get_submodule(name.format(self._place)) for name in names]
+
+
+def _stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+Chosen = Callable[[tuple[Any, ...], dict[str, Any]], torch.Tensor]
+"""Says of what a module is called with which of an experts module's experts each token is for, as `chosen_experts`."""
+
+
+def called(module: Any, count: int) -> Iterator[tuple[Any, Chosen]]:
+    """The modules that are called with what goes into the `count` experts of a live experts module: that itself or,
+    where it is a list, each expert, on its tokens alone."""
+    if not isinstance(module, torch.nn.ModuleList):
+        yield module, partial(chosen_experts, count=count)
+        return
+    for place, expert in enumerate(module):
+        yield expert, partial(_all_to, place)
+
+
+def _all_to(place: int, args: tuple[Any, ...], named: dict[str, Any]) -> torch.Tensor:
+    states = next(iter((*args, *named.values())))
+    return states.new_full((*states.shape[:-1], 1), place, dtype=torch.long)
+
+
+def let_gradients_through(live: Any, name: str) -> None:
+    """Have experts that a model calls one by one be part of the graph that gradients go through, though code that is
+    meant for answering alone calls them without; where whoever called their layer wants none, nothing changes.
+
+    name: of their list in the live model.
+    """
+    module = live.get_submodule(name)
+    if not isinstance(module, torch.nn.ModuleList):
+        return
+    wanted = False
+
+    def note(*_: Any) -> None:
+        nonlocal wanted
+        wanted = torch.is_grad_enabled()
+
+    def enable(*_: Any) -> None:
+        # Until the end of what switched gradients off, which puts back what was before it.
+        if wanted:
+            torch.set_grad_enabled(True)
+
+    live.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(note)
+    for expert in module:
+        expert.register_forward_pre_hook(enable)
 
 
 NO_EXPERT = -1

@@ -1,8 +1,8 @@
 """The catalog: which publications are to be kept up to date, as catalog.yaml says it.
 
-A list of mappings: `model` and `to`, and where wanted `recipe`, `questions`, `space` and `private`, each as on the
-command line of `publish`; of several budgets that a recipe lists each gets a branch. An entry that is not in order does
-not keep the others from being done.
+A list of mappings: `model` and `to`, and where wanted `recipe`, `questions`, `space`, `private` and
+`trust_remote_code`, each as on the command line of `publish`; of several budgets that a recipe lists each gets a
+branch. An entry that is not in order does not keep the others from being done.
 """
 
 from collections.abc import Iterable
@@ -26,6 +26,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "questions": (str,),
     "space": (bool,),
     "private": (bool,),
+    "trust_remote_code": (bool,),
 }
 _WORDS = {str: "text", dict: "a mapping", bool: "true or false"}
 _LONG = 200
@@ -44,6 +45,7 @@ class Entry:
     questions: str | None = None
     space: bool = True
     private: bool = False
+    trust_remote_code: bool = False
     budgets: tuple[str, ...] = ()
 
     def recipes(self) -> dict[str, Recipe]:
@@ -56,10 +58,11 @@ class Entry:
             name: value for name, value in self.recipe.to_dict().items() if name not in ("calibration", "questions")
         }
         recipe |= {"budget": list(self.budgets)} if self.budgets else {}
-        questions = {"questions": self.questions} if self.questions else {}
+        more: dict[str, Any] = {"questions": self.questions} if self.questions else {}
+        more |= {"trust_remote_code": True} if self.trust_remote_code else {}
         return {
             "model": self.model, "to": self.to, "recipe": recipe, "space": self.space, "private": self.private,
-            **questions,
+            **more,
         }  # fmt: skip
 
 

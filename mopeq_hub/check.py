@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -16,17 +16,27 @@ from mopeq_hub.families import family_of
 from mopeq_hub.fidelity.measure import check_loading, load_alone
 from mopeq_hub.hub import destination_for
 from mopeq_hub.hub.published import Published
-from mopeq_hub.manifest import FIDELITY_NAME, MANIFEST_NAME, SIGNATURE_NAME, expert_widths, experts_modules
+from mopeq_hub.manifest import (
+    FIDELITY_NAME,
+    MANIFEST_NAME,
+    SIGNATURE_NAME,
+    expert_widths,
+    experts_modules,
+    remote_files,
+)
 from mopeq_hub.modeling.mends import mend_for
 from mopeq_hub.modeling.registry import added
 from mopeq_hub.packing import PARTS
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.remote_code import referenced
 from mopeq_hub.signing import Signatory, is_signed
-from mopeq_hub.untrusted import check_name
+from mopeq_hub.untrusted import TRUST, check_name, read_object
 
 _DANGEROUS = (".py", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".safetensors")
 """Endings of files that a loader could prefer to those that were published."""
+_POINTING = re.compile(r"([a-z_]+_)?config\.json")
+"""Files in which transformers looks for classes in code."""
 _Look = Callable[[Published, dict[str, Any]], None]
 """One check: raises MopeqError, or whatever reading comes to, where something is not as it should be."""
 
@@ -40,13 +50,19 @@ class Finding:
 
 
 def check(
-    to: str, progress: Progress | None = None, *, load: bool = True, signatory: Signatory | None = None
+    to: str,
+    progress: Progress | None = None,
+    *,
+    load: bool = True,
+    signatory: Signatory | None = None,
+    trust_remote_code: bool = False,
 ) -> list[Finding]:
     """Check the publication at `to`, a folder or owner/name: its files, its tensors, its metadata, and that it loads.
 
     load: whether to load it, which takes the memory of the whole model; without it the weights of a repo are not
     downloaded, and the Hub is believed their hashes. signatory: whose signature it should have; None where that does
-    not matter.
+    not matter. trust_remote_code: whether code of its source's that it brings may be run to load it; without that, it
+    is not loaded where it brings some.
     Raises MopeqError where there is no publication to check. What is wrong with one is in the findings.
     """
     progress = progress or Quiet()
@@ -65,9 +81,12 @@ def check(
     ]
     if signatory:
         checks.append((f"it is signed by {signatory}", partial(_signature, signatory)))
-    if load:
+    theirs = remote_files(manifest)
+    if load and (trust_remote_code or not theirs):
         checks.append(("it loads, every weight in its place", _loads))
     findings = []
+    if theirs:
+        findings.append(Finding(_on_code(theirs, load and not trust_remote_code), None))
     if SIGNATURE_NAME in published.names and not signatory:
         findings.append(Finding("signed, not verified: --key or --identity says whose signature to expect", None))
     if mend := mend_for(manifest["model"]["model_type"]):
@@ -99,14 +118,32 @@ def _hashes(published: Published, manifest: dict[str, Any]) -> None:
             raise MopeqError(f"{name} is not the file that was published")
 
 
+def _on_code(theirs: Mapping[str, str], untried: bool) -> str:
+    """What whoever may load it should know of the source's code that it brings."""
+    brings = f"it brings code of its source's, unchanged, which loading it runs: {', '.join(theirs)}"
+    return f"{brings}; so it was not loaded, {TRUST} tries that" if untried else brings
+
+
 def _code(published: Published, manifest: dict[str, Any]) -> None:
-    own = added(manifest["model"]["model_type"])
-    for name in sorted(published.names):
-        if name.endswith(".py") and not (own and re.fullmatch(rf"[a-z_]+_{own.package}\.py", name)):
+    """No code but the model's own, ours or the source's that was run to make it, and no way to any other."""
+    own, theirs = added(manifest["model"]["model_type"]), remote_files(manifest)
+    allowed = {name for name in published.names if own and re.fullmatch(rf"[a-z_]+_{own.package}\.py", name)}
+    for name in sorted(published.names - allowed - theirs.keys()):
+        if name.endswith(".py"):
             raise MopeqError(f"{name} is code, and no part of the model's own")
+    for name, digest in theirs.items():
+        if name not in published.names:
+            raise MopeqError(f"{name}, which its model is made by, is missing")
+        if published.describe(name)["sha256"] != digest:
+            raise MopeqError(f"{name} is not the code that was run to make and prove it")
     for name in sorted(published.names - set(manifest["files"])):
         if name.endswith(_DANGEROUS):
             raise MopeqError(f"{name} is not part of the publication")
+    for name in sorted(name for name in published.names if _POINTING.fullmatch(name)):
+        content = read_object((published.folder(name) / name).read_text("utf-8", errors="replace"))
+        for file in referenced(content, name):
+            if file not in allowed | theirs.keys():
+                raise MopeqError(f"{name} points to {file}, which is no part of the model's own code")
 
 
 def _tensors(published: Published, manifest: dict[str, Any]) -> None:
@@ -145,7 +182,7 @@ def _configuration(published: Published, manifest: dict[str, Any]) -> None:
     config = json.loads((published.folder("config.json") / "config.json").read_text("utf-8"))["quantization_config"]
     expected: dict[str, Any] = {}
     made = manifest["model"]
-    family = family_of(made["model_type"], made["text_model_type"])
+    family = family_of(made["model_type"], made["text_model_type"], foreign=bool(remote_files(manifest)))
     for module, widths in experts_modules(manifest):
         expected |= expert_rules(family.expression(module), widths, manifests.projections_of(manifest))
     expected |= rest_rules(made["blocks"], family.expression, manifest["rest"].get("widths", {}))
@@ -200,4 +237,9 @@ def _signature(signatory: Signatory, published: Published, manifest: dict[str, A
 
 
 def _loads(published: Published, manifest: dict[str, Any]) -> None:
-    check_loading(load_alone(published.folder(), manifest["model"]["auto_class"]), manifest)
+    trusted = bool(remote_files(manifest))
+    if trusted:
+        # Nothing is run that is not what somebody read and trusted.
+        _code(published, manifest)
+        _hashes(published, manifest)
+    check_loading(load_alone(published.folder(), manifest["model"]["auto_class"], trusted), manifest)

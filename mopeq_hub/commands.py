@@ -48,6 +48,7 @@ from mopeq_hub.options import (
     Space,
     Stream,
     Timeout,
+    TrustRemoteCode,
     Truth,
     When,
     given,
@@ -114,6 +115,7 @@ def publish(
     ray_address: RayAddress = None,
     flavor: Flavor = None,
     timeout: Timeout = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
     budgets: Sequence[str] = (),
 ) -> None:
@@ -148,6 +150,7 @@ def publish(
             "stream": stream,
             "sign": sign,
             "engine": chosen,
+            "trust_remote_code": trust_remote_code,
             "progress": progress_for(as_json),
         }
         if budgets:
@@ -166,6 +169,7 @@ def plan(
     calibration: CalibrationOption = None,
     questions: QuestionsOption = None,
     fidelity_tokens: FidelityTokens = DEFAULT_TOKENS,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
     budgets: Sequence[str] = (),
 ) -> None:
@@ -180,6 +184,7 @@ def plan(
         "calibration": calibration,
         "questions": questions,
         "fidelity_tokens": fidelity_tokens,
+        "trust_remote_code": trust_remote_code,
     }
     if budgets:
         plans = variants.plan_variants(model, recipe, budgets, **asked)
@@ -211,6 +216,7 @@ def study(
     benchmarks: BenchmarkNames = None,
     benchmark_limit: BenchmarkLimit = 0,
     benchmark_tasks: BenchmarkTasks = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure which signal and allocator serve MODEL best: a folder with study.json, study.md and plots."""
@@ -233,6 +239,7 @@ def study(
         truth=truth,
         accuracy=accuracy,
         benchmarks=benchmarks_named(words(benchmarks), benchmark_limit, benchmark_tasks),
+        trust_remote_code=trust_remote_code,
         progress=progress_for(as_json),
     )
     show(document, as_json, lambda: report.table(document))
@@ -248,6 +255,7 @@ def quantize(
     calibration: CalibrationOption = None,
     engine: EngineOption = "local",
     ray_address: RayAddress = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantize MODEL into DIR."""
@@ -259,7 +267,8 @@ def quantize(
     check_options(engine, ray_address=ray_address)
     known = Profile.read(profile) if profile else None
     with engine_named(engine, ray_address) as chosen:
-        repo = pipeline.quantize(model, folder, recipe, known, progress_for(as_json), calibration, chosen)
+        options: dict[str, Any] = {"engine": chosen, "trust_remote_code": trust_remote_code}
+        repo = pipeline.quantize(model, folder, recipe, known, progress_for(as_json), calibration, **options)
     show(repo.manifest, as_json, lambda: summary.result_lines(repo.manifest, None, str(folder)))
 
 
@@ -273,6 +282,7 @@ def evaluate(
     benchmarks: BenchmarkNames = None,
     benchmark_limit: BenchmarkLimit = 0,
     benchmark_tasks: BenchmarkTasks = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the quantized model in DIR against its original; leaves fidelity.json."""
@@ -288,6 +298,7 @@ def evaluate(
         fidelity_tokens=fidelity_tokens,
         compare=compare,
         benchmarks=benchmarks_named(words(benchmarks), benchmark_limit, benchmark_tasks),
+        trust_remote_code=trust_remote_code,
         progress=progress_for(as_json),
     )
     show(fidelity, as_json, lambda: summary.result_lines(read_manifest(folder), fidelity, str(folder)))
@@ -332,6 +343,7 @@ def space(
     local: Annotated[bool, typer.Option("--local", help="Open it on this machine instead.")] = False,
     port: Annotated[int | None, typer.Option(help="Port of --local.", show_default="a free one")] = None,
     private: Private = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Create or update the Space of the publication at DEST, or open it on this machine."""
@@ -341,7 +353,7 @@ def space(
 
     if local:
         with suppress(StoppedError):
-            pipeline.run_space(dest, port)
+            pipeline.run_space(dest, port, trust_remote_code=trust_remote_code)
         return
     commit = pipeline.publish_space(dest, private=private)
     show(
@@ -368,6 +380,7 @@ def check(
     key: Key = None,
     identity: Identity = None,
     identity_provider: IdentityProvider = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Check the publication at DEST: every tensor against the bit map, hashes, metadata, whose it is, and that it
@@ -376,7 +389,8 @@ def check(
     from mopeq_hub.signing import signatory_for
 
     signatory = signatory_for(key, identity, identity_provider)
-    findings = look(dest, progress_for(as_json), load=load, signatory=signatory)
+    options: dict[str, Any] = {"load": load, "signatory": signatory, "trust_remote_code": trust_remote_code}
+    findings = look(dest, progress_for(as_json), **options)
     if as_json:
         show_json({"findings": [asdict(finding) for finding in findings]})
     else:

@@ -97,11 +97,17 @@ def build(
             **({"widths": dict(bitmap.rest)} if recipe.rest_bits == "auto" else {}),
         },
         "sizes": sizes(model, recipe, bitmap),
+        **({"remote_code": model.code.document()} if model.code else {}),
         **({"calibration": calibration} if calibration else {}),
         **({"selection": selection} if selection else {}),
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}},
         "files": files,
     }
+
+
+def remote_files(manifest: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 by name of the Python files of the source's that make the model; none where transformers has its kind."""
+    return dict(manifest.get("remote_code", {}).get("files", {}))
 
 
 def experts_modules(manifest: dict[str, Any]) -> Iterator[tuple[str, list[Widths]]]:

@@ -15,6 +15,7 @@ from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Alike, Layout, alike
 from mopeq_hub.families import identify, text_model_type
 from mopeq_hub.placing import read_layout
+from mopeq_hub.remote_code import RemoteCode, code_of
 from mopeq_hub.source import Source, companions, open_source, read_json
 from mopeq_hub.startup import begun
 
@@ -23,16 +24,23 @@ _BLOCK = [128, 128]
 
 @dataclass(frozen=True)
 class Model:
-    """`config` is config.json as it lies in the source."""
+    """`config` is config.json as it lies in the source. code: that comes with the model and makes it, which somebody
+    trusted; None where transformers has its kind."""
 
     source: Source
     config: dict[str, Any]
     checkpoint: Checkpoint
     layout: Layout
+    code: RemoteCode | None = None
 
     @property
     def weights(self) -> "Weights":
         return Weights(self.source, self.checkpoint)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether processes that load the model run code that comes with it."""
+        return self.code is not None
 
     @property
     def takes_pictures(self) -> bool:
@@ -96,7 +104,7 @@ class Model:
 
         Raises MopeqError where it cannot be had.
         """
-        for name in [*self.checkpoint.shards, *companions(self.source)]:
+        for name in [*self.checkpoint.shards, *companions(self.source), *(self.code.files if self.code else ())]:
             self.source.path(name)
         return self.source.path("config.json").parent
 
@@ -114,23 +122,34 @@ def _float8_block(config: dict[str, Any], where: str) -> tuple[int, int]:
     return block[0], block[1]
 
 
-def open_model(name: str, *, named: bool = True) -> Model:
-    """The model that `name` (a folder, or owner/name[@revision]) refers to, from config and headers alone.
+def open_config(name: str, trust_remote_code: bool = False) -> tuple[Source, dict[str, Any], RemoteCode | None]:
+    """The source that `name` refers to, its config.json, and the code that comes with it where transformers lacks its
+    kind.
 
-    named: whether its commit will be asked for.
-    Raises UsageError on a name that cannot be one, MopeqError on whatever is wrong with the source.
+    Raises UsageError on a name that cannot be one, MopeqError where there is no such code, or it is not trusted.
     """
     source = open_source(name)
     config = read_json(source, "config.json")
+    return source, config, code_of(source, config, trust_remote_code)
+
+
+def open_model(name: str, *, named: bool = True, trust_remote_code: bool = False) -> Model:
+    """The model that `name` (a folder, or owner/name[@revision]) refers to, from config and headers alone.
+
+    named: whether its commit will be asked for. trust_remote_code: whether code that comes with it may be run, here and
+    in the processes that load it, where transformers does not have its kind.
+    Raises UsageError on a name that cannot be one, MopeqError on whatever is wrong with the source.
+    """
+    source, config, code = open_config(name, trust_remote_code)
     block = _float8_block(config, source.name)
-    family = identify(config, source.name)
+    family = identify(config, source.name, foreign=code is not None)
     checkpoint = Checkpoint(source, block)
     if named and not (source.kind == "folder" and checkpoint.is_hole(checkpoint.largest.name)):
         # Reading a whole folder takes about as long as importing transformers does.
         Thread(target=_find_commit, args=(source,), daemon=True).start()
-    layout = read_layout(checkpoint, family, source.path("config.json"), source.name)
+    layout = read_layout(checkpoint, family, source.path("config.json"), source.name, code)
     begun()
-    return Model(source, config, checkpoint, layout)
+    return Model(source, config, checkpoint, layout, code)
 
 
 def _find_commit(source: Source) -> None:

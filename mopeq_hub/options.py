@@ -139,6 +139,13 @@ Identity = Annotated[
 IdentityProvider = Annotated[
     str | None, typer.Option("--identity-provider", help="Address of the OIDC provider that vouches for --identity.")
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with the model, where transformers does not have its kind. Read it first.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 CatalogArgument = Annotated[

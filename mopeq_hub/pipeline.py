@@ -35,10 +35,12 @@ from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.proof import prove, prove_on_the_way
 from mopeq_hub.questions import DEFAULT_TOKENS, Questions, read_questions
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.remote_code import differing
 from mopeq_hub.repo import QuantizedRepo, build, location_of, quantized_before
 from mopeq_hub.report.spread import in_words
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.space import render_space, run_local
+from mopeq_hub.untrusted import TRUST
 from mopeq_hub.version import __version__
 
 __all__ = [
@@ -72,6 +74,7 @@ def publish(
     again: bool = False,
     sign: str | None = None,
     engine: Engine = LOCAL,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> Publication:
     """Quantize a model expert by expert, prove the result, and publish it with its card and its Space.
@@ -86,7 +89,8 @@ def publish(
     push. stream: let go of every shard of a Hub model once it is quantized and sent; None does so where the disk cannot
     hold it. again: even where the destination says that it holds this already. sign: `oidc` for the identity of the run
     that this is, or the file of a private key; None leaves it unsigned. engine: who measures and quantizes shards; one
-    that works elsewhere always streams to the Hub.
+    that works elsewhere always streams to the Hub. trust_remote_code: whether code that comes with the model may be
+    run, and published with it, where transformers does not have its kind; of an opened Model that was said before.
     What a run that was stopped had finished is not done again. Raises MopeqError in one line on whatever goes wrong;
     the destination then holds what it held before.
     """
@@ -99,7 +103,7 @@ def publish(
     if not dry_run:
         destination.check_writable(space=space)
     asked = read_questions(questions, fidelity_tokens)
-    opened = open_model(model) if isinstance(model, str) else model
+    opened = open_model(model, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
     asked = asked.askable(opened.takes_pictures)
     check_apart(destination.folder, opened)
     bound = bound_for(destination, engine, stream, dry_run=dry_run)
@@ -183,17 +187,19 @@ def quantize(
     progress: Progress | None = None,
     calibration: str | Path | None = None,
     engine: Engine = LOCAL,
+    *,
+    trust_remote_code: bool = False,
 ) -> QuantizedRepo:
     """Quantize a model into `folder`, which must be empty or not exist.
 
     model: a folder, owner/name[@revision], or an opened Model. recipe: as in `publish`. profile: sensitivities of these
     very weights by the recipe's signal, measured before; None measures them. calibration: questions that the recipe
-    tunes on; None for the bundled ones. engine: as in `publish`.
+    tunes on; None for the bundled ones. engine, trust_remote_code: as in `publish`.
     Raises MopeqError on whatever is wrong with the source or the folder; nothing is left behind then.
     """
     progress, folder = progress or Quiet(), Path(folder)
     recipe, given = with_given(recipe, calibration)
-    opened = open_model(model) if isinstance(model, str) else model
+    opened = open_model(model, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
     if folder.is_file() or os.path.ismount(folder):
         raise MopeqError(f"{folder} is {'a file' if folder.is_file() else 'a mount point'}", "name a new folder")
     check_apart(folder, opened)
@@ -225,12 +231,13 @@ def evaluate(
     fidelity_tokens: int = DEFAULT_TOKENS,
     compare: bool | None = None,
     benchmarks: Benchmarks | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a quantized folder against its original and leave fidelity.json in it.
 
-    original: the source, where it is no longer at the place it was quantized from. fidelity_tokens, benchmarks: as in
-    `publish`; without benchmarks those that are known of these weights stay.
+    original: the source, where it is no longer at the place it was quantized from. fidelity_tokens, benchmarks,
+    trust_remote_code: as in `publish`; without benchmarks those that are known of these weights stay.
     """
     progress, folder = progress or Quiet(), Path(folder)
     asked = read_questions(questions, fidelity_tokens)
@@ -238,12 +245,14 @@ def evaluate(
     original = original or location_of(folder, manifest)
     if original is None:
         raise MopeqError(f"{folder} does not say where its original is", "name it with --original")
-    opened = open_model(original)
+    opened = open_model(original, trust_remote_code=trust_remote_code)
     if opened.source.commit != manifest["source"]["commit"]:
         raise MopeqError(
             f"{opened.source.location} is not what {folder} was made from: its contents have changed",
             "quantize it again, or name the original with --original",
         )
+    if opened.code and (changed := differing(folder, opened.code.files)):
+        raise MopeqError(f"{changed} in {folder} is not the source's", "quantize it again")
     asked = asked.askable(opened.takes_pictures)
     return prove(opened, QuantizedRepo(folder, manifest), asked, compare, progress, benchmarks)
 
@@ -308,10 +317,16 @@ def publish_space(to: str, *, private: bool = False) -> str | None:
         return publish_space_of(destination, manifest, None, work)
 
 
-def run_space(to: str, port: int | None = None) -> None:
-    """Open the Space of a publication on this machine and stay until it is stopped."""
+def run_space(to: str, port: int | None = None, *, trust_remote_code: bool = False) -> None:
+    """Open the Space of a publication on this machine and stay until it is stopped.
+
+    trust_remote_code: whether code of its source's that it brings may be run. Raises MopeqError where it brings some
+    and that was not said.
+    """
     destination = destination_for(to, to)
     manifest = published_manifest(destination)
+    if manifests.remote_files(manifest) and not trust_remote_code:
+        raise MopeqError(f"the model of {to} is made by code that it brings", f"read it, and add {TRUST} if it may run")
     folder = destination.space_folder()
     if folder is not None:
         run_local(folder, port)

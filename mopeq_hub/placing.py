@@ -11,9 +11,11 @@ from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Expert, Layout, Matrix, Stack, layer_number
 from mopeq_hub.families.base import ExpertsModule, Family, Fused
+from mopeq_hub.families.listed import listed_forms
 from mopeq_hub.families.live import LiveModel
 from mopeq_hub.families.routing import find_routing
 from mopeq_hub.kept import Conversion, Kept
+from mopeq_hub.remote_code import RemoteCode
 
 _FLOAT8 = "F8_E4M3"
 QUANTIZABLE = ("BF16", "F16", "F32", _FLOAT8, mxfp4.DTYPE)
@@ -23,9 +25,14 @@ _STACKING = (["MergeModulelist"], ["ErnieFuseAndSplitTextVisionExperts"])
 """With which operation transformers begins to make one tensor of those of a layer's experts."""
 
 
-def read_layout(checkpoint: Checkpoint, family: Family, config_path: Path, where: str) -> Layout:
-    """Place every tensor of the checkpoint. Raises MopeqError where file, config and family do not fit together."""
-    placer = _Placer(checkpoint, family, LiveModel.build(config_path, where), where)
+def read_layout(
+    checkpoint: Checkpoint, family: Family, config_path: Path, where: str, code: RemoteCode | None = None
+) -> Layout:
+    """Place every tensor of the checkpoint; `code` makes its model, where transformers does not.
+
+    Raises MopeqError where file, config and family do not fit together.
+    """
+    placer = _Placer(checkpoint, family, LiveModel.build(config_path, where, code=code), where)
     scales = {checkpoint.scale_of(name) for name in checkpoint.tensors}
     for info in checkpoint.in_file_order:
         if info.name in scales:
@@ -78,10 +85,12 @@ class _Placer:
             for index in range(module.count)
             for projection in module.form.projections
         }
+        self._routing = find_routing(live.model, family, self._modules, live.model.config.get_text_config())
+        routers = {name.removesuffix(".weight") for name in self._routing.routers.values()}
         self._linears = {
             name
             for name, module in modules.items()
-            if type(module) is nn.Linear and layer_number(self._stacks, name) is not None
+            if type(module) is nn.Linear and layer_number(self._stacks, name) is not None and name not in routers
         }
         self._matrices: list[Matrix] = []
         self._kept: dict[str, Kept] = {}
@@ -94,10 +103,11 @@ class _Placer:
         """The live modules of the routed experts, in the order of the layers. Raises MopeqError where there are none,
         or some outside the list of decoder layers, an encoder's and a decoder's aside."""
         forms = {name: form for name, module in modules.items() if (form := self._family.form(module))}
+        forms = forms or listed_forms(self._live.model)
         if not forms:
             raise MopeqError(
                 f"{self._where} (text model {self._family.model_type}) has no experts that auto-round's loader takes "
-                f"apart into single ones",
+                "apart into single ones, and no list of single ones beside a router",
                 "this kind of model is not supported",
             )
         lists = list(dict.fromkeys(re.split(r"\.\d+\.", name)[0] for name in forms))
@@ -282,7 +292,6 @@ class _Placer:
         """What was placed. Raises MopeqError where the live model needs something that was not in the file."""
         self._convert()
         live = self._live
-        text = live.model.config.get_text_config()
         layout = Layout(
             family=self._family,
             task=live.task,
@@ -294,7 +303,7 @@ class _Placer:
             stacks=self._stacks,
             layer_count=self._layer_count,
             experts_per_token=live.experts_per_token,
-            routing=find_routing(live.model, self._family, self._modules, text),
+            routing=self._routing,
         )
         missing = self._missing_experts(layout) + self._missing_tensors(layout)
         if missing:

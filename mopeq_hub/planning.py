@@ -50,18 +50,19 @@ def plan(
     calibration: str | Path | None = None,
     questions: str | Path | None = None,
     fidelity_tokens: int = DEFAULT_TOKENS,
+    trust_remote_code: bool = False,
 ) -> Plan:
     """What `quantize` would do. A folder's experts are measured, where that does not take running the model and their
     weights are there; others only if `profile` is given or cached. Where maps are to be tried, the bit map is the one
     before that.
 
     Without a profile there is no bit map, only the sizes that uniform widths would give; nothing but headers is fetched
-    then.
+    then. trust_remote_code: as in `publish`.
     """
     recipe, given = with_given(recipe, calibration)
     progress = progress or Quiet()
     asked = read_questions(questions, fidelity_tokens)
-    opened = open_model(model) if isinstance(model, str) else model
+    opened = open_model(model, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
     asked = asked.askable(opened.takes_pictures)
     rehearse(opened, recipe, progress)
     recipe = settled_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
@@ -161,4 +162,8 @@ def checked_needs(
         check_blocks(model)
     needs = needs_for(model, recipe, questions, place, to_hub=to_hub, stream=stream)
     check_fits(needs, place)
+    if questions and model.code and (needs.passing or way_of(model, workplace.free_memory()).blocks):
+        from mopeq_hub.fidelity.tried import check_parts
+
+        check_parts(model, questions)
     return needs

@@ -15,6 +15,7 @@ from typing import Any
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.progress import Advance
+from mopeq_hub.remote_code import keep_apart
 from mopeq_hub.starter import start
 from mopeq_hub.startup import collect_rarely, environment
 
@@ -32,7 +33,8 @@ def run_module(
 ) -> dict[str, Any]:
     """Run `main(Path(JOB.json))` of a module to its end and read its result.
 
-    job: JSON types and paths, which are made absolute; `result` (where to write) and `threads` are added to it. Every
+    job: JSON types and paths, which are made absolute; `result` (where to write) and `threads` are added to it, and
+    `read_job` reads it there. Where it is `trusted`, code that comes with a model may be run there. Every
     line that the process prints as a number is told to `advance`. online: whether it may ask the Hub for anything; what
     loads a model has it all on the disk. Raises what `failed` makes of the exit status and the last words on standard
     error; however this ends, the process has ended too.
@@ -73,6 +75,17 @@ def _follow(module: str, job: Path, words: Any, advance: Advance, online: bool) 
         except BaseException:
             process.kill()
             raise
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """In that process: the job as whoever asks describes it; torch is told its number of threads."""
+    import torch
+
+    job = dict(json.loads(path.read_text("utf-8")))
+    torch.set_num_threads(job["threads"])
+    if job.get("trusted"):
+        keep_apart(path.parent / "modules")
+    return job
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from mopeq_hub.progress import Progress
 from mopeq_hub.quantization.shards import write_index, write_stand_in
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
+from mopeq_hub.remote_code import bring
 
 
 def rehearse(model: Model, recipe: Recipe, progress: Progress) -> None:
@@ -23,7 +24,9 @@ def rehearse(model: Model, recipe: Recipe, progress: Progress) -> None:
     """
     if is_proven(model.config):
         return
-    progress.say(f"{model.kind} is none of the kinds that were proven (mopeq-hub families): trying what would load it")
+    made = ", and is made by code that comes with it, which runs here" if model.code else ""
+    kind = f"{model.kind} is none of the kinds that were proven (mopeq-hub families){made}"
+    progress.say(f"{kind}: trying what would load it")
     recipe = recipe.uniform(recipe.bits[0])
     bitmap = BitMap.uniform(model.layout, recipe.bits[0])
     shards = output_shards(plan_units(model.checkpoint, model.layout, bitmap, recipe))
@@ -33,7 +36,9 @@ def rehearse(model: Model, recipe: Recipe, progress: Progress) -> None:
             write_stand_in(folder, shard)
         write_index(folder, shards)
         (folder / "config.json").write_text(json.dumps(config), "utf-8")
-        found = run(Job("prepare", folder, model.layout.auto_class), 0, progress)["loading"]
+        if model.code:
+            bring(model.source, model.code, folder)
+        found = run(Job("prepare", folder, model.layout.auto_class, trusted=model.trusted), 0, progress)["loading"]
     hint = "this kind of model is not supported yet; report its name"
     for kind, words in LOADING_TROUBLES.items():
         if names := found[kind]:

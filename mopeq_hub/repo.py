@@ -23,16 +23,16 @@ from mopeq_hub.quantization.shards import write_index
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
 from mopeq_hub.rehearsal import rehearse
+from mopeq_hub.remote_code import PICTURES, bring
 from mopeq_hub.selection import Selection, select
 from mopeq_hub.sensitivity import Profile
 from mopeq_hub.sensitivity.given import NOTHING, Given
 from mopeq_hub.source import companions
 from mopeq_hub.untrusted import read_object
 
+_OF_A_TOKENIZER = re.compile(r"(tokenizer|vocab|spiece|sentencepiece|tiktoken)[^_]*\.|.*\.tiktoken")
 _LOCAL = Path(".mopeq") / "local.json"
 """Kept in a quantized folder and never pushed: where on this machine the source is."""
-_PICTURES = ("processor_config.json", "preprocessor_config.json")
-"""One of them says how pictures are prepared."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def _check_usable(model: Model) -> None:
             "finish the download, or name its source",
         )
     names = companions(model.source)
-    if not any(re.match(r"(tokenizer|vocab|spiece|sentencepiece)[^_]*\.|.*\.tiktoken", name) for name in names):
+    if not any(_OF_A_TOKENIZER.match(name) for name in names):
         raise MopeqError(f"{model.source.name} has no tokenizer", "add tokenizer.json or what its tokenizer is made of")
-    if model.layout.task == "image-text-to-text" and not {*_PICTURES} & {*names}:
+    if model.layout.task == "image-text-to-text" and not {*PICTURES} & {*names}:
         raise MopeqError(
             f"{model.source.name} has no processor_config.json and no preprocessor_config.json",
             "add the file that says how pictures are prepared",
@@ -101,14 +101,17 @@ def build(
     write_index(folder, shards)
     for name in companions(model.source):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        _take_over(model.source.path(name), folder / name)
-    config = {**_without_code(model.config), "quantization_config": quantization_config(model.layout, bitmap, recipe)}
+        _take_over(model.source.path(name), folder / name, model.trusted)
+    config = model.config if model.code else _without_code(model.config)
+    config = {**config, "quantization_config": quantization_config(model.layout, bitmap, recipe)}
     if model.has_encoder and stored_dtype(model) == "float32":
         # The loader makes float16 of float32, which the activations of T5's kin go beyond.
         config = {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": "bfloat16"}
     if own := added(model.config["model_type"]):
         config |= {"architectures": [own.model], "auto_map": own.auto_map}
         _bring_code(own, folder)
+    if model.code:
+        bring(model.source, model.code, folder)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     described = {file.file: {"sha256": file.sha256, "bytes": file.nbytes} for file in weights}
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - set(described)
@@ -128,9 +131,10 @@ def _clear(folder: Path, kept: set[str]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _take_over(path: Path, target: Path) -> None:
-    """Copy a companion of the model, less its references to code."""
-    content = read_object(path.read_text("utf-8", errors="replace")) if path.suffix == ".json" else {}
+def _take_over(path: Path, target: Path, code_too: bool) -> None:
+    """Copy a companion of the model, less its references to code unless that is taken over too."""
+    read = path.suffix == ".json" and not code_too
+    content = read_object(path.read_text("utf-8", errors="replace")) if read else {}
     if "auto_map" in content:
         target.write_text(json.dumps(_without_code(content), indent=2, ensure_ascii=False) + "\n", "utf-8")
     else:
@@ -143,9 +147,9 @@ def _bring_code(own: Added, folder: Path) -> None:
     for path in own.files:
         shutil.copyfile(path, folder / path.name)
     if own.processor:
-        _point(next(folder / name for name in _PICTURES if (folder / name).is_file()), own, "AutoProcessor")
-    if own.image_processor and (folder / _PICTURES[-1]).is_file():
-        _point(folder / _PICTURES[-1], own, "AutoImageProcessor")
+        _point(next(folder / name for name in PICTURES if (folder / name).is_file()), own, "AutoProcessor")
+    if own.image_processor and (folder / PICTURES[-1]).is_file():
+        _point(folder / PICTURES[-1], own, "AutoImageProcessor")
 
 
 def _point(path: Path, own: Added, auto_class: str) -> None:
@@ -156,7 +160,7 @@ def _point(path: Path, own: Added, auto_class: str) -> None:
 
 
 def _without_code(content: dict[str, Any]) -> dict[str, Any]:
-    """The classes are transformers' own, or ours; code that a source brings is not taken over."""
+    """Where the classes are transformers' own, or ours, code that a source brings is not taken over."""
     return {key: value for key, value in content.items() if key != "auto_map"}
 
 

@@ -146,7 +146,7 @@ def _publisher(engine: Engine, sign: str | None, progress: Progress) -> Publishe
     def here(entry: Entry, again: Set[str]) -> Publication:
         options: dict[str, Any] = {
             "questions": entry.questions, "space": entry.space, "private": entry.private,
-            "sign": sign, "engine": engine, "progress": progress,
+            "sign": sign, "engine": engine, "progress": progress, "trust_remote_code": entry.trust_remote_code,
         }  # fmt: skip
         if entry.budgets:
             return publish_variants(entry.model, entry.to, entry.recipe, entry.budgets, again=again, **options).main

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -28,7 +28,7 @@ _PARTIAL_CONTENT = 206
 _COMPANIONS = (
     r"(preprocessor|processor|video_preprocessor|image_processor|feature_extractor)_config\.json",
     r"tokenizer(_config)?\.json", r"tokenizer\.model(\.v\d+)?", r"special_tokens_map\.json", r"added_tokens\.json",
-    r"vocab\.(json|txt|bpe)", r"merges\.txt", r"(spiece|sentencepiece(\.bpe)?)\.model", r"[\w.-]+\.tiktoken",
+    r"vocab\.(json|txt|bpe)", r"merges\.txt", r"(spiece|sentencepiece(\.bpe)?|tiktoken)\.model", r"[\w.-]+\.tiktoken",
     r"chat_template\.(json|jinja)", r"additional_chat_templates/[\w.-]+\.jinja", r"generation_config\.json",
     r"(?i:(license|licence|notice|copying|use_policy|usage_policy)([-_][\w-]+)?(\.(md|txt|rst|pdf))?)",
 )  # fmt: skip
@@ -64,6 +64,9 @@ class Source(Files, Protocol):
     def strays(self, name: str) -> bool:
         """Whether the file is a link to somewhere outside the source, from where nothing may be published."""
 
+    def include(self, names: Iterable[str]) -> None:
+        """These files are the model's own too: its commit is to pin them. Said before anybody asks for that."""
+
 
 class FolderSource:
     """A model in a folder, laid out as a Hub repo would be. It is only ever read."""
@@ -74,6 +77,7 @@ class FolderSource:
         self._folder = folder.resolve()
         self.name = self._folder.name
         self.location = str(self._folder)
+        self._included: frozenset[str] = frozenset()
         self._hashing = Lock()
         self._commit: str | None = None
 
@@ -93,19 +97,23 @@ class FolderSource:
     def commit(self) -> str:
         """SHA-256 over the names and contents of the model's own files: the same model anywhere is the same commit.
 
-        Weights, index, config, companions and card; whatever else lies in the folder changes nothing, such as the same
-        weights in torch's files beside those in safetensors.
+        Weights, index, config, companions and card, and what was included; whatever else lies in the folder changes
+        nothing, such as the same weights in torch's files beside those in safetensors.
         """
         with self._hashing:
             if self._commit is None:
                 whole = hashlib.sha256()
                 safe = any(name.endswith(".safetensors") for name in self._files)
                 for name in self._files:
-                    if not _OF_THE_MODEL.fullmatch(name) and (safe or not _TORCH_FILE.fullmatch(name)):
+                    own = name in self._included or _OF_THE_MODEL.fullmatch(name)
+                    if not own and (safe or not _TORCH_FILE.fullmatch(name)):
                         continue
                     whole.update(f"{name}\0{sha256_of(self._folder / name)}\n".encode())
                 self._commit = whole.hexdigest()
             return self._commit
+
+    def include(self, names: Iterable[str]) -> None:
+        self._included |= frozenset(names)
 
     def path(self, name: str) -> Path:
         return self._folder / check_name(name, self.name)
@@ -175,6 +183,9 @@ class HubSource:
 
     def strays(self, name: str) -> bool:
         return False
+
+    def include(self, names: Iterable[str]) -> None:
+        pass
 
     def fetch(self, name: str, advance: Advance) -> None:
         told = 0

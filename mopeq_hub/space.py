@@ -13,7 +13,17 @@ from typing import Any
 
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.report import Markdown, brings_code, code, hub_address, link, needs_help, one_line
+from mopeq_hub.report import (
+    Markdown,
+    brings_code,
+    code,
+    code_of_source,
+    hub_address,
+    link,
+    needs_help,
+    one_line,
+    required,
+)
 from mopeq_hub.report.templating import render
 from mopeq_hub.resources import spaces
 from mopeq_hub.version import __version__
@@ -36,9 +46,9 @@ def render_space(folder: Path, manifest: dict[str, Any], model: str, original: s
         original = None
     shutil.copytree(spaces() / "compare", folder, ignore=_left_behind, dirs_exist_ok=True)
     publication = _publication(folder, manifest, model, original)
-    if publication["needs_help"]:
-        with open(folder / "requirements.txt", "a", encoding="utf-8") as requirements:
-            requirements.write(f"mopeq-hub=={__version__}\n")
+    needed = [*([f"mopeq-hub=={__version__}"] if publication["needs_help"] else []), *required(manifest)]
+    with open(folder / "requirements.txt", "a", encoding="utf-8") as requirements:
+        requirements.writelines(f"{name}\n" for name in needed)
     (folder / PUBLICATION_NAME).write_text(json.dumps(publication, indent=1) + "\n", "utf-8")
     readme = render(
         "space_readme.md.jinja",
@@ -95,6 +105,7 @@ def _publication(folder: Path, manifest: dict[str, Any], model: str, original: s
     """What the app reads. Repos are pinned: the model to the publication's tag, the original to its commit."""
     source = manifest["source"]
     name = one_line(source["name"].split("/")[-1])
+    theirs = code_of_source(manifest)
     is_source = source["kind"] == "hub" and original == source["name"]
     return {
         "model": model,
@@ -102,7 +113,9 @@ def _publication(folder: Path, manifest: dict[str, Any], model: str, original: s
         "original": original,
         "original_revision": source["commit"] if is_source else None,
         "auto_class": manifest["model"]["auto_class"],
-        "brings_code": brings_code(manifest),
+        "takes_pictures": manifest["model"]["task"] == "image-text-to-text",
+        "brings_code": brings_code(manifest) and not theirs,
+        "trusts_code": bool(theirs),
         "needs_help": needs_help(manifest),
         "title": f"{name}, original and quantized" if original else f"{name}, quantized",
         "publication": manifest["publication"],

@@ -12,7 +12,7 @@ from mopeq_hub.errors import MopeqError
 from mopeq_hub.fidelity.variants import inputs_of, of_main
 from mopeq_hub.hub import MAIN, Destination, destination_for
 from mopeq_hub.manifest import FIDELITY_NAME, MANIFEST_NAME, publication_name
-from mopeq_hub.model import Model, open_model
+from mopeq_hub.model import Model, open_config, open_model
 from mopeq_hub.planning import settled_for, with_given
 from mopeq_hub.questions import Questions, read_questions
 from mopeq_hub.recipe import BEST, FORMAT_VERSION, MEASURED, Recipe
@@ -67,7 +67,10 @@ class _Settling:
 
     def __init__(self, entry: Entry) -> None:
         self._entry = entry
-        self.commit = open_source(entry.model).commit
+        # What is trusted is pinned with the weights.
+        trusted = entry.trust_remote_code
+        source = open_config(entry.model, trusted)[0] if trusted else open_source(entry.model)
+        self.commit = source.commit
 
     @cached_property
     def _questions(self) -> Questions:
@@ -75,7 +78,7 @@ class _Settling:
 
     @cached_property
     def _model(self) -> Model:
-        return open_model(self._entry.model)
+        return open_model(self._entry.model, trust_remote_code=self._entry.trust_remote_code)
 
     def names(self, recipe: Recipe) -> list[str]:
         """The publications that a recipe may be of: what `best` stands for depends on a machine's memory, and is no

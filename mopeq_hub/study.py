@@ -83,6 +83,7 @@ def study(
     truth: bool | None = None,
     accuracy: bool = False,
     benchmarks: Benchmarks | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run a study, leave study.json, study.md and plots in `out`, and return what study.json says.
@@ -95,6 +96,7 @@ def study(
     None is ./studies/{name}; what was measured there before is not measured again. truth: whether to measure the ground
     truth; None does so where it takes at most `TRUTH_SECONDS`.
     accuracy: let each bit map answer the questions. benchmarks: what each but the random ones is to answer.
+    trust_remote_code: as in `publish`.
     Raises MopeqError where memory does not hold the model, or a budget cannot be met.
     """
     progress, base = progress or Quiet(), _base(recipe)
@@ -103,7 +105,7 @@ def study(
         raise UsageError("the bundled questions have no answers that count", "name a file with --questions")
     names = _chosen("signal", signals, known_signals())
     kinds = _chosen("allocator", allocators, [name for name in ALLOCATORS if name != MEASURED])
-    opened = open_model(model)
+    opened = open_model(model, trust_remote_code=trust_remote_code)
     rooms = {budget: _room(opened, base, budget) for budget in dict.fromkeys(budgets)}
     _check_memory(opened, base)
     folder = _folder(opened, out)

@@ -6,6 +6,8 @@ from typing import Any
 
 from mopeq_hub.errors import MopeqError
 
+TRUST = "--trust-remote-code"
+"""The option by which a user lets code run that comes with a model."""
 _MAX_YAML_BYTES = 200_000
 
 

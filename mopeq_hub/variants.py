@@ -54,6 +54,7 @@ def publish_variants(
     dry_run: bool = False,
     again: Collection[str] = (),
     sign: str | None = None,
+    trust_remote_code: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Variants:
@@ -75,7 +76,7 @@ def publish_variants(
     if not dry_run:
         destination.check_writable(space=space)
     asked = read_questions(questions, fidelity_tokens)
-    opened = open_model(model)
+    opened = open_model(model, trust_remote_code=trust_remote_code)
     check_apart(destination.folder, opened)
     _check_budgets(opened, recipes)
     # Raises where something is there that must not be lost.
@@ -120,9 +121,11 @@ def plan_variants(
     calibration: str | Path | None = None,
     questions: str | Path | None = None,
     fidelity_tokens: int = DEFAULT_TOKENS,
+    trust_remote_code: bool = False,
 ) -> dict[str, Plan]:
     """What `plan` says of each budget. Raises MopeqError where one cannot be met."""
-    recipes, opened = for_budgets(recipe or best(), budgets), open_model(model)
+    recipes = for_budgets(recipe or best(), budgets)
+    opened = open_model(model, trust_remote_code=trust_remote_code)
     _check_budgets(opened, recipes)
     asked: dict[str, Any] = {"questions": questions, "fidelity_tokens": fidelity_tokens, "calibration": calibration}
     return {name: plan(opened, each, profile, progress, **asked) for name, each in recipes.items()}

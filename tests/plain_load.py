@@ -29,6 +29,7 @@ from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
 )
 
 
@@ -39,15 +40,16 @@ def main() -> None:
 
 def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     name, _, revision = (folder, "", "") if Path(folder).is_dir() else folder.partition("@")
-    options = {"revision": revision} if revision else {}
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    classes = PreTrainedConfig.get_config_dict(name, **options)[0].get("auto_map", {})
+    options |= {"trust_remote_code": True} if classes else {}
     config = AutoConfig.from_pretrained(name, **options)
     auto_class: Any = AutoModelForImageTextToText
-    if config.architectures[0].endswith("ForCausalLM"):
+    if config.architectures[0].endswith("ForCausalLM") or "AutoModelForCausalLM" in classes:
         auto_class = AutoModelForCausalLM
     elif config.is_encoder_decoder:
         auto_class = AutoModelForSeq2SeqLM
-    trusted = {"trust_remote_code": True} if getattr(config, "auto_map", None) else {}
-    loaded: Any = auto_class.from_pretrained(name, output_loading_info=True, **options, **trusted)
+    loaded: Any = auto_class.from_pretrained(name, output_loading_info=True, **options)
     model, info = loaded
     # auto-round's loader chooses half precision; what was loaded is compared in float32,
     # past the refusal that transformers puts before changing the dtype of a quantized model.

@@ -189,7 +189,7 @@ DAMAGES = {
     dense: ("llava over llama", "not a mixture of experts"),
     unsupported_mixture: ("copied-model", "text model jetmoe", "auto-round's loader", "not supported"),
     unknown_kind: ("'nosuch' of copied-model", "transformers", "install"),
-    code_of_its_own: ("'nosuch' of copied-model", "code", "never run here"),
+    code_of_its_own: ("'nosuch' of copied-model", "modeling.Model", "add --trust-remote-code"),
     unknown_architecture: ("NoSuchModel", "transformers"),
 }
 

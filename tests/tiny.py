@@ -4,8 +4,12 @@ torchvision."""
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+
+from mopeq_hub.remote_code import keep_apart
 
 SHAPES = Path(__file__).parent / "assets" / "shapes-moe-vl"
 GROUP_SIZE = 32
@@ -110,6 +114,40 @@ def switch_transformers(folder: Path) -> Path:
     tensors["decoder.final_layer_norm.weight"] *= 6
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def kimi_vl_like(folder: Path, shards: int = 1) -> Path:
+    """A model whose classes are in its folder alone (tests/assets/README.md), random weights in so many files."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(SHAPES.parent / "kimi-vl-like", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in _TOKENIZER:
+        shutil.copyfile(SHAPES / name, folder / name)
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    del settings["processor_class"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    keep_apart()
+    torch.manual_seed(0)
+    trusted: dict[str, Any] = {"trust_remote_code": True}
+    config = AutoConfig.from_pretrained(folder, **trusted)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, **trusted)
+    _make_louder(model)
+    with torch.no_grad():
+        # Else it would answer with placeholders of pictures.
+        model.get_output_embeddings().weight[_IMAGE_TOKEN] = 0
+    _in_shards(model.state_dict(), folder, shards)
+    return folder
+
+
+def _in_shards(tensors: dict[str, torch.Tensor], folder: Path, count: int) -> None:
+    from safetensors.torch import save_file
+
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(np.array_split(sorted(tensors), count), start=1):
+        file = f"model-{number:05d}-of-{count:05d}.safetensors"
+        save_file({name: tensors[name] for name in map(str, names)}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(map(str, names), file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def deepseek_vl2(folder: Path, kind: str = "tiny") -> Path:

@@ -34,12 +34,14 @@ Found = dict[str, Any]
 
 @dataclass(frozen=True)
 class _Side:
-    """One of the two models. known_by: a digest of its weights. loaded: how, as `fidelity.worker.load` is told."""
+    """One of the two models. known_by: a digest of its weights. loaded: how, as `fidelity.worker.load` is told.
+    trusted: whether code that comes with it may be run."""
 
     role: Literal["original", "published"]
     folder: Path
     known_by: str
     loaded: dict[str, Any]
+    trusted: bool
 
 
 def run(
@@ -57,8 +59,8 @@ def run(
         return not_run(asked, TOO_LARGE)
     dtype = stored_dtype(model) if device_map else way.dtype
     loaded = {"auto_class": model.layout.auto_class, "dtype": dtype, "device_map": device_map}
-    original = _Side("original", model.local_folder(), model.source.commit, loaded)
-    published = _Side("published", folder, weights_digest(manifest), loaded)
+    original = _Side("original", model.local_folder(), model.source.commit, loaded, model.trusted)
+    published = _Side("published", folder, weights_digest(manifest), loaded, model.trusted)
     tasks = list(asked.tasks.values())
     first = _asked(original, tasks, asked, progress)
     # What gave nothing once would have to be waited for once more.
@@ -122,6 +124,7 @@ def _measured(side: _Side, tasks: list[str], asked: Benchmarks, notes: Path, pro
             "role": side.role,
             "folder": side.folder,
             **side.loaded,
+            "trusted": side.trusted,
             "tasks": left,
             "own": asked.folder,
             "limit": asked.limit,

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from mopeq_hub.benchmarks.worker import suite_for
-from mopeq_hub.calibration import load, read_job
+from mopeq_hub.calibration import load
 from mopeq_hub.fidelity.trial_worker import Changing
 from mopeq_hub.model import open_model
+from mopeq_hub.processes import read_job
 from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.records import append
 
@@ -25,14 +26,14 @@ def main(job_path: Path) -> None:
     job = read_job(job_path)
     from mopeq_hub.benchmarks.suite import FailedTaskError
 
-    model = open_model(job["folder"], named=False)
+    model = open_model(job["folder"], named=False, trust_remote_code=job["trusted"])
     failed: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         suite = suite_for(job, Path(scratch))
         live = load(job)
         if torch.cuda.is_available():
             live.to("cuda")
-        changing, encoder = Changing(model, live, job), Encoder(Path(job["folder"]))
+        changing, encoder = Changing(model, live, job), Encoder(Path(job["folder"]), job["trusted"])
         for key, widths in json.loads(Path(job["maps"]).read_text("utf-8")).items():
             changing.take(widths)
             found = {}

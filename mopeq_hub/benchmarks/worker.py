@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mopeq_hub.calibration import read_job
 from mopeq_hub.fidelity.worker import load
+from mopeq_hub.processes import read_job
 from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.records import append
 from mopeq_hub.runtime.loading import accelerate
@@ -33,7 +33,7 @@ def main(job_path: Path) -> None:
     folder, failed = Path(job["folder"]), {}
     with tempfile.TemporaryDirectory() as scratch:
         suite = suite_for(job, Path(scratch))
-        model, encoder = _loaded(folder, job), Encoder(folder)
+        model, encoder = _loaded(folder, job), Encoder(folder, job["trusted"])
         for task in job["tasks"]:
             try:
                 append(Path(job["notes"]), {"task": task, **suite.run(task, model, encoder)})

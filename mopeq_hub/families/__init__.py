@@ -18,8 +18,8 @@ _TEXT_CONFIGS = ("text_config", "language_config", "thinker_config", "llm_config
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 
 
-def identify(config: dict[str, Any], where: str) -> Family:
-    """The family of the model with this config.json; `where` names the model in errors.
+def identify(config: dict[str, Any], where: str, foreign: bool = False) -> Family:
+    """The family of the model with this config.json; `where` names the model in errors, `foreign` as in `family_of`.
 
     Raises MopeqError where it is no mixture of experts, or none of those that its model type stands for.
     """
@@ -27,7 +27,7 @@ def identify(config: dict[str, Any], where: str) -> Family:
     kind = whole if text == whole else f"{whole} over {text}"
     if not _counts_experts(config):
         raise MopeqError(f"{where} ({kind}) is not a mixture of experts", "name a model whose config counts experts")
-    family = family_of(whole, text)
+    family = family_of(whole, text, foreign)
     if trouble := family.trouble_with(config):
         raise MopeqError(
             f"{where} is a mixture of experts of a kind not supported yet: {trouble}", "name another model"
@@ -35,8 +35,11 @@ def identify(config: dict[str, Any], where: str) -> Family:
     return family
 
 
-def family_of(whole: str, text: str) -> Family:
-    """The family by the model types of the whole model and of its text model."""
+def family_of(whole: str, text: str, foreign: bool = False) -> Family:
+    """The family by the model types of the whole model and of its text model. foreign: the classes come with the model,
+    so that what is stated of transformers' own under the same type says nothing of them."""
+    if foreign:
+        return Family(text)
     return _FAMILIES.get(whole) or _FAMILIES.get(text) or Family(text)
 
 

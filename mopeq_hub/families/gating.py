@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.families.base import Form
+from mopeq_hub.families.standing_in import between
 
 if TYPE_CHECKING:
     import torch
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
 def gate_of(module: Any, form: Form, place: int = 0) -> "Callable[[torch.Tensor], torch.Tensor]":
     """What goes into down [t, width], of gate and up side by side [t, 2 * width], or of up alone; of the expert with
     this number in the experts module, whose weights are not looked at."""
+    from torch import nn
+
+    if isinstance(module, nn.ModuleList):
+        *first, down = (name.partition(".")[2] for name in form.projections.values())
+        return between(module[place], first, down)
 
     def gated(narrowed: "torch.Tensor") -> "torch.Tensor":
         names = list(form.projections.values())

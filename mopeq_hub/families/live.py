@@ -5,16 +5,24 @@ Nothing here is copied from transformers: class, parameters, renamings and conve
 version, so that what is written is what that version's loader looks for.
 """
 
+import inspect
 import json
 import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.modeling.registry import added
+from mopeq_hub.remote_code import RemoteCode, lacking
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -32,10 +40,13 @@ class LiveModel:
     tied: frozenset[str]
 
     @classmethod
-    def build(cls, config_path: Path, where: str, dtype: str | None = None) -> "LiveModel":
+    def build(
+        cls, config_path: Path, where: str, dtype: str | None = None, code: RemoteCode | None = None
+    ) -> "LiveModel":
         """The live model of the config.json at `config_path`, in `dtype` or the config's own.
 
-        Raises MopeqError where transformers does not know it.
+        code: that makes it, in files beside config.json, where transformers does not have its kind.
+        Raises MopeqError where nothing makes it.
         """
         import transformers
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -46,19 +57,35 @@ class LiveModel:
         # A generation config of the family's defaults is logged at every instantiation: not the user's business.
         logging.getLogger("transformers.generation").setLevel(logging.ERROR)
         transformers.utils.logging.set_verbosity_error()
-        _check_known(config_path, where)
-        try:
-            config = transformers.AutoConfig.from_pretrained(config_path.parent, trust_remote_code=False)
-            task, auto_class = _task(config)
-            model = build(auto_class, config, **({"dtype": dtype} if dtype else {}))
+        said = json.loads(config_path.read_text("utf-8"))
+        if code is None and (lack := lacking(said, where)):
+            raise MopeqError(lack, "check config.json, or install a transformers that has it")
+        trusted = code is not None
+        with _in_words(where, code):
+            config = transformers.AutoConfig.from_pretrained(config_path.parent, trust_remote_code=trusted)
+            options = {"dtype": dtype} if dtype else {}
+            if code:
+                task, auto_class = code.task, getattr(transformers, code.auto_class)
+                # By the class of a config, transformers takes the model's class that it made first; that may be of
+                # another commit, whose code differs in what is not the config's.
+                auto_class._model_mapping._extra_content.pop(type(config), None)
+                with on_meta():
+                    model = auto_class.from_config(config, trust_remote_code=True, **options)
+            else:
+                task, auto_class = _task(config)
+                model = build(auto_class, config, **options)
             experts_per_token = _experts_per_token(model.config.get_text_config())
-        except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            mapping = get_model_conversion_mapping(model)
+            tied = frozenset(model.all_tied_weights_keys)
+            unfilled = fill_buffers(model) if code else []
+        if code:
+            _check_forward(model, where)
+        if unfilled:
             raise MopeqError(
-                f"transformers {transformers.__version__} cannot build {where} from its config: "
-                f"{str(error).splitlines()[0]}",
-                "check config.json, or install a transformers that knows this model",
-            ) from None
-        mapping = get_model_conversion_mapping(model)
+                f"the code of {where} leaves {unfilled[0]} without values where transformers "
+                f"{transformers.__version__} loads it, and then computes with whatever is in memory",
+                "this kind of model is not supported; a newer version of its code may be",
+            )
         return cls(
             model=model,
             experts_per_token=experts_per_token,
@@ -67,7 +94,7 @@ class LiveModel:
             renamings=[step for step in mapping if not isinstance(step, WeightConverter)],
             converters=[step for step in mapping if isinstance(step, WeightConverter)],
             shapes={name: tuple(value.shape) for name, value in model.state_dict().items()},
-            tied=frozenset(model.all_tied_weights_keys),
+            tied=tied,
         )
 
     def name_of(self, source_name: str) -> tuple[str, str | None, Any]:
@@ -103,18 +130,93 @@ class LiveModel:
         return [live_name.replace(first, target, 1) for target in converter.target_patterns]
 
 
-def _check_known(config_path: Path, where: str) -> None:
-    """Raises MopeqError on a model type that transformers does not have, whether or not code for it comes along."""
+@contextmanager
+def _in_words(where: str, code: RemoteCode | None) -> Iterator[None]:
+    """Raises MopeqError where transformers, or the model's own code, which may fail in any way, cannot build it; what
+    that code prints is none of a command's output."""
     import transformers
 
-    said = json.loads(config_path.read_text("utf-8"))
-    if said.get("model_type") in transformers.CONFIG_MAPPING:
-        return
-    installed = f"transformers {transformers.__version__}"
-    kind = f"the model type {said.get('model_type')!r} of {where} is not one that {installed} has"
-    if "auto_map" in said:
-        kind += ", and the code that comes with it is never run here"
-    raise MopeqError(kind, "check config.json, or install a transformers that has it")
+    expected = (ValueError, KeyError, TypeError, AttributeError, ImportError)
+    try:
+        with redirect_stdout(sys.stderr if code else sys.stdout), warnings.catch_warnings():
+            if code:
+                # What its authors should know of newer libraries.
+                warnings.simplefilter("ignore")
+            yield
+    except (Exception, SystemExit) as error:
+        if code is None and not isinstance(error, expected):
+            raise
+        installed = f"transformers {transformers.__version__}"
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        if code is None:
+            raise MopeqError(
+                f"{installed} cannot build {where} from its config: {why}",
+                "check config.json, or install a transformers that knows this model",
+            ) from None
+        raise MopeqError(
+            f"the code that comes with {where} does not run with {installed}: {type(error).__name__}: {why[:300]}",
+            "use a version of it for that transformers",
+        ) from None
+
+
+def _check_forward(model: Any, where: str) -> None:
+    """Raises MopeqError where a model that comes with its code is not called as those of transformers are."""
+    taken = inspect.signature(model.forward).parameters
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
+    missing = [name for name in ("input_ids", "use_cache") if name not in taken and not anything]
+    missing += [] if model.can_generate() else ["generate"]
+    if missing:
+        raise MopeqError(
+            f"{type(model).__name__}, which comes with {where}, knows no {missing[0]}, as models of transformers do",
+            "this kind of model is not supported",
+        )
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Modules made meanwhile take no memory, as where transformers loads a model."""
+    import torch
+    from transformers import initialization
+
+    with torch.device("meta"), getattr(initialization, "meta_device_safe_creation_ops", nullcontext)():
+        yield
+
+
+def fill_buffers(model: "PreTrainedModel") -> list[str]:
+    """Compute buffers that no file holds, such as rotary frequencies, as transformers does when it loads a model; the
+    names of those that are left without values."""
+    import torch
+
+    buffers: dict[str, torch.Tensor] = {}
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
+        for name in sorted(module._non_persistent_buffers_set):
+            buffer = module._buffers[name]
+            if buffer is not None:
+                empty = torch.full_like(buffer, _no_value(buffer.dtype), device="cpu")
+                module._buffers[name] = buffers[f"{path}.{name}"] = empty
+    # Modules that have some, and those around them, which may fill them: of thousands of experts none.
+    concerned = {name[:end] for name in buffers for end in (0, *(each.start() for each in re.finditer(r"\.", name)))}
+    for path, module in modules.items():
+        module._is_hf_initialized = path not in concerned  # type: ignore[assignment]
+    model.initialize_weights()
+    return [name for name, buffer in buffers.items() if _has_no_value(buffer)]
+
+
+def _no_value(dtype: "torch.dtype") -> float | int:
+    """What no buffer of this dtype is meant to hold, where there is such a number."""
+    import torch
+
+    if dtype.is_floating_point:
+        return float("nan")
+    return 0 if dtype == torch.bool or dtype.is_complex else torch.iinfo(dtype).min
+
+
+def _has_no_value(buffer: "torch.Tensor") -> bool:
+    if buffer.is_floating_point():
+        return bool(buffer.isnan().any())
+    none = _no_value(buffer.dtype)
+    return none != 0 and bool((buffer == none).any())
 
 
 _PER_TOKEN = (

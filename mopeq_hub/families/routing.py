@@ -48,6 +48,7 @@ class Routing:
 
 def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsModule], config: Any) -> Routing:
     """The routing of a model on the meta device; `config` is the text model's."""
+    hidden = _hidden_size(model, config)
     routers, norms, biases, trouble, offset, scores = {}, {}, {}, family.routed_otherwise, 0.0, "softmax"
     if any(module.form.biased for module in modules):
         trouble = trouble or "its experts have biases, which are left out of account"
@@ -56,11 +57,9 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
         if layer in routers:
             trouble = trouble or f"layer {layer} has experts of two kinds, each with a router"
         block, around = name.rpartition(".")[0], _around(model, name, family.norm)
-        router = _router(model.get_submodule(block), name[len(block) + 1 :], (count, config.hidden_size))
+        router = router_in(model.get_submodule(block), name[len(block) + 1 :], (count, hidden))
         if router is None:
-            trouble = (
-                trouble or f"{block} has no parameter of shape [{count}, {config.hidden_size}] that can be its router"
-            )
+            trouble = trouble or f"{block} has no parameter of shape [{count}, {hidden}] that can be its router"
         else:
             routers[layer] = f"{block}.{router}"
             scores = _scores(model, (routers[layer].rpartition(".")[0], block), config)
@@ -71,7 +70,7 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
         if not family.norm:
             trouble = trouble or "no norm comes before its experts"
         norm: Any = getattr(model.get_submodule(around), family.norm, None) if around else None
-        if tuple(getattr(getattr(norm, "weight", None), "shape", ())) != (config.hidden_size,):
+        if tuple(getattr(getattr(norm, "weight", None), "shape", ())) != (hidden,):
             trouble = trouble or f"{family.norm}, known as the norm before the experts, is not around {name}"
         else:
             norms[layer] = f"{around}.{family.norm}.weight"
@@ -79,6 +78,11 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
     normalized = getattr(config, "norm_topk_prob", family.normalized) is not False
     gated = gate_of(model.get_submodule(modules[0].name), modules[0].form)
     return Routing(routers, norms, trouble, offset, gated, normalized, scores, biases)
+
+
+def _hidden_size(model: Any, config: Any) -> int:
+    """Numbers of a token's hidden state; a config that comes with code may call that anything."""
+    return int(getattr(config, "hidden_size", None) or model.get_input_embeddings().weight.shape[-1])
 
 
 def _around(model: "nn.Module", experts: str, norm: str) -> str:
@@ -89,7 +93,7 @@ def _around(model: "nn.Module", experts: str, norm: str) -> str:
     return around
 
 
-def _router(block: "nn.Module", experts: str, shape: tuple[int, int]) -> str | None:
+def router_in(block: "nn.Module", experts: str, shape: tuple[int, int]) -> str | None:
     """The name within the block of the parameter of this shape that lies least deep; None where that is none or not one
     alone. The experts' own are left out."""
     fitting = [

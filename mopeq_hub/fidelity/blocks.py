@@ -45,7 +45,7 @@ class BlockPass:
     def __init__(self, model: Model, rows: list[Row], dtype: str, advance: Advance = lambda amount: None) -> None:
         """dtype: that both compute in, by its name in torch. advance: is told of each part that ran."""
         where = model.source.path("config.json")
-        live = LiveModel.build(where, model.source.name, dtype)
+        live = LiveModel.build(where, model.source.name, dtype, model.code)
         self._staged = StagedModel(live.model, model.layout.blocks)
         self._advance, self.dtype = advance, dtype
         self._of = {"source": model.source.commit, "dtype": dtype, "rows": saved.digest(rows)}

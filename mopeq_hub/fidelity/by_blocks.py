@@ -65,7 +65,7 @@ def measure_by_blocks(
     """
     published = _Published(folder, manifest)
     with progress.stage("measure by blocks", model.layout.layer_count + 2, "blocks") as advance:
-        encoder = Encoder(folder)
+        encoder = Encoder(folder, model.trusted)
         blocks = BlockPass(model, encoder.rows(questions.items, True, questions.limit), dtype, advance)
         for stage in blocks.stages:
             for item in filter(blocks.wants, stage.items):

@@ -71,12 +71,18 @@ def _picture_tokens(question: Question, config: dict[str, Any]) -> int:
     """Places that a picture takes among the tokens, by the patches of the vision part."""
     from PIL import Image
 
-    if "image_seq_length" in config:
-        return int(config["image_seq_length"])
-    vision = config.get("vision_config") or {}
-    side = int(vision.get("patch_size", 14)) * int(vision.get("spatial_merge_size", 1))
-    if "image_size" in vision:
-        return (int(vision["image_size"]) // side) ** 2
+    if known := _whole(config, "image_seq_length"):
+        return known
+    vision = config.get("vision_config")
+    side = (_whole(vision, "patch_size") or 14) * (_whole(vision, "spatial_merge_size") or 1)
+    if whole := _whole(vision, "image_size"):
+        return (whole // side) ** 2
     assert question.image is not None
     with Image.open(question.image) as picture:
         return math.prod(math.ceil(length / side) for length in picture.size)
+
+
+def _whole(config: Any, name: str) -> int | None:
+    """A number that a config states under this name; configs that come with code may have anything there, or none."""
+    found = config.get(name) if isinstance(config, dict) else None
+    return found if type(found) is int and found > 0 else None

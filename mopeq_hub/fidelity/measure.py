@@ -12,7 +12,7 @@ from mopeq_hub.errors import MopeqError
 from mopeq_hub.fidelity.cost import estimate, stored_dtype
 from mopeq_hub.fidelity.document import Outcome, document
 from mopeq_hub.fidelity.runner import Job, run
-from mopeq_hub.manifest import expert_widths
+from mopeq_hub.manifest import expert_widths, remote_files
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress, Quiet
 from mopeq_hub.questions import Questions
@@ -59,7 +59,9 @@ def measure(
         return document(Outcome.of_blocks(measured, loading), questions, manifest)
     logits, original = _original(model, questions, way, progress)
     auto_class = manifest["model"]["auto_class"]
-    job = Job("published", folder, auto_class, questions.path, logits, way.dtype, questions.limit, timed=_timed())
+    job = Job(
+        "published", folder, auto_class, questions.path, logits, way.dtype, questions.limit, model.trusted, _timed()
+    )
     published = run(job, _steps(questions), progress)
     check_loading(published["loading"], manifest)
     outcome = Outcome(
@@ -128,7 +130,9 @@ def check_prepared(folder: Path, manifest: dict[str, Any], progress: Progress) -
 def _checked_loading(
     role: Literal["load", "prepare"], folder: Path, manifest: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    job = Job(role, folder, manifest["model"]["auto_class"], dtype="float32", timed=_timed())
+    # Whoever made this publication of such a model trusted its code.
+    trusted = bool(remote_files(manifest))
+    job = Job(role, folder, manifest["model"]["auto_class"], dtype="float32", trusted=trusted, timed=_timed())
     loading = dict(run(job, 0, progress)["loading"])
     check_loading(loading, manifest)
     return loading
@@ -155,10 +159,13 @@ def check_loading(loading: dict[str, Any], manifest: dict[str, Any]) -> None:
         raise MopeqError(f"the published form loads {len(rest)} of {quantized} other quantized layers", hint)
 
 
-def load_alone(folder: Path, auto_class: str) -> dict[str, Any]:
+def load_alone(folder: Path, auto_class: str, trusted: bool = False) -> dict[str, Any]:
     """What the loader says of every weight of a published folder, in a process of its own, where the runtime answers
-    one question as the loaded model does."""
-    return dict(run(Job("load", folder, auto_class, dtype="float32"), 0, Quiet())["loading"])
+    one question as the loaded model does.
+
+    trusted: whether code in the folder may be run.
+    """
+    return dict(run(Job("load", folder, auto_class, dtype="float32", trusted=trusted), 0, Quiet())["loading"])
 
 
 def _timed() -> bool:
@@ -175,7 +182,8 @@ def _original(model: Model, questions: Questions, way: Way, progress: Progress) 
         home = model.local_folder()
         with workplace.scratch() as scratch:
             kept = scratch / logits.name
-            job = Job("original", home, model.layout.auto_class, questions.path, kept, way.dtype, questions.limit)
+            asked = questions.path, kept, way.dtype, questions.limit
+            job = Job("original", home, model.layout.auto_class, *asked, trusted=model.trusted)
             (scratch / result.name).write_text(json.dumps(run(job, _steps(questions), progress)), "utf-8")
             folder.mkdir(parents=True, exist_ok=True)
             for name in (logits.name, result.name):

@@ -15,7 +15,7 @@ from mopeq_hub.fidelity.by_blocks import riding
 from mopeq_hub.fidelity.cost import stored_dtype
 from mopeq_hub.fidelity.document import Outcome, document
 from mopeq_hub.fidelity.measure import check_prepared
-from mopeq_hub.manifest import bitmap_of
+from mopeq_hub.manifest import bitmap_of, remote_files
 from mopeq_hub.model import Model
 from mopeq_hub.progress import Progress
 from mopeq_hub.quantization.shards import write_stand_in
@@ -36,7 +36,7 @@ class RidingProof:
         """Raises MopeqError where what an earlier run left is damaged."""
         for name in companions(model.source):
             model.source.path(name)
-        encoder = Encoder(model.source.path("config.json").parent)
+        encoder = Encoder(model.source.path("config.json").parent, model.trusted)
         rows = encoder.rows(questions.items, with_answer=True, limit=questions.limit)
         self._model, self._questions, self._states = model, questions, states
         self._blocks = BlockPass(model, rows, stored_dtype(model))
@@ -57,7 +57,8 @@ class RidingProof:
         Raises MopeqError where the published form would not load with every weight in its place and width.
         """
         with workplace.scratch() as scratch:
-            (scratch / "config.json").write_bytes((folder / "config.json").read_bytes())
+            for name in ("config.json", *remote_files(manifest)):
+                (scratch / name).write_bytes((folder / name).read_bytes())
             bitmap = bitmap_of(manifest)
             recipe = Recipe.from_dict(manifest["recipe"])
             for shard in output_shards(plan_units(self._model.checkpoint, self._model.layout, bitmap, recipe)):

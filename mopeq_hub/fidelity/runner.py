@@ -16,8 +16,8 @@ class Job:
     role: `original` writes the answers' logits to the file `logits`, `published` compares with them, `load` only loads
     and answers one question, `prepare` lets the loader make its modules and compares them with the files' headers.
     questions: None for the bundled set. dtype: by its name in torch, of the original, and of the published form where
-    it is float32; None leaves it to the loader. limit: of the questions' tokens, 0 for none. timed: whether it is
-    measured how fast the published form answers.
+    it is float32; None leaves it to the loader. limit: of the questions' tokens, 0 for none. trusted: whether code that
+    comes with the model may be run. timed: whether it is measured how fast the published form answers.
     """
 
     role: Literal["original", "published", "load", "prepare"]
@@ -27,6 +27,7 @@ class Job:
     logits: Path | None = None
     dtype: str | None = None
     limit: int = 0
+    trusted: bool = False
     timed: bool = False
 
 

@@ -10,12 +10,14 @@ nothing need be kept but hidden states and the text model's inputs.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.families.live import fill_buffers
 from mopeq_hub.questions.inputs import Row, answer_options
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class StagedModel:
         """model: on the meta device; it is changed and must not be used otherwise. blocks: name of its list of decoder
         layers."""
         self._model = model.eval()
-        _fill_buffers(model)
+        fill_buffers(model)
         # What is collected on the way would be wanted of layers that do not run.
         model.config.get_text_config().output_router_logits = False
         self._text = model.get_submodule(blocks.rpartition(".")[0])
@@ -171,11 +173,11 @@ class StagedModel:
             return self._hidden if number == self._layer - 1 else self._earlier
         raise _ReachedError(forward(*arguments, **named))
 
-    def _take_inputs(self, **given: Any) -> Any:
+    def _take_inputs(self, *arguments: Any, **given: Any) -> Any:
         """Stands for the text model's forward: keeps what it is given, or goes through it with what was kept."""
         if self._given is not None:
             return self._go_through()
-        raise _ReachedError(given)
+        raise _ReachedError(signature(self._enter).bind_partial(*arguments).arguments | given)
 
     def _go_through(self) -> Any:
         """The text model's own forward on what was kept."""
@@ -213,15 +215,3 @@ class StagedModel:
             module._parameters[own] = tensor
         else:
             module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
-
-
-def _fill_buffers(model: "PreTrainedModel") -> None:
-    """Compute buffers that no file holds, such as rotary frequencies, as transformers does when it loads a model."""
-    for module in model.modules():
-        # Nothing but the buffers is on a device where initialising it would cost anything.
-        module._is_hf_initialized = False  # type: ignore[assignment]
-        for name in module._non_persistent_buffers_set:
-            buffer = module._buffers[name]
-            if buffer is not None:
-                module._buffers[name] = torch.empty_like(buffer, device="cpu")
-    model.initialize_weights()

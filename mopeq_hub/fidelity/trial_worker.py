@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from mopeq_hub.calibration import Rounded, load, read_job
+from mopeq_hub.calibration import Rounded, load
 from mopeq_hub.experts import Matrix
 from mopeq_hub.fidelity.answers import Exam
 from mopeq_hub.fidelity.logits import compare, write_logits
 from mopeq_hub.fidelity.stages import place_of
 from mopeq_hub.model import Model, open_model
+from mopeq_hub.processes import read_job
 from mopeq_hub.questions import read_questions
 from mopeq_hub.questions.inputs import Encoder, Row
 from mopeq_hub.records import append
@@ -26,9 +27,9 @@ from mopeq_hub.records import append
 
 def main(job_path: Path) -> None:
     job = read_job(job_path)
-    model = open_model(job["folder"], named=False)
+    model = open_model(job["folder"], named=False, trust_remote_code=job["trusted"])
     questions = read_questions(Path(job["questions"]) if job["questions"] else None, job["limit"])
-    encoder = Encoder(Path(job["folder"]))
+    encoder = Encoder(Path(job["folder"]), job["trusted"])
     questions = questions.askable(encoder.takes_pictures)
     rows = encoder.rows(questions.items, with_answer=True, limit=questions.limit)
     bench = Bench(model, load(job), rows, job, Path(job["maps"]).parent)

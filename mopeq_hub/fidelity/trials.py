@@ -100,6 +100,7 @@ def job_of(model: Model, maps: dict[str, Widths], recipe: Recipe, notes: Path) -
         yield {
             "folder": model.local_folder(),
             "auto_class": model.layout.auto_class,
+            "trusted": model.trusted,
             "maps": written,
             "notes": notes,
             **settings_of(recipe),

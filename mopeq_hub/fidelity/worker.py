@@ -10,12 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mopeq_hub.checkpoint import Checkpoint, use_safetensors
+from mopeq_hub.families.live import on_meta
 from mopeq_hub.fidelity.answers import Exam
 from mopeq_hub.fidelity.logits import compare, write_logits
 from mopeq_hub.fidelity.speed import go_over_to_the_runtime
+from mopeq_hub.processes import read_job
 from mopeq_hub.questions import read_questions
 from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.source import FolderSource
@@ -24,15 +24,14 @@ _TROUBLES = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
 def main(job_path: Path) -> None:
-    job = json.loads(job_path.read_text("utf-8"))
-    torch.set_num_threads(job["threads"])
+    job = read_job(job_path)
     folder = Path(job["folder"])
     if job["role"] == "prepare":
-        Path(job["result"]).write_text(json.dumps({"loading": prepare(folder, job["auto_class"])}), "utf-8")
+        Path(job["result"]).write_text(json.dumps({"loading": prepare(folder, job)}), "utf-8")
         return
     questions = read_questions(job["questions"], job["limit"])
     model, loading = load(folder, job)
-    encoder = Encoder(folder)
+    encoder = Encoder(folder, job["trusted"])
     questions = questions.askable(encoder.takes_pictures)
     rows = encoder.rows(questions.items, with_answer=True, limit=questions.limit)
     if job["role"] != "original" and not any(loading[trouble] for trouble in _TROUBLES):
@@ -65,8 +64,8 @@ def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     original = job["role"] == "original"
     options: dict[str, Any] = {"dtype": job["dtype"]} if job["dtype"] and original else {}
     options |= {"device_map": job["device_map"]} if job.get("device_map") else {}
-    safe = use_safetensors(folder)
-    model, info = auto_class.from_pretrained(folder, output_loading_info=True, use_safetensors=safe, **options)
+    options |= {"use_safetensors": use_safetensors(folder), "trust_remote_code": job.get("trusted", False)}
+    model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
     model.eval()
     # Quantized modules keep their tensors in buffers, which the loader's own accounts may not cover.
     info_lists = {kind: sorted(map(str, info[kind])) for kind in _TROUBLES}
@@ -78,16 +77,17 @@ def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     }
 
 
-def prepare(folder: Path, auto_class: str) -> dict[str, Any]:
+def prepare(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """What `load` would say, from headers alone: the loader prepares its modules without weights, in no memory."""
     import transformers
     from transformers.quantizers.auto import AutoHfQuantizer
 
     _quiet()
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    auto_class, trusted = getattr(transformers, job["auto_class"]), job["trusted"]
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     quantizer = AutoHfQuantizer.from_config(config.quantization_config, pre_quantized=True)
-    with torch.device("meta"):
-        model = getattr(transformers, auto_class).from_config(config)
+    with on_meta():
+        model = auto_class.from_config(config, trust_remote_code=trusted)
         model.config.quantization_config = quantizer.quantization_config
         quantizer.validate_environment(device_map=None)
         quantizer.preprocess_model(model=model, dtype=model.dtype)

@@ -6,7 +6,6 @@ packed weights, which this project's writer puts into place like those that it q
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -139,6 +138,7 @@ def _tune(
         "target": target,
         "calibration": calibration,
         "auto_class": model.layout.auto_class,
+        "trusted": model.trusted,
         "blocks": model.layout.blocks,
         "experts": [(module.layer, module.first, module.count, module.name) for module in model.layout.modules],
         "layers": {
@@ -165,12 +165,12 @@ def by_layer(layout: Layout) -> dict[int, list[Matrix]]:
 
 def input_of(matrix: Matrix) -> str:
     """A name for what goes into a matrix; gate and up of an expert are given the same."""
-    return input_name(matrix.name) if matrix.projection == "up" else matrix.name
+    return input_name(matrix.name) if matrix.projection in ("gate", "up") else matrix.name
 
 
 def input_name(name: str) -> str:
-    """The same of an expert's gate or up, by the name of its module."""
-    return re.sub(r"\.up_proj$", ".gate_proj", name)
+    """The same of an expert's gate or up, by the name of its module: that of the expert."""
+    return name.rpartition(".")[0]
 
 
 def hessian_bytes(matrices: list[Matrix]) -> int:

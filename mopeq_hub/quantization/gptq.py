@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from mopeq_hub import workplace
-from mopeq_hub.calibration import Inputs, LiveExpert, calibration_inputs, chosen_experts, load, numbers_of, read_job
+from mopeq_hub.calibration import Chosen, Inputs, LiveExpert, calibration_inputs, called, load, numbers_of
 from mopeq_hub.experts import Layout, Matrix
 from mopeq_hub.families.base import ExpertsModule
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.packing import Packed
+from mopeq_hub.processes import read_job
 from mopeq_hub.quantization.calibrated import by_layer, hessian_bytes, input_name, input_of
 from mopeq_hub.quantization.compensation import Inverse, compensate
 from mopeq_hub.quantization.handover import finish, save
@@ -29,10 +30,11 @@ Hessians = dict[str, torch.Tensor]
 
 def main(job_path: Path) -> None:
     job = read_job(job_path)
-    original, live = open_model(job["folder"], named=False), load(job)
+    original = open_model(job["folder"], named=False, trust_remote_code=job["trusted"])
+    live = load(job)
     if torch.cuda.is_available():
         live.to("cuda")
-    inputs = calibration_inputs(job, Encoder(Path(job["folder"])))
+    inputs = calibration_inputs(job, Encoder(Path(job["folder"]), job["trusted"]))
     layers = by_layer(original.layout)
     reached: dict[int, set[int]] = {layer: set() for layer in original.layout.modules_of}
     for together in layers_at_once(layers, workplace.free_memory() // 2):
@@ -67,10 +69,12 @@ def collect(
     for matrix in layout.rest:
         if layout.layer_of[matrix.source] in layers:
             hooks.append(live.get_submodule(matrix.name).register_forward_pre_hook(_into_linear(sums, matrix.name)))
-    for module in layout.modules:
-        if module.layer in layers:
-            hook = _into_experts(sums, module, reached[module.layer])
-            hooks.append(live.get_submodule(module.name).register_forward_pre_hook(hook, with_kwargs=True))
+    for held in layout.modules:
+        if held.layer in layers:
+            experts = live.get_submodule(held.name)
+            for module, choose in called(experts, held.count):
+                hook = _into_experts(sums, experts, held, choose, reached[held.layer])
+                hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     with torch.inference_mode():
         for batch in inputs:
             with suppress(_EnoughError):
@@ -92,17 +96,20 @@ def _into_linear(sums: Hessians, name: str) -> Callable[..., None]:
     return lambda _, args: _add(sums, name, args[0])
 
 
-def _into_experts(sums: Hessians, held: ExpertsModule, reached: set[int]) -> Callable[..., None]:
-    """Sums what goes into each expert's first matrices, and into its down, of all tokens that the module gets."""
+def _into_experts(
+    sums: Hessians, experts: Any, held: ExpertsModule, choose: Chosen, reached: set[int]
+) -> Callable[..., None]:
+    """Sums what goes into each expert's first matrices, and into its down, of all tokens that a module gets which is
+    called with them."""
     first = next(iter(held.form.projections))
 
-    def look(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        chosen = chosen_experts(args, named, held.count).flatten(0, -2)
+    def look(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        chosen = choose(args, named).flatten(0, -2)
         states = next(iter((*args, *named.values()))).flatten(0, -2)
         for place in numbers_of(chosen):
             index = place + held.first
             reached.add(index)
-            mine, expert = states[(chosen == place).any(-1)], LiveExpert(module, held, index)
+            mine, expert = states[(chosen == place).any(-1)], LiveExpert(experts, held, index)
             _add(sums, input_name(held.matrix_name(index, first)), mine)
             _add(sums, held.matrix_name(index, "down"), expert.gated(expert.narrowed(mine)))
 

@@ -13,10 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from mopeq_hub.calibration import Inputs, calibration_inputs, chosen_experts, load, numbers_of, read_job
+from mopeq_hub.calibration import (
+    Chosen,
+    Inputs,
+    calibration_inputs,
+    called,
+    let_gradients_through,
+    load,
+    numbers_of,
+)
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.modeling.registry import added
 from mopeq_hub.packing import Packed, dequantize, pack
+from mopeq_hub.processes import read_job
 from mopeq_hub.quantization.handover import finish, save
 from mopeq_hub.questions.inputs import Encoder
 
@@ -26,7 +35,7 @@ BATCHES = 4
 
 def main(job_path: Path) -> None:
     job = read_job(job_path)
-    model, encoder = load(job), Encoder(Path(job["folder"]))
+    model, encoder = load(job), Encoder(Path(job["folder"]), job["trusted"])
     inputs = calibration_inputs(job, encoder)
     watch = Watch(model, job["blocks"], job["experts"], min(BATCHES, len(inputs)))
     linears = tune(model, encoder, inputs, job)
@@ -96,8 +105,9 @@ class Watch:
         for block in model.get_submodule(blocks):
             block.register_forward_hook(self._passed)
         for layer, first, count, name in experts:
-            hook = self._routed(layer, first, count)
-            model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
+            let_gradients_through(model, name)
+            for module, choose in called(model.get_submodule(name), count):
+                module.register_forward_pre_hook(self._routed(layer, first, choose), with_kwargs=True)
 
     def reached(self) -> dict[int, set[int]]:
         """The experts of each layer that were given a token. Raises MopeqError where the routing was not seen."""
@@ -112,10 +122,10 @@ class Watch:
             if self._passes % self._batches == 0:
                 print(1, flush=True)
 
-    def _routed(self, layer: int, first: int, count: int) -> Callable[..., None]:
+    def _routed(self, layer: int, first: int, choose: Chosen) -> Callable[..., None]:
         def note(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             if torch.is_grad_enabled():
-                chosen = chosen_experts(args, named, count)
+                chosen = choose(args, named)
                 self._reached[layer].update(index + first for index in numbers_of(chosen))
 
         return note

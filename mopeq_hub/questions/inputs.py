@@ -68,25 +68,26 @@ class Row:
 class Encoder:
     """Turns questions into rows. Raises ImportError or OSError where the folder has no usable processor."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trusted: bool = False) -> None:
+        """trusted: whether code in the folder may be run."""
         from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-        self._config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self._config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         # What the decoder's text begins with where an encoder reads the question.
         self._begin = _decoder_start(self._config, folder)
         self._processor: Any = None
         self._images: Any = None
         try:
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trusted)
         except (ImportError, ValueError, OSError):
             processor = None
         if hasattr(processor, "tokenizer"):
             self._processor, self.tokenizer = processor, processor.tokenizer
         else:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
             if any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
                 # Processors that own a video processor need torchvision; their picture and text halves do not.
-                self._images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+                self._images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trusted)
 
     @property
     def takes_pictures(self) -> bool:

@@ -24,6 +24,7 @@ UNIFORM_4 = "uniform 4 bits"
 _MARKUP = re.compile(r"[\\`*_\[\]<>#|~$&:@]|(?<=www)\.", re.IGNORECASE)
 """Every character that can begin markup in the middle of a line, a link that needs no markup, or a mention."""
 
+_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ADDRESS = re.compile(r"https://[A-Za-z0-9._~/?#&=%+@-]+")
 _HUB_ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -154,6 +155,18 @@ def has_encoder(manifest: dict[str, Any]) -> bool:
 def brings_code(manifest: dict[str, Any]) -> bool:
     """Whether the publication holds the code of its model, which transformers does not have, or not so."""
     return any(name.endswith(".py") for name in manifest["files"])
+
+
+def code_of_source(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the Python files of the source's that the publication holds and that make its model; none where they
+    are this project's, or there are none."""
+    return tuple(manifest.get("remote_code", {}).get("files", ()))
+
+
+def required(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """Packages that such code needs beside what everybody has who loads a publication, by the names that pip knows."""
+    named = manifest.get("remote_code", {}).get("requires", ())
+    return tuple(name for name in named if _PACKAGE.fullmatch(name))
 
 
 def needs_help(manifest: dict[str, Any]) -> bool:

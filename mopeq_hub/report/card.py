@@ -26,6 +26,7 @@ from mopeq_hub.report import (
     by_projection,
     choices,
     code,
+    code_of_source,
     counted,
     counts,
     has_encoder,
@@ -37,6 +38,7 @@ from mopeq_hub.report import (
     one_line,
     percent,
     projections,
+    required,
     size,
     table_rows,
     this_variant,
@@ -45,6 +47,7 @@ from mopeq_hub.report import (
 )
 from mopeq_hub.report.spread import in_words
 from mopeq_hub.report.templating import render
+from mopeq_hub.untrusted import TRUST
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -263,9 +266,17 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "projections": listed([*projections(manifest)]),
         "own_class": not any(name.startswith("configuration_") for name in manifest["files"]),
         "brings_code": brings_code(manifest),
+        "source_code": _source_code(manifest),
+        "required": required(manifest),
         "mend": mend.why if (mend := mend_for(manifest["model"]["model_type"])) else None,
         "command": Markdown(_command(manifest)),
     }
+
+
+def _source_code(manifest: dict[str, Any]) -> Markdown | None:
+    """The Python files of the source's that the publication brings, each a link to it; None where it brings none."""
+    files = [f"[{code(name)}]({name})" for name in code_of_source(manifest)]
+    return Markdown(listed(files)) if files else None
 
 
 def _selection(manifest: dict[str, Any]) -> dict[str, Any] | None:
@@ -362,7 +373,7 @@ def _command(manifest: dict[str, Any]) -> str:
     source = manifest["source"]
     model = f"{source['name']}@{source['commit']}" if source["kind"] == "hub" else f"path/to/{source['name']}"
     recipe = Recipe.from_dict(manifest["recipe"])
-    flags = recipe_flags(recipe)
+    flags = [*([TRUST] if code_of_source(manifest) else []), *recipe_flags(recipe)]
     known = {"bundled": recipe.calibration in ("", read_questions(None).digest)}
     if not manifest.get("calibration", known)["bundled"]:
         flags += ["--calibration", "path/to/calibration.jsonl"]

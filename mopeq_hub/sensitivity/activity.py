@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import torch
 
-from mopeq_hub.calibration import load, read_job
+from mopeq_hub.calibration import load
 from mopeq_hub.model import Model, open_model
+from mopeq_hub.processes import read_job
 from mopeq_hub.questions import Question, read_questions
 from mopeq_hub.questions.inputs import Encoder, Row, batches, placed
 from mopeq_hub.questions.made import invented, recombined
@@ -62,11 +63,12 @@ class Group:
 
 def main(job_path: Path) -> None:
     job = read_job(job_path)
-    model, live = open_model(job["folder"], named=False), load(job)
+    model = open_model(job["folder"], named=False, trust_remote_code=job["trusted"])
+    live = load(job)
     if torch.cuda.is_available():
         live.to("cuda")
     live.requires_grad_(False)
-    encoder = Encoder(Path(job["folder"]))
+    encoder = Encoder(Path(job["folder"]), job["trusted"])
     collector = COLLECTORS[job["signal"]](model, live, job)
     with tempfile.TemporaryDirectory() as scratch:
         groups = rows_of(model, live, encoder, job, Path(scratch))

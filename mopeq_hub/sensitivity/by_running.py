@@ -63,6 +63,7 @@ def measured_by_running(
     job = {
         "folder": model.local_folder(),
         "auto_class": model.layout.auto_class,
+        "trusted": model.trusted,
         "signal": recipe.signal,
         "inputs": recipe.inputs,
         "calibration": calibration,

@@ -26,7 +26,6 @@ import torch
 
 from mopeq_hub.calibration import LiveExpert, Rounded, numbers_of
 from mopeq_hub.experts import Expert, Matrix
-from mopeq_hub.families.base import ExpertsModule
 from mopeq_hub.model import Model
 from mopeq_hub.questions.inputs import MAX_ROWS, Row, answer_options, placed
 from mopeq_hub.sensitivity.watching import Flow, Pass, Watch
@@ -59,7 +58,8 @@ class Collector:
     def rows_at_once(self, rows: list[Row]) -> int:
         """As many as keep the graph that gradients go through within `GRAPH_BYTES`, as far as layers tell."""
         layout = self._layout
-        if len(layout.modules) > len(layout.modules_of):
+        apart = any(isinstance(module, torch.nn.ModuleList) for module in self._modules.values())
+        if apart or len(layout.modules) > len(layout.modules_of):
             # Each module is given some of the tokens, and which row they are of is not known.
             return 1
         expert = max(sum(matrix.shape[0] for matrix in matrices) for matrices in self._experts.values())
@@ -75,8 +75,8 @@ class Collector:
         logits = self._live(**given, use_cache=False, **answer_options(self._live, part[0])).logits
         first = part[0].prompt - part[0].length - 1
         logits = logits[:, first:-1].float()
-        passes, flows = dict(self._watch.passes), dict(self._watch.flows)
-        outputs = [*(each.output for each in passes.values()), *(each.output for each in flows.values())]
+        passes, flows = list(self._watch.passes), dict(self._watch.flows)
+        outputs = [*(each.output for each in passes), *(each.output for each in flows.values())]
         drawn = [
             torch.autograd.grad(
                 self._drawn(logits),
@@ -90,10 +90,10 @@ class Collector:
         gradients = (torch.stack([each.flatten(0, -2) for each in of]) for of in zip(*drawn, strict=True))
         squares = np.zeros((DRAWS, len(part), len(self._place), len(self._widths)), np.float32)
         with torch.no_grad():
-            for held, each in passes.items():
+            for each in passes:
                 slopes = next(gradients)
                 for index in numbers_of(each.chosen):
-                    self._add_expert(squares, held, index, each, slopes)
+                    self._add_expert(squares, index, each, slopes)
             for name, flow in flows.items():
                 self._add_linear(squares, self._rest[name], flow, next(gradients))
         self._groups[-1].add(squares.reshape(-1, *squares.shape[2:]), DRAWS * logits.shape[0] * logits.shape[1])
@@ -108,12 +108,12 @@ class Collector:
     def _add_expert(
         self,
         squares: np.ndarray,
-        held: ExpertsModule,
         index: int,
         seen: Pass,
         gradients: torch.Tensor,
     ) -> None:
         """Put the squares of one expert's projections into [draws, rows, matrices, widths]."""
+        held = seen.held
         expert = LiveExpert(self._modules[held], held, index)
         places, states, weights = seen.of(index)
         rows = seen.rows_of(places, squares.shape[1]).cpu()

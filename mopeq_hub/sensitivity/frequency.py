@@ -34,9 +34,9 @@ class Collector:
         self._watch.begin()
         with torch.inference_mode():
             self._live(**given, use_cache=False)
-        for module, seen in self._watch.passes.items():
+        for seen in self._watch.passes:
             for index in numbers_of(seen.chosen):
-                self._counts[-1][Expert(module.layer, index)] += int((seen.chosen == index).sum())
+                self._counts[-1][Expert(seen.held.layer, index)] += int((seen.chosen == index).sum())
 
     def result(self) -> dict[str, Any]:
         """By layer, one number an expert."""

@@ -36,6 +36,12 @@ class EarlierRouters:
 
     def __init__(self, location: str, model: Model) -> None:
         """Raises MopeqError where it is no model of this kind, or a router of it has another shape or form."""
+        if model.trusted:
+            # Its routers have names that only its code gives, and only the model's own was trusted.
+            raise MopeqError(
+                f"an earlier checkpoint of {model.source.name}, whose kind transformers does not have, cannot be read",
+                "leave --initial out",
+            )
         self._earlier = open_model(location, named=False)
         self._sources: dict[int, str] = {}
         there = self._earlier.layout

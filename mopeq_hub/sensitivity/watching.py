@@ -6,20 +6,23 @@ from typing import Any
 
 import torch
 
-from mopeq_hub.calibration import NO_EXPERT, chosen_experts
+from mopeq_hub.calibration import NO_EXPERT, Chosen, called, let_gradients_through
 from mopeq_hub.experts import Layout
 from mopeq_hub.families.base import ExpertsModule
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One layer's experts in one forward pass of t tokens.
+    """One call of a layer's experts in one forward pass, with t tokens: of `held`, all of them or, where the model
+    calls each by itself, one.
 
     states [t, hidden]; chosen [t, k], the experts' numbers (`chosen_experts`), none where it would weigh nothing;
-    weights [t, k], what each chosen one's output is multiplied by; output [..., hidden], in the graph where gradients
-    are wanted. Where each expert is given all tokens, t is `copies` times as many.
+    weights [t, k], what each chosen one's output is multiplied by, 1 where that comes after the call; output
+    [..., hidden], in the graph where gradients are wanted. Where each expert is given all tokens, t is `copies` times
+    as many.
     """
 
+    held: ExpertsModule
     states: torch.Tensor
     chosen: torch.Tensor
     weights: torch.Tensor
@@ -32,7 +35,7 @@ class Pass:
         return places, self.states[places], self.weights[places, slots][:, None]
 
     def rows_of(self, places: torch.Tensor, rows: int) -> torch.Tensor:
-        """In which of so many rows of equal length these places are."""
+        """In which of so many rows of equal length these places are; one where each expert is called by itself."""
         tokens = len(self.states) // self.copies
         return places % tokens // (tokens // rows)
 
@@ -46,17 +49,21 @@ class Flow:
 
 
 class Watch:
-    """Keeps the last `Pass` of every experts module of a live model, and the last `Flow` of linear layers, by name,
-    since it began to look."""
+    """Keeps every `Pass` of the experts modules of a live model, and the last `Flow` of linear layers, by name, since
+    it began to look."""
 
     def __init__(self, live: Any, layout: Layout, linears: Iterable[str] = (), gradients: bool = False) -> None:
         """linears: names of the linear layers. gradients: keep each output in the graph that gradients go through; the
         model's parameters need none then."""
-        self.passes: dict[ExpertsModule, Pass] = {}
+        self.passes: list[Pass] = []
         self.flows: dict[str, Flow] = {}
         self._gradients = gradients
-        for module in layout.modules:
-            live.get_submodule(module.name).register_forward_hook(self._hook(module), with_kwargs=True)
+        for held in layout.modules:
+            if gradients:
+                let_gradients_through(live, held.name)
+            experts = live.get_submodule(held.name)
+            for module, choose in called(experts, held.count):
+                module.register_forward_hook(self._hook(held, choose, module is not experts), with_kwargs=True)
         for name in linears:
             live.get_submodule(name).register_forward_hook(self._linear_hook(name))
 
@@ -65,15 +72,15 @@ class Watch:
         self.passes.clear()
         self.flows.clear()
 
-    def _hook(self, module: ExpertsModule) -> Any:
+    def _hook(self, held: ExpertsModule, choose: Chosen, apart: bool) -> Any:
         def look(_: Any, args: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
-            chosen = chosen_experts(args, named, module.count)
+            chosen = choose(args, named)
             states, weights = _floats(args, named, chosen)
             output = self._in_graph(output)
             states, chosen, weights = (value.detach().flatten(0, -2) for value in (states, chosen, weights))
-            chosen = torch.where((chosen == NO_EXPERT) | (weights == 0), NO_EXPERT, chosen + module.first)
-            copies = module.count if len(args) + len(named) == 1 else 1
-            self.passes[module] = Pass(states, chosen, weights, output, copies)
+            chosen = torch.where((chosen == NO_EXPERT) | (weights == 0), NO_EXPERT, chosen + held.first)
+            copies = held.count if len(args) + len(named) == 1 and not apart else 1
+            self.passes.append(Pass(held, states, chosen, weights, output, copies))
             return output
 
         return look

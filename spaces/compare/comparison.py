@@ -48,11 +48,12 @@ class Comparison:
 
     def __init__(self, publication: Publication, keep: bool = not ON_ZERO_GPU) -> None:
         code = publication.model if publication.brings_code else None
+        how = {"pictures": publication.takes_pictures, "code": code, "trusted": publication.trusts_code}
         helped = publication.needs_help
-        self.quantized = ModelProcess("quantized", publication.model, publication.auto_class, code, helped)
+        self.quantized = ModelProcess("quantized", publication.model, publication.auto_class, helped=helped, **how)
         self.original: ModelProcess | None = None
         if publication.original:
-            self.original = ModelProcess("original", publication.original, publication.auto_class, code)
+            self.original = ModelProcess("original", publication.original, publication.auto_class, **how)
         self._keep = keep
         self._turns = Lock()
         self._footprints: dict[str, int] = {}

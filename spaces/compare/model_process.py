@@ -23,13 +23,22 @@ class Ended(Exception):
 class ModelProcess:
     """One side of the comparison.
 
-    code: the repo whose code makes the model, None where transformers has it. helped: whether mopeq_hub is imported
-    before the model is loaded. threads: with how many a process that is
-    started from now on computes; several processes that have more threads than there are cores are many times slower.
+    pictures: whether it takes any. code: the repo whose code makes the model, None where transformers has it. helped:
+    whether mopeq_hub is imported before the model is loaded. trusted: whether code in the model's own repo makes it.
+    threads: with how many a process that is started from now on computes; several processes that have more threads than
+    there are cores are many times slower.
     """
 
     def __init__(
-        self, name: str, place: Place, auto_class: str, code: Place | None = None, helped: bool = False
+        self,
+        name: str,
+        place: Place,
+        auto_class: str,
+        *,
+        pictures: bool = False,
+        code: Place | None = None,
+        helped: bool = False,
+        trusted: bool = False,
     ) -> None:
         self.name = name
         self.place = place
@@ -37,7 +46,7 @@ class ModelProcess:
         self.threads = cores()
         self._auto_class = auto_class
         self._code = code
-        self._helped = helped
+        self._flags = {"--pictures": pictures, "--helped": helped, "--trusted": trusted}
         self._process: subprocess.Popen[str] | None = None
         self._one_at_a_time = threading.Lock()
         atexit.register(self.stop)
@@ -75,8 +84,7 @@ class ModelProcess:
         command = [sys.executable, str(HERE / "worker.py"), self.place.location, "--auto-class", self._auto_class]
         if self.place.revision:
             command += ["--revision", self.place.revision]
-        if self._helped:
-            command += ["--helped"]
+        command += [flag for flag, given in self._flags.items() if given]
         if self._code:
             command += ["--code", self._code.location]
             command += ["--code-revision", self._code.revision] if self._code.revision else []

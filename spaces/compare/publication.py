@@ -82,7 +82,8 @@ class Publication:
     """publication.json, as mopeq-hub writes it. run: the address of the workflow run that made the publication.
 
     brings_code: whether the model's repo holds the code that both models are made by. needs_help: whether mopeq_hub is
-    to be imported before the model is loaded.
+    to be imported before the model is loaded. trusts_code: whether each model is made by code in its own repo, the
+    source's, which runs here.
     """
 
     name: str
@@ -91,12 +92,10 @@ class Publication:
     auto_class: str
     title: str
     run: str | None
+    takes_pictures: bool = False
     brings_code: bool = False
     needs_help: bool = False
-
-    @property
-    def takes_pictures(self) -> bool:
-        return self.auto_class == "AutoModelForImageTextToText"
+    trusts_code: bool = False
 
     @classmethod
     def read(cls, path: Path = HERE / "publication.json") -> "Publication":
@@ -104,7 +103,8 @@ class Publication:
         original = Place(said["original"], said["original_revision"]) if said["original"] else None
         model = Place(said["model"], said["revision"])
         known = said["publication"], model, original, said["auto_class"], said["title"], said["run"]
-        return cls(*known, said.get("brings_code", False), said.get("needs_help", False))
+        flags = ("takes_pictures", "brings_code", "needs_help", "trusts_code")
+        return cls(*known, *(said.get(name, False) for name in flags))
 
     def card(self) -> str | None:
         """The model card without its metadata. Its plots are in it; other links to files of the repo lead to the Hub,

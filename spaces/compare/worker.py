@@ -93,16 +93,17 @@ class Voice(TextStreamer):
 class Answerer:
     """The loaded model with what turns a question into its inputs."""
 
-    def __init__(self, where: str, revision: str | None, auto_class: str) -> None:
+    def __init__(self, where: str, auto_class: str, pictures: bool, **options: Any) -> None:
+        """options: of `from_pretrained`, where the code that makes the model is the repo's own, that it is trusted."""
         if not auto_class.startswith("AutoModel"):
             raise ValueError(f"{auto_class} is not one of transformers' AutoModel classes")
         device = {"device_map": "auto"} if torch.cuda.is_available() else {}
         loader = getattr(transformers, auto_class)
-        self.model = loader.from_pretrained(where, revision=revision, dtype="auto", **device).eval()
-        if auto_class == "AutoModelForImageTextToText":
-            self.processor = load_processor(where, revision, self.model.config)
+        self.model = loader.from_pretrained(where, dtype="auto", **device, **options).eval()
+        if pictures:
+            self.processor = load_processor(where, self.model.config, **options)
         else:
-            self.processor = AutoTokenizer.from_pretrained(where, revision=revision)
+            self.processor = AutoTokenizer.from_pretrained(where, **options)
         self.accepted = inspect.signature(self.model.forward).parameters
 
     @torch.inference_mode()
@@ -164,16 +165,16 @@ def learn(where: str, revision: str | None) -> None:
         getattr(transformers, name).register(config or CONFIG_MAPPING[said["model_type"]], each, exist_ok=True)
 
 
-def load_processor(where: str, revision: str | None, config: Any) -> Any:
+def load_processor(where: str, config: Any, **options: Any) -> Any:
     """The model's own processor, or its parts where building it needs torchvision, which no Space here installs."""
     try:
-        return AutoProcessor.from_pretrained(where, revision=revision)
+        return AutoProcessor.from_pretrained(where, **options)
     except (ImportError, ValueError) as error:
         placeholder = getattr(config, "image_token_id", None)
         if "torchvision" not in str(error) or placeholder is None:
             raise
-    tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
-    image_processor = AutoImageProcessor.from_pretrained(where, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    image_processor = AutoImageProcessor.from_pretrained(where, **options)
     return PartsProcessor(image_processor, tokenizer, str(tokenizer.convert_ids_to_tokens(placeholder)))
 
 
@@ -204,6 +205,8 @@ def main() -> int:
     parser.add_argument("where", help="owner/name on the Hub, or a folder")
     parser.add_argument("--revision")
     parser.add_argument("--auto-class", required=True)
+    parser.add_argument("--pictures", action="store_true", help="the model takes pictures")
+    parser.add_argument("--trusted", action="store_true", help="run the code in the model's repo that makes it")
     parser.add_argument("--code", help="owner/name on the Hub, or a folder, with the code of the model")
     parser.add_argument("--code-revision")
     parser.add_argument("--helped", action="store_true", help="import mopeq_hub before loading")
@@ -213,7 +216,8 @@ def main() -> int:
             import_module("mopeq_hub")
         if options.code:
             learn(options.code, options.code_revision)
-        answerer = Answerer(options.where, options.revision, options.auto_class)
+        how = {"revision": options.revision} | ({"trust_remote_code": True} if options.trusted else {})
+        answerer = Answerer(options.where, options.auto_class, options.pictures, **how)
     except Exception as error:
         fail(error)
         return 1

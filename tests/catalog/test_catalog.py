@@ -34,13 +34,14 @@ def test_an_entry_says_what_publish_could_be_told() -> None:
       questions: q.jsonl
       space: false
       private: true
+      trust_remote_code: true
     - {model: a/b, to: ./out}
     - {model: a/b, to: c/f, recipe: {bits: [2, 4]}}
     - {model: a/b, to: c/e, recipe: mopeq}
     """
     recipe = Recipe(bits=(2, 4), scope="layer", group_size=32, symmetric=False)
     assert read_catalog(text) == [
-        Entry(1, "a/b@v1", "c/d", recipe, "q.jsonl", False, True),
+        Entry(1, "a/b@v1", "c/d", recipe, "q.jsonl", False, True, True),
         Entry(2, "a/b", "./out", best()),
         Entry(3, "a/b", "c/f", replace(best(), bits=(2, 4))),
         Entry(4, "a/b", "c/e", Recipe()),

@@ -149,7 +149,7 @@ def test_the_space_asks_both_models_by_the_publications_code(tmp_path):
     question = {"picture": str(IMAGE), "question": "which ?", "length": 4, "temperature": 0, "seed": 0}
     for folder in (said["original"], said["model"]):
         command = [sys.executable, str(tmp_path / "space" / "worker.py"), folder, "--code", said["model"]]
-        command += ["--auto-class", said["auto_class"]]
+        command += ["--auto-class", said["auto_class"], "--pictures"]
         heard = subprocess.run(
             command, input=json.dumps(question) + "\n", capture_output=True, text=True, check=True, cwd=tmp_path
         ).stdout

@@ -45,8 +45,9 @@ def unpacked(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe) -> A
     import transformers
     from safetensors.torch import load_file
 
-    layout = open_model(str(source)).layout
-    model = getattr(transformers, layout.auto_class).from_pretrained(source, dtype=torch.float32).eval()
+    opened = open_model(str(source), trust_remote_code=True)
+    layout, options = opened.layout, {"dtype": torch.float32, "trust_remote_code": opened.trusted}
+    model = getattr(transformers, layout.auto_class).from_pretrained(source, **options).eval()
     packed = {name: value for file in quantized.glob("*.safetensors") for name, value in load_file(file).items()}
     parameters = dict(model.named_parameters())
     with torch.no_grad():

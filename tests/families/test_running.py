@@ -63,12 +63,12 @@ def test_what_is_seen_of_the_experts_gives_their_output(name: str, tmp_path: Pat
         watch.begin()
         with torch.inference_mode():
             live(**inputs, use_cache=False)
-        assert set(modules) <= set(watch.passes)
-        for held, seen in watch.passes.items():
+        assert set(modules) <= {seen.held for seen in watch.passes}
+        for seen in watch.passes:
             given = torch.zeros_like(seen.states)
             for index in numbers_of(seen.chosen):
                 places, states, weights = seen.of(index)
-                expert = LiveExpert(live.get_submodule(held.name), held, index)
+                expert = LiveExpert(live.get_submodule(seen.held.name), seen.held, index)
                 bias = expert.bias(1)
                 made = expert.gated(expert.narrowed(states)) @ expert.weight(1).T + (0 if bias is None else bias)
                 given.index_add_(0, places, weights * made)

@@ -45,7 +45,7 @@ def test_the_page_leads_to_the_model_to_the_source_commit_and_to_the_run_that_ma
     made = publication.Publication("name", *places, "AutoModel", "<b>*title*", "https://github.com/me/p/actions/runs/1")
     shown = load("app").introduction(made)
     assert "the same question: " in shown, "of a model of text alone"
-    seeing = dataclasses.replace(made, auto_class="AutoModelForImageTextToText")
+    seeing = dataclasses.replace(made, takes_pictures=True)
     assert "the same question about the same picture: " in load("app").introduction(seeing)
     assert "[me/quantized](https://huggingface.co/me/quantized)" in shown
     assert f"[c0ffeec0ffee](https://huggingface.co/maker/model/tree/{'c0ffee' * 6})" in shown
@@ -80,7 +80,7 @@ def test_a_processor_that_needs_torchvision_is_put_together_from_its_parts(load:
     folder = tmp_path / "qwen"
     write_tiny_qwen(folder)
     worker = load("worker")
-    answerer = worker.Answerer(str(folder), None, "AutoModelForImageTextToText")
+    answerer = worker.Answerer(str(folder), "AutoModelForImageTextToText", pictures=True)
     tokenizer = answerer.processor.tokenizer
     answerer.processor = worker.PartsProcessor(
         worker.AutoImageProcessor.from_pretrained(folder), tokenizer, "<|image_pad|>"
