@@ -11,6 +11,7 @@ from mopeq_hub.checkpoint import use_safetensors
 from mopeq_hub.experts import Matrix
 from mopeq_hub.families.base import ExpertsModule
 from mopeq_hub.families.gating import gate_of
+from mopeq_hub.families.speaking import speaking
 from mopeq_hub.model import Model
 from mopeq_hub.packing import Packed, dequantize, quantize
 from mopeq_hub.questions import read_questions
@@ -36,7 +37,7 @@ def load(job: dict[str, Any]) -> Any:
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     auto_class = getattr(transformers, job["auto_class"])
     safe = use_safetensors(Path(job["folder"]))
-    return auto_class.from_pretrained(job["folder"], dtype=dtype, use_safetensors=safe).eval()
+    return speaking(auto_class.from_pretrained(job["folder"], dtype=dtype, use_safetensors=safe).eval())
 
 
 class Rounded:

@@ -12,7 +12,7 @@ from typing import Any
 from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Layout
-from mopeq_hub.families import identify, text_model_type
+from mopeq_hub.families import SEEING, identify, text_model_type
 from mopeq_hub.placing import read_layout
 from mopeq_hub.source import Source, companions, open_source, read_json
 
@@ -34,7 +34,7 @@ class Model:
 
     @property
     def takes_pictures(self) -> bool:
-        return self.layout.task == "image-text-to-text"
+        return self.layout.task in SEEING
 
     @property
     def has_encoder(self) -> bool:
@@ -46,6 +46,12 @@ class Model:
         """What config.json says of it: its model type, and that of its text model where it is another's."""
         whole, text = str(self.config["model_type"]), text_model_type(self.config)
         return whole if text in ("", whole) else f"{whole} over {text}"
+
+    @property
+    def parts(self) -> str:
+        """In words, which part of a model of several is quantized; empty where there is but one."""
+        beside = " and ".join(self.layout.beside)
+        return f"its {self.layout.speaker} is quantized; {beside} stay as they are" if beside else ""
 
     @property
     def absent(self) -> str | None:

@@ -275,6 +275,8 @@ class _Placer:
             layer_count=self._layer_count,
             experts_per_token=live.experts_per_token,
             routing=find_routing(live.model, self._family, self._modules, text),
+            speaker=live.speaker,
+            beside=live.beside,
         )
         missing = self._missing_experts(layout) + self._missing_tensors(layout)
         if missing:

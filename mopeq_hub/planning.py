@@ -64,6 +64,8 @@ def plan(
     opened = open_model(model) if isinstance(model, str) else model
     asked = asked.askable(opened.takes_pictures)
     rehearse(opened, recipe, progress)
+    if opened.parts:
+        progress.say(opened.parts)
     recipe = settled_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
     measures = {}
     for bits in recipe.bits:

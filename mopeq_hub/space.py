@@ -13,7 +13,7 @@ from typing import Any
 
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.report import Markdown, brings_code, code, hub_address, link, needs_help, one_line
+from mopeq_hub.report import Markdown, brings_code, code, hub_address, link, needs_help, one_line, takes_pictures
 from mopeq_hub.report.templating import render
 from mopeq_hub.resources import spaces
 from mopeq_hub.version import __version__
@@ -45,7 +45,7 @@ def render_space(folder: Path, manifest: dict[str, Any], model: str, original: s
         {"yaml": _yaml_string},
         title=publication["title"],
         task=manifest["model"]["task"],
-        takes_pictures=manifest["model"]["task"] == "image-text-to-text",
+        takes_pictures=takes_pictures(manifest),
         licence=licence if isinstance(licence, str) and _LICENCE.fullmatch(licence) else None,
         page=page,
         on_hub=[name for name in (model, original) if name and _page(folder, name)],

@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from transformers import (  # noqa: E402
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
 )
 
@@ -41,7 +41,7 @@ def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     name, _, revision = (folder, "", "") if Path(folder).is_dir() else folder.partition("@")
     options = {"revision": revision} if revision else {}
     config = AutoConfig.from_pretrained(name, **options)
-    auto_class: Any = AutoModelForImageTextToText
+    auto_class: Any = AutoModelForMultimodalLM
     if config.architectures[0].endswith("ForCausalLM"):
         auto_class = AutoModelForCausalLM
     elif config.is_encoder_decoder:
@@ -54,7 +54,8 @@ def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     torch.nn.Module.float(model)
     given = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
     with torch.inference_mode():
-        logits = model(**given, use_cache=False).logits.float()
+        # Of models in several parts, the one that answers in text.
+        logits = getattr(model, "thinker", model)(**given, use_cache=False).logits.float()
     trouble = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     found = {"logits": logits, "trouble": trouble, "home": type(model).__module__.split(".")[0]}
     if config.is_encoder_decoder:

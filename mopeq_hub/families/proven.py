@@ -71,6 +71,7 @@ _SEEING = (
     Kind("mistral_large4", "mistral_large4_text"),
     Kind("molmo", "molmo"),
     Kind("qwen3_5_moe", "qwen3_5_moe_text"),
+    Kind("qwen3_omni_moe", "qwen3_omni_moe_text"),
     Kind("qwen3_omni_moe_thinker", "qwen3_omni_moe_text"),
     Kind("qwen3_vl_moe", "qwen3_vl_moe_text", fused=True),
     Kind("unlimited_ocr", "unlimited_ocr_text"),

@@ -69,8 +69,10 @@ def active_weights(model: Model) -> int:
     """Weights that one token is multiplied with."""
     layout = model.layout
     routed = {matrix.source for matrix in layout.matrices if matrix.expert is not None}
-    outside = sum(math.prod(info.shape) for name, info in model.checkpoint.tensors.items() if name not in routed)
-    inside = sum(math.prod(model.checkpoint.tensors[name].shape) for name in routed)
+    others = {matrix.source for matrix in layout.rest} | _kept_sources(model)
+    outside, inside = (
+        sum(math.prod(model.checkpoint.tensors[name].shape) for name in names) for names in (others, routed)
+    )
     experts = len(layout.experts) // len(layout.modules_of)
     return outside + inside * layout.experts_per_token // experts
 
@@ -79,7 +81,7 @@ def _largest_part(model: Model) -> int:
     """Weights of the largest decoder layer, its matrices twice, or of all that is outside the layers, if that is
     more."""
     outside, layers = 0, [0] * model.layout.layer_count
-    kept = {source for each in model.layout.kept.values() for source in each.sources}
+    kept = _kept_sources(model)
     twice = {matrix.source for matrix in model.layout.matrices}
     for name, info in model.checkpoint.tensors.items():
         count = math.prod(info.shape) * (2 if name in twice else 1)
@@ -88,6 +90,11 @@ def _largest_part(model: Model) -> int:
         elif name in kept:
             outside += count
     return max(outside, *layers)
+
+
+def _kept_sources(model: Model) -> set[str]:
+    """Tensors of the files that answers take and that are published as they are."""
+    return {source for kept in model.layout.answering.values() for source in kept.sources}
 
 
 def _tokens(question: Question, config: dict[str, Any]) -> int:
@@ -101,7 +108,7 @@ def _picture_tokens(question: Question, config: dict[str, Any]) -> int:
 
     if "image_seq_length" in config:
         return int(config["image_seq_length"])
-    vision = config.get("vision_config") or {}
+    vision = config.get("thinker_config", config).get("vision_config") or {}
     side = int(vision.get("patch_size", 14)) * int(vision.get("spatial_merge_size", 1))
     if "image_size" in vision:
         return (int(vision["image_size"]) // side) ** 2

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.families.speaking import beside
 from mopeq_hub.questions.inputs import Row, answer_options
 
 if TYPE_CHECKING:
@@ -53,9 +54,9 @@ class _ReachedError(BaseException):
 class StagedModel:
     """Runs one part of a model at a time, with the weights that `weights` puts in place meanwhile.
 
-    before, layers, after: names of the parameters and persistent buffers that each part needs. around: those of
-    `before` that every part needs. tied: of those that have no values of their own, the name of what they share them
-    with. Hidden states are in the model's dtype.
+    before, layers, after: names of the parameters and persistent buffers that each part needs; what a model of several
+    has beside the one that answers is in none. around: those of `before` that every part needs. tied: of those that
+    have no values of their own, the name of what they share them with. Hidden states are in the model's dtype.
     """
 
     def __init__(self, model: "PreTrainedModel", blocks: str) -> None:
@@ -72,7 +73,8 @@ class StagedModel:
         self.layers = [self._names(layer) for layer in self._blocks.children()]
         self.after = self._names_after()
         elsewhere = set(self.after).union(*self.layers)
-        self.before = [name for name in self._meta if name not in elsewhere]
+        idle = beside(model)
+        self.before = [name for name in self._meta if name not in elsewhere and name.partition(".")[0] not in idle]
         known = {*self._names(model.get_input_embeddings()), *self.tied}
         inside = set(self._names(self._text)) - known
         self.around = [name for name in self.before if name in inside]

@@ -49,7 +49,7 @@ class Stage:
 
 def stages_of(layout: Layout, model: StagedModel) -> list[Stage]:
     """The parts in the order in which they run."""
-    kept = layout.kept
+    kept = layout.answering
     copies: dict[str, list[str]] = {}
     for name, original in model.tied.items():
         if name not in kept:

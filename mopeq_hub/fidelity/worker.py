@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mopeq_hub.checkpoint import Checkpoint, use_safetensors
+from mopeq_hub.families.speaking import speaking
 from mopeq_hub.fidelity.answers import Exam
 from mopeq_hub.fidelity.logits import compare, write_logits
 from mopeq_hub.questions import read_questions
@@ -61,7 +62,7 @@ def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if published and job["dtype"] == "float32":
         # transformers refuses to change the dtype of a quantized model, though these modules compute in any.
         torch.nn.Module.float(model)
-    model.eval()
+    speaking(model.eval())
     # Quantized modules keep their tensors in buffers, which the loader's own accounts may not cover.
     info_lists = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     return model, {

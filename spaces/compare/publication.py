@@ -11,6 +11,8 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download
 
 HERE = Path(__file__).resolve().parent
+SEEING = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+"""transformers' classes of models that are asked about pictures."""
 _METADATA = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#|/)([^)\s]+)\)")
 _PICTURE_ELSEWHERE = re.compile(r"!(\[[^\]]*\]\([a-z]+:)")
@@ -96,7 +98,7 @@ class Publication:
 
     @property
     def takes_pictures(self) -> bool:
-        return self.auto_class == "AutoModelForImageTextToText"
+        return self.auto_class in SEEING
 
     @classmethod
     def read(cls, path: Path = HERE / "publication.json") -> "Publication":

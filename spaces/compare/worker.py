@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import torch
 import transformers
 from PIL import Image
+from publication import SEEING
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -99,11 +100,14 @@ class Answerer:
         device = {"device_map": "auto"} if torch.cuda.is_available() else {}
         loader = getattr(transformers, auto_class)
         self.model = loader.from_pretrained(where, revision=revision, dtype="auto", **device).eval()
-        if auto_class == "AutoModelForImageTextToText":
-            self.processor = load_processor(where, revision, self.model.config)
+        # Of a model of several parts, the one that answers in text; only the whole knows where an answer ends.
+        speaker = getattr(self.model, "thinker", self.model)
+        if auto_class in SEEING:
+            self.processor = load_processor(where, revision, speaker.config)
         else:
             self.processor = AutoTokenizer.from_pretrained(where, revision=revision)
-        self.accepted = inspect.signature(self.model.forward).parameters
+        self.accepted = inspect.signature(speaker.forward).parameters
+        self.speaks = speaker is not self.model
 
     @torch.inference_mode()
     def answer(self, say: Say, picture: str | None, question: str, length: int, temperature: float, seed: int) -> None:
@@ -114,11 +118,15 @@ class Answerer:
         if temperature:
             how = {"do_sample": True, "temperature": temperature}
             torch.manual_seed(seed)
-        self.model.generate(**inputs, max_new_tokens=length, streamer=voice, **how)
+        self.model.generate(**inputs, **self.at_most(length), streamer=voice, **how)
         first, last, after_first = voice.times[0], voice.times[-1], len(voice.times) - 1
         rate = after_first / (last - first) if after_first else None
         gpu_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         say(event="done", first_token_seconds=first - started, tokens_per_second=rate, gpu_bytes=gpu_bytes)
+
+    def at_most(self, length: int) -> dict[str, Any]:
+        """The options for an answer in text of so many tokens."""
+        return {"return_audio": False, "thinker_max_new_tokens": length} if self.speaks else {"max_new_tokens": length}
 
     def prepare(self, picture: str | None, question: str) -> dict[str, Any]:
         if isinstance(self.processor, PreTrainedTokenizerBase):
@@ -170,7 +178,7 @@ def load_processor(where: str, revision: str | None, config: Any) -> Any:
         return AutoProcessor.from_pretrained(where, revision=revision)
     except (ImportError, ValueError) as error:
         placeholder = getattr(config, "image_token_id", None)
-        if "torchvision" not in str(error) or placeholder is None:
+        if "torchvision" not in str(error).lower() or placeholder is None:
             raise
     tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
     image_processor = AutoImageProcessor.from_pretrained(where, revision=revision)

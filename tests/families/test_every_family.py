@@ -27,7 +27,7 @@ def save(name: str, folder: Path) -> Path:
     import transformers
 
     auto_class = (
-        transformers.AutoModelForImageTextToText if zoo.takes_pictures(name) else transformers.AutoModelForCausalLM
+        transformers.AutoModelForMultimodalLM if zoo.takes_pictures(name) else transformers.AutoModelForCausalLM
     )
     torch.manual_seed(0)
     model = auto_class.from_config(zoo.config_of(name), dtype=torch.bfloat16)

@@ -21,10 +21,10 @@ from tests.families import zoo
 from tests.families.test_every_family import save
 from tests.fidelity.test_blocks import offers, whole
 
-LAYERS = ["deepseek_v4", "gpt_oss", "glm_moe_dsa", "qwen3_next", "zaya"]
+LAYERS = ["deepseek_v4", "gpt_oss", "glm_moe_dsa", "qwen3_next", "qwen3_omni_moe", "zaya"]
 """Layers of several streams, of two kinds of attention, that hand on what they attend to, that remember, and that come
 after weights of the text model's own."""
-EXPERTS = ["aria", "deepseek_v4", "ernie4_5_vl_moe", "gpt_oss", "llama4", "nemotron_h", "zaya"]
+EXPERTS = ["aria", "deepseek_v4", "ernie4_5_vl_moe", "gpt_oss", "llama4", "nemotron_h", "qwen3_omni_moe", "zaya"]
 """Transposed, clamped, in two modules a layer, biased and interleaved, called without a choice, ungated, skipped."""
 
 

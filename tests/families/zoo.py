@@ -127,6 +127,32 @@ def _qwen3_omni() -> Any:
     return _whole("qwen3_omni_moe_thinker", text, vision, audio_config=audio, audio_token_id=205, **_VISION)
 
 
+def _whole_qwen3_omni() -> Any:
+    text = _part(
+        "qwen3_omni_moe_talker_text",
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+        num_experts=4,
+        num_local_experts=4,
+        rope_parameters=_rope(2, 3, 3),
+    )
+    code = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "head_dim": 16, "num_code_groups": 4,
+    }  # fmt: skip
+    talker = {
+        "text_config": text, "code_predictor_config": code, "thinker_hidden_size": 64, "num_code_groups": 4,
+        "accept_hidden_layer": 1, "spatial_merge_size": 2,
+    }  # fmt: skip
+    waves = {
+        "codebook_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "decoder_dim": 32, "num_quantizers": 4,
+        "upsample_rates": [2, 2], "upsampling_ratios": [2],
+    }  # fmt: skip
+    kind: Any = CONFIG_MAPPING["qwen3_omni_moe"]
+    return kind(thinker_config=_qwen3_omni().to_dict(), talker_config=talker, code2wav_config=waves)
+
+
 def _ernie() -> Any:
     vision = {key: value for key, value in _QWEN.items() if key not in ("temporal_patch_size", "out_hidden_size")}
     more = {
@@ -159,6 +185,7 @@ _WHOLES: dict[str, Callable[[], Any]] = {
         {**_QWEN, "num_position_embeddings": 64},
         **_VISION,
     ),
+    "qwen3_omni_moe": _whole_qwen3_omni,
     "qwen3_omni_moe_thinker": _qwen3_omni,
     "glm4v_moe": lambda: _whole(
         "glm4v_moe",
@@ -254,6 +281,7 @@ def _pictures() -> dict[str, tuple[int, dict[str, torch.Tensor]]]:
     return {
         "qwen3_vl_moe": (4, twice),
         "qwen3_5_moe": (4, twice),
+        "qwen3_omni_moe": (4, twice),
         "qwen3_omni_moe_thinker": (4, twice),
         "glm4v_moe": (4, twice),
         "ernie4_5_vl_moe": (4, {"pixel_values": _random(16, 3 * 14 * 14), **grid}),
