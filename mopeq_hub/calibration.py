@@ -89,6 +89,22 @@ class LiveExpert:
         """What goes into down [t, width]."""
         return gate_of(self._module, self._form, self._place)(narrowed)
 
+    def finished(self, output: torch.Tensor) -> torch.Tensor:
+        """What the expert gives [t, hidden], of what down makes."""
+        bias = self.bias(1)
+        output = output if bias is None else output + bias
+        return self._module.post_expert_norm(output) if self._form.normed else output
+
+    def slope_before(self, slope: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """What a change of what down makes is worth [..., t, hidden], of what one of what the expert gives is; hidden
+        [t, width] is what goes into down."""
+        if not self._form.normed:
+            return slope
+        with torch.enable_grad():
+            output = (hidden @ self.weight(1).T).detach().requires_grad_()
+            given = self.finished(output)
+            return torch.stack([torch.autograd.grad(given, output, each, retain_graph=True)[0] for each in slope])
+
     def weight(self, part: int) -> torch.Tensor:
         """The weight [out, in] of the first matrices, stacked, or of down."""
         if not self._form.fused:

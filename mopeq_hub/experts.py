@@ -88,6 +88,7 @@ class Layout:
     matrices: routed experts' projections and other linear layers of the text model, in the order of the files.
     kept: by live name, tensors written as they are. modules: the live modules that hold routed experts, layer by layer.
     stacks: of the text model's layers, an encoder's first. routing: what chooses and feeds the experts.
+    aside: those that hold experts of other parts, which are published as they are, but each by itself.
     speaker, beside: of a model of several parts, the name of the one that answers in text, and those of the others.
     """
 
@@ -102,6 +103,7 @@ class Layout:
     layer_count: int
     experts_per_token: int
     routing: Routing
+    aside: tuple[ExpertsModule, ...] = ()
     speaker: str = ""
     beside: tuple[str, ...] = ()
 

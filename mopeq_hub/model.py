@@ -48,6 +48,11 @@ class Model:
         return whole if text in ("", whole) else f"{whole} over {text}"
 
     @property
+    def undivided(self) -> str:
+        """Why it cannot be measured block by block, in words that follow "a model"; empty where it can."""
+        return "with an encoder" if self.has_encoder else self.layout.family.undivided
+
+    @property
     def parts(self) -> str:
         """In words, which part of a model of several is quantized; empty where there is but one."""
         beside = " and ".join(self.layout.beside)

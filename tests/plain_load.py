@@ -52,6 +52,9 @@ def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     # auto-round's loader chooses half precision; what was loaded is compared in float32,
     # past the refusal that transformers puts before changing the dtype of a quantized model.
     torch.nn.Module.float(model)
+    for module in model.modules():
+        if hasattr(module, "config") and hasattr(module, "dtype"):
+            module.config.dtype = torch.float32
     given = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
     with torch.inference_mode():
         # Of models in several parts, the one that answers in text.

@@ -27,6 +27,13 @@ def beside(model: Any) -> tuple[str, ...]:
     return tuple(name for name, _ in model.named_children() if name != speaker) if speaker else ()
 
 
+def head_of(model: Any) -> Any:
+    """The module that makes logits of a live model's hidden states, of a part that has it where the whole does not say;
+    None where none does."""
+    parts = (part for part in model.modules() if hasattr(part, "get_output_embeddings"))
+    return next((head for part in parts if (head := part.get_output_embeddings()) is not None), None)
+
+
 def speaking(model: Any) -> Any:
     """The model, which from now on answers by the part that reads and writes text, under the names of the whole."""
     if speaker := speaker_of(model):

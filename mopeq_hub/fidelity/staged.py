@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.families.speaking import beside
+from mopeq_hub.families.speaking import beside, head_of
 from mopeq_hub.questions.inputs import Row, answer_options
 
 if TYPE_CHECKING:
@@ -142,9 +142,9 @@ class StagedModel:
 
     @contextmanager
     def _known(self, layer: int, given: Given, hidden: State | None) -> Iterator[None]:
-        """Layers before `layer` answer what is known; those whose answer nobody uses, a copy that may be spoilt."""
+        """Layers before `layer` answer what is known; those whose answer nobody uses, NaN, lest anybody does."""
         if hidden is not None:
-            copied = hidden_states(hidden).clone()
+            copied = torch.full_like(hidden_states(hidden), torch.nan)
             self._earlier, self._hidden = copied if torch.is_tensor(hidden) else (copied, *hidden[1:]), hidden
         self._layer, self._given = layer, given
         embeddings = self._model.get_input_embeddings()
@@ -202,8 +202,9 @@ class StagedModel:
         """Of what follows the decoder layers: the text model's later children, as transformers orders them, and the
         head."""
         children = list(self._text.children())
-        later = children[children.index(self._blocks) + 1 :]
-        head = self._model.get_output_embeddings()
+        # What holds buffers alone, such as a rotary embedding, runs before the layers, wherever it stands.
+        later = [each for each in children[children.index(self._blocks) + 1 :] if any(True for _ in each.parameters())]
+        head = head_of(self._model)
         return self._names(*later, *([head] if head is not None else []))
 
     def _place(self, name: str, tensor: torch.Tensor) -> None:

@@ -60,8 +60,7 @@ def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     safe = use_safetensors(folder)
     model, info = auto_class.from_pretrained(folder, output_loading_info=True, use_safetensors=safe, **options)
     if published and job["dtype"] == "float32":
-        # transformers refuses to change the dtype of a quantized model, though these modules compute in any.
-        torch.nn.Module.float(model)
+        _make_float32(model)
     speaking(model.eval())
     # Quantized modules keep their tensors in buffers, which the loader's own accounts may not cover.
     info_lists = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
@@ -71,6 +70,15 @@ def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         "widths": _widths(model),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+
+
+def _make_float32(model: Any) -> None:
+    """Have a quantized model compute in float32. transformers refuses that, though these modules compute in any dtype;
+    some vision parts go by what their config says."""
+    torch.nn.Module.float(model)
+    for module in model.modules():
+        if hasattr(module, "config") and hasattr(module, "dtype"):
+            module.config.dtype = torch.float32
 
 
 def prepare(folder: Path, auto_class: str) -> dict[str, Any]:
