@@ -135,6 +135,15 @@ def quantization_config(layout: Layout, bitmap: BitMap, recipe: Recipe) -> dict[
     }
 
 
+def of_part(config: dict[str, Any], part: str) -> dict[str, Any]:
+    """The `quantization_config` of a model for one of its parts, in which all that is quantized is, under the names
+    that it has where that part is loaded alone."""
+    blocks = [name.removeprefix(f"{part}.") for name in config["block_name_to_quantize"].split(",")]
+    before = rf"^{re.escape(part)}\."
+    rules = {f"^{rule.removeprefix(before)}": width for rule, width in config["extra_config"].items()}
+    return {**config, "block_name_to_quantize": ",".join(blocks), "extra_config": rules}
+
+
 def expert_rules(experts: str, widths: list[Widths], modules: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """The expressions for one experts module, itself given as one, and its experts' widths: one for each width, and
     one for each projection and width of experts whose projections differ. modules: where in it the projections are, as

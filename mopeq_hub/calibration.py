@@ -12,6 +12,7 @@ from mopeq_hub.checkpoint import use_safetensors
 from mopeq_hub.experts import Matrix
 from mopeq_hub.families.base import ExpertsModule
 from mopeq_hub.families.gating import gate_of
+from mopeq_hub.families.speaking import speaking
 from mopeq_hub.model import Model
 from mopeq_hub.packing import Packed, dequantize, quantize
 from mopeq_hub.questions import read_questions
@@ -32,7 +33,7 @@ def load(job: dict[str, Any]) -> Any:
     safe = use_safetensors(Path(job["folder"]))
     trusted = job.get("trusted", False)
     options = {"dtype": dtype, "use_safetensors": safe, "trust_remote_code": trusted}
-    return auto_class.from_pretrained(job["folder"], **options).eval()
+    return speaking(auto_class.from_pretrained(job["folder"], **options).eval())
 
 
 class Rounded:
@@ -83,6 +84,22 @@ class LiveExpert:
     def gated(self, narrowed: torch.Tensor) -> torch.Tensor:
         """What goes into down [t, width]."""
         return gate_of(self._module, self._form, self._place)(narrowed)
+
+    def finished(self, output: torch.Tensor) -> torch.Tensor:
+        """What the expert gives [t, hidden], of what down makes."""
+        bias = self.bias(1)
+        output = output if bias is None else output + bias
+        return self._module.post_expert_norm(output) if self._form.normed else output
+
+    def slope_before(self, slope: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """What a change of what down makes is worth [..., t, hidden], of what one of what the expert gives is; hidden
+        [t, width] is what goes into down."""
+        if not self._form.normed:
+            return slope
+        with torch.enable_grad():
+            output = (hidden @ self.weight(1).T).detach().requires_grad_()
+            given = self.finished(output)
+            return torch.stack([torch.autograd.grad(given, output, each, retain_graph=True)[0] for each in slope])
 
     def weight(self, part: int) -> torch.Tensor:
         """The weight [out, in] of the first matrices, stacked, or of down."""

@@ -367,8 +367,10 @@ def space(
 def families(as_json: AsJson = False) -> None:
     """The kinds of models that were proven: what config.json says, how their experts are stored, what loads them."""
     from mopeq_hub.families.proven import PROVEN, table
+    from mopeq_hub.families.stated import REFUSED
 
-    show({"families": [kind.to_dict() for kind in PROVEN]}, as_json, table)
+    refused = [{"model_type": family.model_type, "why": family.refused} for family in REFUSED]
+    show({"families": [kind.to_dict() for kind in PROVEN], "refused": refused}, as_json, table)
 
 
 @app.command()

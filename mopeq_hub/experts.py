@@ -109,6 +109,8 @@ class Layout:
     matrices: routed experts' projections and other linear layers of the text model, in the order of the files.
     kept: by live name, tensors written as they are. modules: the live modules that hold routed experts, layer by layer.
     stacks: of the text model's layers, an encoder's first. routing: what chooses and feeds the experts.
+    aside: those that hold experts of other parts, which are published as they are, but each by itself.
+    speaker, beside: of a model of several parts, the name of the one that answers in text, and those of the others.
     """
 
     family: Family
@@ -122,6 +124,9 @@ class Layout:
     layer_count: int
     experts_per_token: int
     routing: Routing
+    aside: tuple[ExpertsModule, ...] = ()
+    speaker: str = ""
+    beside: tuple[str, ...] = ()
 
     @cached_property
     def experts(self) -> dict[Expert, list[Matrix]]:
@@ -177,6 +182,11 @@ class Layout:
         weights = (kept for name, kept in self.kept.items() if name.endswith(".weight") and len(kept.shape) == 2)
         inside = (kept.name for kept in weights if layer_number(self.stacks, kept.name) is not None)
         return [name.removesuffix(".weight") for name in inside]
+
+    @cached_property
+    def answering(self) -> dict[str, Kept]:
+        """What is kept of the part that answers in text, which is all of most models."""
+        return {name: kept for name, kept in self.kept.items() if name.partition(".")[0] not in self.beside}
 
     @property
     def blocks(self) -> str:

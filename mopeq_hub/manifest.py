@@ -77,6 +77,7 @@ def build(
             "layers": layout.layer_count,
             "experts_per_token": layout.experts_per_token,
             **({"projections": projections} if projections != dict(UNFUSED) else {}),
+            **({"parts": {"speaker": layout.speaker, "beside": list(layout.beside)}} if layout.speaker else {}),
         },
         "signal": profile.signal,
         "spread": spread_of(profile, recipe),

@@ -13,7 +13,7 @@ from typing import Any
 from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Alike, Layout, alike
-from mopeq_hub.families import identify, text_model_type
+from mopeq_hub.families import SEEING, identify, text_model_type
 from mopeq_hub.placing import read_layout
 from mopeq_hub.remote_code import RemoteCode, code_of
 from mopeq_hub.source import Source, companions, open_source, read_json
@@ -44,7 +44,7 @@ class Model:
 
     @property
     def takes_pictures(self) -> bool:
-        return self.layout.task == "image-text-to-text"
+        return self.layout.task in SEEING
 
     @property
     def has_encoder(self) -> bool:
@@ -65,9 +65,13 @@ class Model:
     @cached_property
     def active_weights(self) -> int:
         """Weights that one token is multiplied with."""
-        inside = self.layout.routed_size
-        experts = len(self.layout.experts) // len(self.layout.modules_of)
-        return self.checkpoint.size - inside + inside * self.layout.experts_per_token // experts
+        layout, tensors = self.layout, self.checkpoint.tensors
+        inside = layout.routed_size
+        apart = [kept for name, kept in layout.kept.items() if name not in layout.answering]
+        beside = {source for kept in apart for source in kept.sources}
+        outside = self.checkpoint.size - inside - sum(tensors[source].size for source in beside)
+        experts = len(layout.experts) // len(layout.modules_of)
+        return outside + inside * layout.experts_per_token // experts
 
     @cached_property
     def largest_part(self) -> int:
@@ -79,7 +83,7 @@ class Model:
             for layer, count in Counter(expert.layer for expert, _ in each.places).items():
                 layers[layer] += 2 * count * each.size
         twice = {matrix.source for matrix in layout.rest}
-        kept = {source for each in layout.kept.values() for source in each.sources}
+        kept = {source for each in layout.answering.values() for source in each.sources}
         for name in twice | kept:
             size = 2 * tensors[name].size if name in twice else tensors[name].size
             if name in layout.layer_of:
@@ -87,6 +91,17 @@ class Model:
             elif name in kept:
                 outside += size
         return max(outside, *layers)
+
+    @property
+    def undivided(self) -> str:
+        """Why it cannot be measured block by block, in words that follow "a model"; empty where it can."""
+        return "with an encoder" if self.has_encoder else self.layout.family.undivided
+
+    @property
+    def parts(self) -> str:
+        """In words, which part of a model of several is quantized; empty where there is but one."""
+        beside = " and ".join(self.layout.beside)
+        return f"its {self.layout.speaker} is quantized; {beside} stay as they are" if beside else ""
 
     @cached_property
     def absent(self) -> str | None:

@@ -1,7 +1,7 @@
 """Placing: every tensor of a checkpoint finds its part in the live model, by the way that transformers itself takes."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from mopeq_hub import mxfp4
 from mopeq_hub.checkpoint import Checkpoint, TensorInfo
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.experts import Expert, Layout, Matrix, Stack, layer_number
-from mopeq_hub.families.base import ExpertsModule, Family, Fused
+from mopeq_hub.families.base import ExpertsModule, Family, Form, Fused
 from mopeq_hub.families.listed import listed_forms
 from mopeq_hub.families.live import LiveModel
 from mopeq_hub.families.routing import find_routing
@@ -73,9 +73,11 @@ class _Placer:
 
         self._checkpoint, self._family, self._live, self._where = checkpoint, family, live, where
         modules = dict(live.model.named_modules())
-        self._modules = self._experts_modules(modules)
+        self._modules, self._aside = self._experts_modules(modules)
         self._fused = {
-            f"{module.name}.{part.name}": (module, part) for module in self._modules for part in module.form.fused
+            f"{module.name}.{part.name}": (module, part)
+            for module in (*self._modules, *self._aside)
+            for part in module.form.fused
         }
         self._biases = {f"{name}_bias": held for name, held in self._fused.items() if held[0].form.biased}
         self._own = {
@@ -97,11 +99,16 @@ class _Placer:
         self._ignored: list[str] = []
         self._converted: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
         self._alike: dict[tuple[str, str], _Stacked | None] = {}
-        self._in_layer = {layer: [*modules] for layer, modules in groupby(self._modules, lambda each: each.layer)}
+        self._in_layer = {
+            layer: [*modules] for layer, modules in groupby((*self._modules, *self._aside), lambda each: each.layer)
+        }
 
-    def _experts_modules(self, modules: dict[str, Any]) -> list[ExpertsModule]:
-        """The live modules of the routed experts, in the order of the layers. Raises MopeqError where there are none,
-        or some outside the list of decoder layers, an encoder's and a decoder's aside."""
+    def _experts_modules(self, modules: dict[str, Any]) -> tuple[list[ExpertsModule], list[ExpertsModule]]:
+        """The live modules of the text model's routed experts, in the order of the layers, and those of other parts
+        that auto-round's loader takes apart with them, numbered down from -1 as if each were a layer.
+
+        Raises MopeqError where there are none, or some in several lists of layers, an encoder's and a decoder's aside.
+        """
         forms = {name: form for name, module in modules.items() if (form := self._family.form(module))}
         forms = forms or listed_forms(self._live.model)
         if not forms:
@@ -110,12 +117,17 @@ class _Placer:
                 "apart into single ones, and no list of single ones beside a router",
                 "this kind of model is not supported",
             )
-        lists = list(dict.fromkeys(re.split(r"\.\d+\.", name)[0] for name in forms))
-        if len(lists) > 1 and not getattr(self._live.model.config, "is_encoder_decoder", False):
-            raise MopeqError(
-                f"{self._where} has experts in two parts, {lists[0]} and {lists[1]}",
-                "this kind of model is not supported",
-            )
+        others: dict[str, Form] = {}
+        if len(_lists(forms)) > 1 and not getattr(self._live.model.config, "is_encoder_decoder", False):
+            text = self._text_model(modules)
+            others = {name: form for name, form in forms.items() if not name.startswith(text)}
+            forms = {name: form for name, form in forms.items() if name not in others}
+            if len(_lists(forms)) > 1:
+                one, other, *_ = _lists(forms)
+                raise MopeqError(
+                    f"{self._where} has experts in two parts, {one} and {other}", "this kind of model is not supported"
+                )
+        lists = _lists(forms)
         lengths = [len(list(modules[name].children())) for name in lists]
         self._stacks = tuple(Stack(name, sum(lengths[:place])) for place, name in enumerate(lists))
         self._layer_count = sum(lengths)
@@ -124,22 +136,31 @@ class _Placer:
         for name, form in forms.items():
             layer = layer_number(self._stacks, name)
             assert layer is not None
-            if form.fused:
-                count = self._live.shapes[f"{name}.{form.fused[-1].name}"][0]
-            else:
-                count = len(list(modules[name].children()))
+            count = self._count(name, form, modules[name])
             found.append(ExpertsModule(name, layer, first.get(layer, 0), count, form))
             first[layer] = first.get(layer, 0) + count
-        return found
+        return found, [
+            ExpertsModule(name, -number, 0, self._count(name, form, modules[name]), form)
+            for number, (name, form) in enumerate(others.items(), 1)
+        ]
+
+    def _text_model(self, modules: dict[str, Any]) -> str:
+        """What the live names of everything in the text model begin with."""
+        decoder = self._live.model.get_decoder()
+        return next((f"{name}." for name, module in modules.items() if name and module is decoder), "")
+
+    def _count(self, name: str, form: Form, module: Any) -> int:
+        """How many experts a module holds."""
+        return self._live.shapes[f"{name}.{form.fused[-1].name}"][0] if form.fused else len(list(module.children()))
 
     def place(self, info: TensorInfo) -> None:
         if placed := self._of_one_expert(info):
-            self._matrices.append(placed)
+            self._take([placed])
             return
         live_name, pattern, converter = self._live.name_of(info.name)
         if live_name in self._fused:
             self._check_dtype(info)
-            self._matrices += self._of_experts(info, *self._fused[live_name], pattern, converter)
+            self._take(self._of_experts(info, *self._fused[live_name], pattern, converter))
         elif live_name in self._biases and converter is None:
             self._place_biases(info, *self._biases[live_name])
         elif live_name not in self._live.shapes:
@@ -149,6 +170,15 @@ class _Placer:
                 self._converted.setdefault(live_name, (converter, []))[1].append((info.name, pattern))
         else:
             self._place_one(info, live_name)
+
+    def _take(self, made: Iterable[Matrix]) -> None:
+        """Experts' projections: those beside the text model, whose layers are numbered below 0, stay as they are."""
+        for matrix in made:
+            if matrix.expert is not None and matrix.expert.layer < 0:
+                kept = self._apart(matrix)
+                self._kept[kept.name] = kept
+            else:
+                self._matrices.append(matrix)
 
     def _of_one_expert(self, info: TensorInfo) -> Matrix | None:
         """The projection that this is, where the live model has a layer's experts in one and the file one by one."""
@@ -239,6 +269,18 @@ class _Placer:
                 f"{info.name} of {self._where} is stored in a form that is not supported yet", "report the model's name"
             )
 
+    def _apart(self, matrix: Matrix) -> Kept:
+        """An expert's projection beside the text model, kept as it is under its own name.
+
+        Raises MopeqError where the file holds several in one tensor.
+        """
+        if matrix.index is not None:
+            raise MopeqError(
+                f"{matrix.source} of {self._where} is stored in a form that is not supported yet",
+                "report the model's name",
+            )
+        return Kept(f"{matrix.name}.weight", (matrix.source,), matrix.shape)
+
     def _stacked(self, info: TensorInfo, module: ExpertsModule, part: Fused, kinds: list[str]) -> Iterator[Matrix]:
         """Every expert's projections in a file that stores a layer's experts as one 3-D tensor.
 
@@ -300,10 +342,13 @@ class _Placer:
             kept=self._kept,
             ignored=tuple(self._ignored),
             modules=tuple(self._modules),
+            aside=tuple(self._aside),
             stacks=self._stacks,
             layer_count=self._layer_count,
             experts_per_token=live.experts_per_token,
             routing=self._routing,
+            speaker=live.speaker,
+            beside=live.beside,
         )
         missing = self._missing_experts(layout) + self._missing_tensors(layout)
         if missing:
@@ -359,7 +404,19 @@ class _Placer:
         """Tensors of the live model outside the experts that the file does not hold, but for those tied to another."""
         present = set(layout.kept) | {f"{matrix.name}.weight" for matrix in layout.rest}
         present |= {f"{name}.weight" for name in self._own}
-        return sorted(set(self._live.shapes) - present - set(self._fused) - set(self._biases) - self._live.tied)
+        wanted = {
+            f"{module.matrix_name(index, projection)}.weight"
+            for module in self._aside
+            for index in range(module.count)
+            for projection in module.form.projections
+        }
+        wanted |= set(self._live.shapes)
+        return sorted(wanted - present - set(self._fused) - set(self._biases) - self._live.tied)
+
+
+def _lists(modules: Iterable[str]) -> list[str]:
+    """The lists of layers that these modules are in."""
+    return list(dict.fromkeys(re.split(r"\.\d+\.", name)[0] for name in modules))
 
 
 def _natural(name: str) -> list[Any]:

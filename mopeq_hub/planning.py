@@ -65,6 +65,8 @@ def plan(
     opened = open_model(model, trust_remote_code=trust_remote_code) if isinstance(model, str) else model
     asked = asked.askable(opened.takes_pictures)
     rehearse(opened, recipe, progress)
+    if opened.parts:
+        progress.say(opened.parts)
     recipe = settled_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
     measures = {}
     for bits in recipe.bits:
@@ -85,7 +87,7 @@ def plan(
     ]
     original = {"name": "original", "bytes": opened.checkpoint.nbytes, "experts_bpw": None}
     needs = needs_for(opened, recipe, asked, workplace.home(), to_hub=True, stream=None)
-    cost = None if opened.has_encoder else estimate(opened, asked)
+    cost = None if opened.undivided else estimate(opened, asked)
     return Plan(recipe, [original, *choices], manifest, profile, cost, needs)
 
 
@@ -136,14 +138,14 @@ def needs_for(
     widest = BitMap.uniform(model.layout, max(recipe.bits))
     outputs = output_bytes(model, widest, recipe)
     profiled, tries = profiles.is_kept(model, recipe), recipe.allocator == MEASURED
-    if recipe.quantizer in CALIBRATED or recipe.signal in RUNNING or tries or (questions and model.has_encoder):
+    if recipe.quantizer in CALIBRATED or recipe.signal in RUNNING or tries or (questions and model.undivided):
         # The whole model is run before the first weight is written, or once all are.
         stream = False
     needs = needs_of(model, [*outputs.values()], place, to_hub=to_hub, profiled=profiled, passing=stream)
     if tries or (recipe.signal in RUNNING and not profiled):
         running = memory_needed(model, recipe.bits) if tries else memory_of(model, recipe)
         needs = replace(needs, memory=max(needs.memory, running))
-    if questions is None or model.has_encoder or not (needs.passing or way_of(model, workplace.free_memory()).blocks):
+    if questions is None or model.undivided or not (needs.passing or way_of(model, workplace.free_memory()).blocks):
         return needs
     proof = estimate(model, questions)
     # The proof rides along, or comes afterwards, when nothing else is in memory.

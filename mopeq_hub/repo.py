@@ -9,7 +9,7 @@ from typing import Any
 
 from mopeq_hub import manifest as manifests
 from mopeq_hub import profiles
-from mopeq_hub.bitmap import BitMap, quantization_config
+from mopeq_hub.bitmap import BitMap, of_part, quantization_config
 from mopeq_hub.engines import Engine
 from mopeq_hub.engines.local import LOCAL
 from mopeq_hub.errors import MopeqError
@@ -54,7 +54,7 @@ def _check_usable(model: Model) -> None:
     names = companions(model.source)
     if not any(_OF_A_TOKENIZER.match(name) for name in names):
         raise MopeqError(f"{model.source.name} has no tokenizer", "add tokenizer.json or what its tokenizer is made of")
-    if model.layout.task == "image-text-to-text" and not {*PICTURES} & {*names}:
+    if model.takes_pictures and not {*PICTURES} & {*names}:
         raise MopeqError(
             f"{model.source.name} has no processor_config.json and no preprocessor_config.json",
             "add the file that says how pictures are prepared",
@@ -81,7 +81,11 @@ def build(
     cannot be written.
     """
     _check_usable(model)
-    rehearse(model, recipe, progress)
+    if bitmap is None:
+        # Whoever gives one compares it with what was tried before.
+        rehearse(model, recipe, progress)
+        if model.parts:
+            progress.say(model.parts)
     profile = (
         profiles.checked(profile, model, recipe)
         if profile
@@ -102,8 +106,11 @@ def build(
     for name in companions(model.source):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         _take_over(model.source.path(name), folder / name, model.trusted)
-    config = model.config if model.code else _without_code(model.config)
-    config = {**config, "quantization_config": quantization_config(model.layout, bitmap, recipe)}
+    widths = quantization_config(model.layout, bitmap, recipe)
+    config = {**(model.config if model.code else _without_code(model.config)), "quantization_config": widths}
+    if speaker := model.layout.speaker:
+        # The part that answers may be loaded alone, by its own class, from the same files.
+        config[f"{speaker}_config"] = {**config[f"{speaker}_config"], "quantization_config": of_part(widths, speaker)}
     if model.has_encoder and stored_dtype(model) == "float32":
         # The loader makes float16 of float32, which the activations of T5's kin go beyond.
         config = {key: value for key, value in config.items() if key != "torch_dtype"} | {"dtype": "bfloat16"}

@@ -23,6 +23,7 @@ from mopeq_hub.report import (
     needs_help,
     one_line,
     required,
+    takes_pictures,
 )
 from mopeq_hub.report.templating import render
 from mopeq_hub.resources import spaces
@@ -55,7 +56,7 @@ def render_space(folder: Path, manifest: dict[str, Any], model: str, original: s
         {"yaml": _yaml_string},
         title=publication["title"],
         task=manifest["model"]["task"],
-        takes_pictures=manifest["model"]["task"] == "image-text-to-text",
+        takes_pictures=takes_pictures(manifest),
         licence=licence if isinstance(licence, str) and _LICENCE.fullmatch(licence) else None,
         page=page,
         on_hub=[name for name in (model, original) if name and _page(folder, name)],
@@ -113,7 +114,7 @@ def _publication(folder: Path, manifest: dict[str, Any], model: str, original: s
         "original": original,
         "original_revision": source["commit"] if is_source else None,
         "auto_class": manifest["model"]["auto_class"],
-        "takes_pictures": manifest["model"]["task"] == "image-text-to-text",
+        "takes_pictures": takes_pictures(manifest),
         "brings_code": brings_code(manifest) and not theirs,
         "trusts_code": bool(theirs),
         "needs_help": needs_help(manifest),

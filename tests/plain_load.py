@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from transformers import (  # noqa: E402
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
     PreTrainedConfig,
 )
@@ -44,7 +44,7 @@ def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     classes = PreTrainedConfig.get_config_dict(name, **options)[0].get("auto_map", {})
     options |= {"trust_remote_code": True} if classes else {}
     config = AutoConfig.from_pretrained(name, **options)
-    auto_class: Any = AutoModelForImageTextToText
+    auto_class: Any = AutoModelForMultimodalLM
     if config.architectures[0].endswith("ForCausalLM") or "AutoModelForCausalLM" in classes:
         auto_class = AutoModelForCausalLM
     elif config.is_encoder_decoder:
@@ -54,9 +54,13 @@ def answer(folder: str, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     # auto-round's loader chooses half precision; what was loaded is compared in float32,
     # past the refusal that transformers puts before changing the dtype of a quantized model.
     torch.nn.Module.float(model)
+    for module in model.modules():
+        if hasattr(module, "config") and hasattr(module, "dtype"):
+            module.config.dtype = torch.float32
     given = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
     with torch.inference_mode():
-        logits = model(**given, use_cache=False).logits.float()
+        # Of models in several parts, the one that answers in text.
+        logits = getattr(model, "thinker", model)(**given, use_cache=False).logits.float()
     trouble = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     found = {"logits": logits, "trouble": trouble, "home": type(model).__module__.split(".")[0]}
     if config.is_encoder_decoder:

@@ -150,7 +150,7 @@ def dense(folder: Path) -> None:
 
 
 def unsupported_mixture(folder: Path) -> None:
-    edit_json(folder / "config.json", lambda config: config["text_config"].update(model_type="jetmoe"))
+    edit_json(folder / "config.json", lambda config: config["text_config"].update(model_type="llama"))
 
 
 def unknown_kind(folder: Path) -> None:
@@ -187,7 +187,7 @@ DAMAGES = {
     no_processor: ("copied-model has no processor_config.json",),
     broken_config: ("config.json", "not JSON"),
     dense: ("llava over llama", "not a mixture of experts"),
-    unsupported_mixture: ("copied-model", "text model jetmoe", "auto-round's loader", "not supported"),
+    unsupported_mixture: ("copied-model", "text model llama", "auto-round's loader", "not supported"),
     unknown_kind: ("'nosuch' of copied-model", "transformers", "install"),
     code_of_its_own: ("'nosuch' of copied-model", "modeling.Model", "add --trust-remote-code"),
     unknown_architecture: ("NoSuchModel", "transformers"),

@@ -8,12 +8,17 @@ from mopeq_hub.families.deepseek_vl2 import DEEPSEEK_VL2
 from mopeq_hub.families.ernie4_5_vl_moe import ERNIE4_5_VL_MOE
 from mopeq_hub.families.llama4 import LLAMA4
 from mopeq_hub.families.molmoe import MOLMOE
+from mopeq_hub.families.muse_spark import MUSE_SPARK
+from mopeq_hub.families.qwen3_omni_moe import QWEN3_OMNI_MOE
 from mopeq_hub.families.stated import STATED
+from mopeq_hub.families.step3p7 import STEP3P7
 from mopeq_hub.families.switch_transformers import SWITCH_TRANSFORMERS
 
-_OWN_FILES = (DEEPSEEK_VL2, MOLMOE, ERNIE4_5_VL_MOE, LLAMA4, SWITCH_TRANSFORMERS)
+_OWN_FILES = (DEEPSEEK_VL2, MOLMOE, ERNIE4_5_VL_MOE, LLAMA4, MUSE_SPARK, QWEN3_OMNI_MOE, STEP3P7, SWITCH_TRANSFORMERS)
 _FAMILIES = {family.model_type: family for family in (*_OWN_FILES, *STATED)}
 """Families with something to state; of all others transformers tells everything."""
+SEEING = ("image-text-to-text", "any-to-any")
+"""The Hub's names for what models do that are asked about pictures."""
 _TEXT_CONFIGS = ("text_config", "language_config", "thinker_config", "llm_config")
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 

@@ -36,6 +36,7 @@ class Form:
     """How a live experts module holds its experts: `fused`, parameters [experts, out, in], or [experts, in, out] where
     it is `transposed`; `biased` ones have a parameter `<name>_bias` [experts, out] beside each. modules: by projection,
     its linear layer within the module at load time, `{}` the expert's number; where nothing is fused, also before.
+    normed: what each expert gives goes through the module's `post_expert_norm` before it is weighed.
 
     Where gate and up are interleaved in the live module, auto-round's loader still calls the first half of their rows
     gate and the second up, and puts both together again before the module's own activation: so do we.
@@ -45,6 +46,7 @@ class Form:
     transposed: bool
     biased: bool
     modules: tuple[tuple[str, str], ...] = UNFUSED
+    normed: bool = False
 
     @cached_property
     def projections(self) -> dict[str, str]:
@@ -78,6 +80,8 @@ class Family:
     packed layers do not have, as sparse attention's indexers do to compute in its dtype.
     normalized: whether the weights of the experts that are chosen are made to sum to 1, where the config says nothing.
     routed_otherwise: in one line, what signals of a layer's weights do not know of its routing; empty if nothing.
+    undivided: why no model of this kind can be run part by part, in words that follow "a model"; empty where all can.
+    refused: in one line, why models of this kind cannot be published; empty where they can.
     """
 
     model_type: str
@@ -85,6 +89,8 @@ class Family:
     whole: tuple[str, ...] = ("indexer.weights_proj",)
     normalized: bool = True
     routed_otherwise: str = ""
+    undivided: str = ""
+    refused: str = ""
 
     def form(self, module: "torch.nn.Module") -> Form | None:
         """How this live module holds routed experts; None where it holds none that auto-round's loader takes apart.
@@ -100,5 +106,6 @@ class Family:
         return re.escape(module)
 
     def trouble_with(self, config: dict[str, Any]) -> str:
-        """Why a model with this config.json is none of this family, though its model type says so; empty if it is."""
-        return ""
+        """Why a model with this config.json is none of this family, though its model type says so, or is refused as all
+        of it are; empty if it is one."""
+        return self.refused

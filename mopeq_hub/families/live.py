@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.families.speaking import beside, speaker_of, speaking
 from mopeq_hub.modeling.registry import added
 from mopeq_hub.remote_code import RemoteCode, lacking
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LiveModel:
-    """A model on the meta device. `task` is the Hub's name for what it does, `auto_class` the class that loads it."""
+    """A model on the meta device. `task` is the Hub's name for what it does, `auto_class` the class that loads it.
+    speaker, beside: of a model of several parts, the name of the one that answers in text, and those of the others."""
 
     model: "PreTrainedModel"
     experts_per_token: int
@@ -38,6 +40,8 @@ class LiveModel:
     converters: list[Any]
     shapes: dict[str, tuple[int, ...]]
     tied: frozenset[str]
+    speaker: str
+    beside: tuple[str, ...]
 
     @classmethod
     def build(
@@ -87,7 +91,7 @@ class LiveModel:
                 "this kind of model is not supported; a newer version of its code may be",
             )
         return cls(
-            model=model,
+            model=speaking(model),
             experts_per_token=experts_per_token,
             task=task,
             auto_class=auto_class.__name__,
@@ -95,6 +99,8 @@ class LiveModel:
             converters=[step for step in mapping if isinstance(step, WeightConverter)],
             shapes={name: tuple(value.shape) for name, value in model.state_dict().items()},
             tied=tied,
+            speaker=speaker_of(model),
+            beside=beside(model),
         )
 
     def name_of(self, source_name: str) -> tuple[str, str | None, Any]:
@@ -263,6 +269,10 @@ def _task(config: Any) -> tuple[str, Any]:
     own = added(config.model_type)
     if own and own.processor:
         return "image-text-to-text", transformers.AutoModelForImageTextToText
+    known = transformers.models.auto.modeling_auto
+    by_all_senses = config.model_type in known.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+    if by_all_senses and config.model_type not in known.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return "any-to-any", transformers.AutoModelForMultimodalLM
     architecture = next(iter(config.architectures or []), None)
     model_class = getattr(transformers, architecture or "", None)
     if model_class is None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mopeq_hub.families import text_model_type
+from mopeq_hub.families.stated import REFUSED
 from mopeq_hub.modeling.mends import mend_for
 from mopeq_hub.modeling.registry import added
 
@@ -62,17 +63,26 @@ _SEEING = (
     Kind("aria", "aria_text", fused=True),
     Kind("deepseek_ocr2", "deepseek_ocr2_text"),
     Kind("deepseek_vl_v2", "deepseek_v2"),
+    Kind("dots3_note", "dots3_note_text"),
     Kind("ernie4_5_vl_moe", "ernie4_5_vl_moe_text"),
     Kind("gemma4", "gemma4_text", fused=True),
     Kind("glm4v_moe", "glm4v_moe_text"),
+    Kind("glm5_next", "glm5_next_text"),
+    Kind("inkling2", "inkling2_text", fused=True),
+    Kind("inkling_mm_model", "inkling_text", fused=True),
     Kind("kimi_k25", "deepseek_v3"),
     Kind("llama4", "llama4_text", fused=True),
     Kind("minimax_m3_vl", "minimax_m3_vl_text"),
     Kind("mistral_large4", "mistral_large4_text"),
     Kind("molmo", "molmo"),
+    Kind("muse_spark", "muse_spark_text", fused=True),
+    Kind("nemotron_h_omni", "nemotron_h"),
     Kind("qwen3_5_moe", "qwen3_5_moe_text"),
+    Kind("qwen3_omni_moe", "qwen3_omni_moe_text"),
     Kind("qwen3_omni_moe_thinker", "qwen3_omni_moe_text"),
     Kind("qwen3_vl_moe", "qwen3_vl_moe_text", fused=True),
+    Kind("qwen4_exp", "qwen4_exp_text"),
+    Kind("step3p7", "step3p5", fused=True),
     Kind("unlimited_ocr", "unlimited_ocr_text"),
     Kind("idefics3", "mixtral"),
     Kind("internvl", "gpt_oss", fused=True),
@@ -100,17 +110,20 @@ def table() -> str:
     rows += [(kind.name, kind.stored, kind.loads.replace("`", "")) for kind in PROVEN]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    refused = [f"{family.model_type} is refused: {family.refused}." for family in REFUSED]
     composites = f"{', '.join(COMPOSITES[:-1])} and {COMPOSITES[-1]}"
-    return "\n".join([*lines, "", f"{composites} are proven over any text model above."])
+    return "\n".join([*lines, "", f"{composites} are proven over any text model above.", *refused])
 
 
 def summary() -> str:
-    """The kinds in Markdown, those alike in a row: the README's table."""
+    """The kinds in Markdown, those alike in a row, and those that are refused: the README's table."""
     alike: dict[tuple[str, str], list[str]] = {}
     for kind in PROVEN:
         alike.setdefault((kind.loads, kind.stored), []).append(f"`{kind.name}`")
     rows = [f"| {', '.join(names)} | {stored} | {loads} |" for (loads, stored), names in alike.items()]
-    return "\n".join(["| model types | experts in the source | a publication loads by |", "| --- | --- | --- |", *rows])
+    refused = [f"- `{family.model_type}`: {family.refused}." for family in REFUSED]
+    head = ["| model types | experts in the source | a publication loads by |", "| --- | --- | --- |"]
+    return "\n".join([*head, *rows, "", "Refused before anything is downloaded:", "", *refused])
 
 
 def is_proven(config: dict[str, Any]) -> bool:

@@ -52,6 +52,8 @@ def find_routing(model: "nn.Module", family: Family, modules: Sequence[ExpertsMo
     routers, norms, biases, trouble, offset, scores = {}, {}, {}, family.routed_otherwise, 0.0, "softmax"
     if any(module.form.biased for module in modules):
         trouble = trouble or "its experts have biases, which are left out of account"
+    if any(module.form.normed for module in modules):
+        trouble = trouble or "what its experts give goes through a norm, which is left out of account"
     for module in modules:
         name, layer, count = module.name, module.layer, module.count
         if layer in routers:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mopeq_hub.questions import Question
-from mopeq_hub.questions.inputs import Encoder, Row, batches, placed
+from mopeq_hub.questions.inputs import Encoder, Row, batches, to_generate
 
 _SPARE_TOKENS = 8
 """That an answer may have more than the longest reference."""
@@ -37,9 +37,8 @@ def answers(model: Any, encoder: Encoder, rows: list[Row], **options: Any) -> It
     """Each row with the text that the model goes on with, in the order in which they are batched; `options` are those
     of `generate`."""
     for part, inputs in batches(rows):
-        given = placed(inputs, model.dtype, model.device)
         with torch.inference_mode():
-            ids = model.generate(**given, **options)
+            ids = model.generate(**to_generate(inputs, model), **options)
         for position, row in enumerate(part):
             yield row, encoder.decode(ids[position, row.length :])
 

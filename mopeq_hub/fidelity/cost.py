@@ -73,7 +73,7 @@ def _picture_tokens(question: Question, config: dict[str, Any]) -> int:
 
     if known := _whole(config, "image_seq_length"):
         return known
-    vision = config.get("vision_config")
+    vision = config.get("thinker_config", config).get("vision_config")
     side = (_whole(vision, "patch_size") or 14) * (_whole(vision, "spatial_merge_size") or 1)
     if whole := _whole(vision, "image_size"):
         return (whole // side) ** 2

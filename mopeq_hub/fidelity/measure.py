@@ -91,11 +91,11 @@ def way_of(model: Model, available: int) -> Way:
 
 def check_blocks(model: Model) -> None:
     """Raises MopeqError where a model cannot be measured block by block."""
-    if model.has_encoder:
+    if model.undivided:
         needed = (model.checkpoint.nbytes + _PROCESS_BYTES) / 1e9
         raise MopeqError(
-            f"{workplace.free_memory() / 1e9:.1f} GB of free memory do not hold {model.source.name}, and a model with "
-            "an encoder is not measured block by block",
+            f"{workplace.free_memory() / 1e9:.1f} GB of free memory do not hold {model.source.name}, and a model "
+            f"{model.undivided} is not measured block by block",
             f"use a machine with {math.ceil(needed)} GB free",
         )
 

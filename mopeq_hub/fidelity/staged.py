@@ -18,6 +18,7 @@ from torch import nn
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.live import fill_buffers
+from mopeq_hub.families.speaking import beside, head_of
 from mopeq_hub.questions.inputs import Row, answer_options
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ class _ReachedError(BaseException):
 class StagedModel:
     """Runs one part of a model at a time, with the weights that `weights` puts in place meanwhile.
 
-    before, layers, after: names of the parameters and persistent buffers that each part needs. around: those of
-    `before` that every part needs. tied: of those that have no values of their own, the name of what they share them
-    with. Hidden states are in the model's dtype.
+    before, layers, after: names of the parameters and persistent buffers that each part needs; what a model of several
+    has beside the one that answers is in none. around: those of `before` that every part needs. tied: of those that
+    have no values of their own, the name of what they share them with. Hidden states are in the model's dtype.
     """
 
     def __init__(self, model: "PreTrainedModel", blocks: str) -> None:
@@ -74,7 +75,8 @@ class StagedModel:
         self.layers = [self._names(layer) for layer in self._blocks.children()]
         self.after = self._names_after()
         elsewhere = set(self.after).union(*self.layers)
-        self.before = [name for name in self._meta if name not in elsewhere]
+        idle = beside(model)
+        self.before = [name for name in self._meta if name not in elsewhere and name.partition(".")[0] not in idle]
         known = {*self._names(model.get_input_embeddings()), *self.tied}
         inside = set(self._names(self._text)) - known
         self.around = [name for name in self.before if name in inside]
@@ -142,9 +144,9 @@ class StagedModel:
 
     @contextmanager
     def _known(self, layer: int, given: Given, hidden: State | None) -> Iterator[None]:
-        """Layers before `layer` answer what is known; those whose answer nobody uses, a copy that may be spoilt."""
+        """Layers before `layer` answer what is known; those whose answer nobody uses, NaN, lest anybody does."""
         if hidden is not None:
-            copied = hidden_states(hidden).clone()
+            copied = torch.full_like(hidden_states(hidden), torch.nan)
             self._earlier, self._hidden = copied if torch.is_tensor(hidden) else (copied, *hidden[1:]), hidden
         self._layer, self._given = layer, given
         embeddings = self._model.get_input_embeddings()
@@ -202,8 +204,9 @@ class StagedModel:
         """Of what follows the decoder layers: the text model's later children, as transformers orders them, and the
         head."""
         children = list(self._text.children())
-        later = children[children.index(self._blocks) + 1 :]
-        head = self._model.get_output_embeddings()
+        # What holds buffers alone, such as a rotary embedding, runs before the layers, wherever it stands.
+        later = [each for each in children[children.index(self._blocks) + 1 :] if any(True for _ in each.parameters())]
+        head = head_of(self._model)
         return self._names(*later, *([head] if head is not None else []))
 
     def _place(self, name: str, tensor: torch.Tensor) -> None:

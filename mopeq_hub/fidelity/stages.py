@@ -49,14 +49,17 @@ class Stage:
 
 def stages_of(layout: Layout, model: StagedModel) -> list[Stage]:
     """The parts in the order in which they run."""
-    kept = layout.kept
+    kept = layout.answering
     copies: dict[str, list[str]] = {}
     for name, original in model.tied.items():
         if name not in kept:
             copies.setdefault(original, []).append(name)
     places: dict[Item, list[Place]] = {matrix: [place_of(matrix, layout)] for matrix in layout.matrices}
+    aside = tuple(f"{module.name}." for module in layout.aside)
     places |= {
-        live: [_part_of(each, layout)] if each.part else [Place(name) for name in (live, *copies.get(live, ()))]
+        live: [_part_of(each, layout)]
+        if each.part or live.startswith(aside)
+        else [Place(name) for name in (live, *copies.get(live, ()))]
         for live, each in kept.items()
     }
     parts = {
@@ -95,14 +98,16 @@ def place_of(matrix: Matrix, layout: Layout) -> Place:
     return Place(f"{module.name}.{part.name}", matrix.expert.index - module.first, rows, module.form.transposed)
 
 
-def _part_of(bias: Kept, layout: Layout) -> Place:
-    """Where an expert's bias goes: along those of the others of its module."""
-    assert bias.part is not None
-    index, start, stop = bias.part
-    module = next(each for each in layout.modules if bias.name.startswith(f"{each.name}."))
-    projection = bias.name.removesuffix("_proj.bias").rpartition(".")[2]
-    part = next(each for each in module.form.fused if projection in each.projections)
-    return Place(f"{module.name}.{part.name}_bias", index, (start, stop))
+def _part_of(kept: Kept, layout: Layout) -> Place:
+    """Where an expert's bias goes, or a weight of one beside the text model: along those of its module's others."""
+    module = next(each for each in (*layout.modules, *layout.aside) if kept.name.startswith(f"{each.name}."))
+    index, projection, kind = kept.name[len(module.name) + 1 :].split(".")
+    part = next(each for each in module.form.fused if projection.removesuffix("_proj") in each.projections)
+    first = part.projections.index(projection.removesuffix("_proj")) * kept.shape[0]
+    rows = (first, first + kept.shape[0])
+    if kind == "bias":
+        return Place(f"{module.name}.{part.name}_bias", int(index), rows)
+    return Place(f"{module.name}.{part.name}", int(index), rows, module.form.transposed)
 
 
 def key_of(item: Item) -> str:

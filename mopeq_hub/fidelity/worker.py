@@ -12,6 +12,7 @@ from typing import Any
 
 from mopeq_hub.checkpoint import Checkpoint, use_safetensors
 from mopeq_hub.families.live import on_meta
+from mopeq_hub.families.speaking import speaking
 from mopeq_hub.fidelity.answers import Exam
 from mopeq_hub.fidelity.logits import compare, write_logits
 from mopeq_hub.fidelity.speed import go_over_to_the_runtime
@@ -66,7 +67,7 @@ def load(folder: Path, job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     options |= {"device_map": job["device_map"]} if job.get("device_map") else {}
     options |= {"use_safetensors": use_safetensors(folder), "trust_remote_code": job.get("trusted", False)}
     model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
-    model.eval()
+    speaking(model.eval())
     # Quantized modules keep their tensors in buffers, which the loader's own accounts may not cover.
     info_lists = {kind: sorted(map(str, info[kind])) for kind in _TROUBLES}
     return model, {

@@ -15,12 +15,16 @@ from mopeq_hub.after_import import after_import
 
 @dataclass(frozen=True)
 class Mend:
-    """why: what is wrong, in words that end a sentence beginning with 'auto-round'. `prepared` is done to a model when
-    auto-round has put its modules in place, `loaded` when their tensors are there."""
+    """why: what is wrong, in words that end a sentence beginning with 'auto-round'. `begun` is done to a model before
+    auto-round puts its modules in place, `prepared` when it has, `loaded` when their tensors are there."""
 
     why: str
+    begun: Callable[[Any], None] = lambda model: None
     prepared: Callable[[Any], None] = lambda model: None
     loaded: Callable[[Any], None] = lambda model: None
+
+
+_NOTHING_WRONG = Mend("")
 
 
 def mend_for(model_type: str) -> Mend | None:
@@ -38,16 +42,16 @@ def _mend_loader(module: Any) -> None:
 
     @wraps(convert)
     def converted(model: Any, *args: Any, **kwargs: Any) -> Any:
+        mend = mend_for(model.config.model_type) or _NOTHING_WRONG
+        mend.begun(model)
         result = convert(model, *args, **kwargs)
-        if mend := mend_for(model.config.model_type):
-            mend.prepared(model)
+        mend.prepared(model)
         return result
 
     @wraps(post_init)
     def initialized(model: Any, *args: Any, **kwargs: Any) -> None:
         post_init(model, *args, **kwargs)
-        if mend := mend_for(model.config.model_type):
-            mend.loaded(model)
+        (mend_for(model.config.model_type) or _NOTHING_WRONG).loaded(model)
 
     module.convert_hf_model, module.post_init = converted, initialized
 
@@ -57,6 +61,25 @@ def _spare_initialized_blocks(model: Any) -> None:
     for name, module in list(model.named_modules()):
         if getattr(module, "_unfused_experts", False):
             model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True
+
+
+def _tell_all_experts(model: Any) -> None:
+    """Have experts whose config is a layer's own computed by auto-round as well, which tells the model's config."""
+    for module in model.modules():
+        if getattr(module, "_unfused_experts", False):
+            module.config._experts_implementation = model.config._experts_implementation
+
+
+def _norm_outputs(model: Any) -> None:
+    """Have what each of Muse Spark's experts gives go through the norm that follows them."""
+    for module in model.modules():
+        if getattr(module, "_unfused_experts", False) and module.has_post_expert_norm:
+            for expert in module:
+                expert.down_proj.register_forward_hook(_normed(module.post_expert_norm))
+
+
+def _normed(norm: Any) -> Callable[[Any, Any, Any], Any]:
+    return lambda linear, given, output: norm(output)
 
 
 def _weigh_inputs(model: Any) -> None:
@@ -77,6 +100,18 @@ def _llama4_forward(self: Any, hidden_states: Any) -> Any:
         weighed = states[tokens] * scores[tokens, index, None]
         out = out.index_add(0, tokens, self.experts[index](weighed).to(out.dtype))
     return out, logits
+
+
+def _take_apart(model: Any) -> None:
+    """Have Step 3.7's stacked experts, which transformers does not mark as such, taken apart like others' are."""
+    from auto_round.modeling.fused_moe import moe_experts_interface as interface
+
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "Step3p7Experts":
+            # Else it would be guessed by their shape.
+            module.is_transposed = False
+            interface._unfuse_experts_weights_inplace(module, check_decorator=False, module_name=name)
+            module.forward = interface.linear_loop_experts_forward.__get__(module)
 
 
 def _restore_attention(model: Any) -> None:
@@ -106,6 +141,11 @@ MENDS = {
     "qwen3_omni_moe_thinker": Mend(
         "lets transformers initialize experts that it has taken apart", prepared=_spare_initialized_blocks
     ),
+    "dots3_note": Mend(
+        "leaves it unsaid to the experts of the vision part that it has taken them apart", prepared=_tell_all_experts
+    ),
+    "muse_spark": Mend("leaves out the norm that follows each of Muse Spark's experts", prepared=_norm_outputs),
+    "step3p7": Mend("does not take Step 3.7's stacked experts apart", begun=_take_apart),
     "mimo_v2_flash": Mend(
         "calls the model's attention with arguments that it does not have", loaded=_restore_attention
     ),

@@ -27,7 +27,7 @@ from mopeq_hub.recipe import BEST, CALIBRATED, RUNNING, Recipe
 from mopeq_hub.sensitivity import by_running
 
 _MODULES = {"signround": "mopeq_hub.quantization.signround", "gptq": "mopeq_hub.quantization.gptq"}
-_REPLACED = ("gpt_oss", "llama4", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_omni_moe_thinker")
+_REPLACED = ("gpt_oss", "llama4", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_omni_moe", "qwen3_omni_moe_thinker")
 """Model types whose experts auto-round exchanges for modules of its own before it tunes them."""
 _PROCESS_BYTES = 2_000_000_000
 """What torch, transformers and auto-round take beside the weights."""

@@ -20,6 +20,8 @@ MAX_ROWS, MAX_TOKENS = 32, 4096
 
 
 _DECODER_IDS = "decoder_input_ids"
+_PICTURED = "mm_token_type_ids"
+"""Of what is made without a processor, the input that not every model knows."""
 _SENTINELS = ("<extra_id_0>", "<extra_id_1>")
 """Tokens by which T5's kin name a gap in a text, and what follows that which fills it."""
 
@@ -72,7 +74,9 @@ class Encoder:
         """trusted: whether code in the folder may be run."""
         from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
 
-        self._config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        # Of a model of several parts, the one's that is asked.
+        self._config = getattr(config, "thinker_config", config)
         # What the decoder's text begins with where an encoder reads the question.
         self._begin = _decoder_start(self._config, folder)
         self._processor: Any = None
@@ -207,7 +211,7 @@ class Encoder:
         whole = first + "".join(token * count + part for count, part in zip(merged, others, strict=True))
         encoded = self.tokenizer(whole, return_tensors="pt", add_special_tokens=False)
         kinds = (encoded["input_ids"] == self.tokenizer.convert_tokens_to_ids(token)).int()
-        where = {"mm_token_type_ids": kinds}
+        where = {_PICTURED: kinds}
         if self._config.model_type == "ernie4_5_vl_moe":
             # By these it chooses between experts of texts and of pictures, whose beginnings and ends are theirs too.
             marks = [getattr(self._config, f"image_{mark}token_id") for mark in ("", "start_", "end_")]
@@ -260,6 +264,14 @@ def placed(inputs: Mapping[str, Any], dtype: torch.dtype, device: torch.device |
 
 def _placed(value: torch.Tensor, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
     return value.to(device, dtype if value.is_floating_point() else None)
+
+
+def to_generate(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """Inputs where a model is, as its `generate` takes them: that refuses what forward would pass over, such as which
+    tokens are a picture's."""
+    known = signature(model.forward).parameters
+    given = {name: value for name, value in inputs.items() if name != _PICTURED or name in known}
+    return placed(given, model.dtype, model.device)
 
 
 def answer_options(model: Any, row: Row) -> dict[str, int]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mopeq_hub.families import SEEING
 from mopeq_hub.modeling.mends import mend_for
 from mopeq_hub.recipe import Recipe
 
@@ -145,6 +146,11 @@ def widths_in(manifest: dict[str, Any], layer: dict[str, Any]) -> list[int]:
     if not by_projection(manifest):
         return list(layer["bits"])
     return [width for each in layer["bits"] for width in split(each, names)]
+
+
+def takes_pictures(manifest: dict[str, Any]) -> bool:
+    """Whether the model is asked about pictures."""
+    return manifest["model"]["task"] in SEEING
 
 
 def has_encoder(manifest: dict[str, Any]) -> bool:

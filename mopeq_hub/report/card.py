@@ -41,6 +41,7 @@ from mopeq_hub.report import (
     required,
     size,
     table_rows,
+    takes_pictures,
     this_variant,
     variants,
     widths_in,
@@ -244,6 +245,7 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
     """What the template says of how the publication was made."""
     experts_of = counts(manifest)
     rest = dict(sorted(Counter(manifest["rest"].get("widths", {}).values()).items()))
+    parts = manifest["model"].get("parts")
     return {
         "manifest": manifest,
         "calibration": manifest.get("calibration"),
@@ -260,7 +262,10 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
         "mixed_layers": any(len({*widths_in(manifest, layer)}) > 1 for layer in manifest["experts"]),
         "spread": Markdown(in_words(manifest["spread"])) if "spread" in manifest else None,
         "auto_class": _auto_class(manifest),
-        "takes_pictures": manifest["model"]["task"] == "image-text-to-text",
+        "takes_pictures": takes_pictures(manifest),
+        # Their names go into code, and are identifiers by the schema.
+        "speaker": Markdown(parts["speaker"]) if parts else None,
+        "beside": Markdown(listed([code(name) for name in parts["beside"]])) if parts and parts["beside"] else "",
         "has_encoder": has_encoder(manifest),
         "layers_of": "encoder and the decoder" if has_encoder(manifest) else "decoder",
         "projections": listed([*projections(manifest)]),

@@ -19,7 +19,7 @@ from mopeq_hub.calibration import load
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.processes import read_job
 from mopeq_hub.questions import Question, read_questions
-from mopeq_hub.questions.inputs import Encoder, Row, batches, placed
+from mopeq_hub.questions.inputs import Encoder, Row, batches, to_generate
 from mopeq_hub.questions.made import invented, recombined
 from mopeq_hub.sensitivity import fisher, frequency
 
@@ -115,7 +115,7 @@ def _answers(live: Any, asked: list[Row]) -> Iterable[Row]:
     ends = live.generation_config.eos_token_id
     stops = set(ends if isinstance(ends, list) else [ends])
     for part, inputs in batches(asked):
-        given = placed(inputs, live.dtype, live.device)
+        given = to_generate(inputs, live)
         with torch.inference_mode():
             made = live.generate(**given, max_new_tokens=ANSWER_TOKENS, do_sample=False).cpu()
         for row, ids in zip(part, made, strict=True):

@@ -26,6 +26,7 @@ import torch
 
 from mopeq_hub.calibration import LiveExpert, Rounded, numbers_of
 from mopeq_hub.experts import Expert, Matrix
+from mopeq_hub.families.speaking import head_of
 from mopeq_hub.model import Model
 from mopeq_hub.questions.inputs import MAX_ROWS, Row, answer_options, placed
 from mopeq_hub.sensitivity.watching import Flow, Pass, Watch
@@ -65,7 +66,7 @@ class Collector:
         expert = max(sum(matrix.shape[0] for matrix in matrices) for matrices in self._experts.values())
         width = sum(matrix.shape[0] for matrix in layout.rest)
         width += layout.experts_per_token * expert * len(layout.modules)
-        vocabulary = self._live.get_output_embeddings().weight.shape[0]
+        vocabulary = head_of(self._live).weight.shape[0]
         numbers = max(row.tokens * width + (row.length - row.prompt) * vocabulary for row in rows)
         return max(1, min(MAX_ROWS, GRAPH_BYTES // (4 * _KEPT * numbers)))
 
@@ -117,9 +118,9 @@ class Collector:
         expert = LiveExpert(self._modules[held], held, index)
         places, states, weights = seen.of(index)
         rows = seen.rows_of(places, squares.shape[1]).cpu()
-        slope = gradients[:, places] * weights
         narrowed, down = expert.narrowed(states), expert.weight(1)
         hidden = expert.gated(narrowed)
+        slope = expert.slope_before(gradients[:, places] * weights, hidden)
         # What a change of the hidden states is worth is the same for each width.
         inner = slope @ down
         stacked = list(held.form.projections)

@@ -100,11 +100,14 @@ class Answerer:
         device = {"device_map": "auto"} if torch.cuda.is_available() else {}
         loader = getattr(transformers, auto_class)
         self.model = loader.from_pretrained(where, dtype="auto", **device, **options).eval()
+        # Of a model of several parts, the one that answers in text; only the whole knows where an answer ends.
+        speaker = getattr(self.model, "thinker", self.model)
         if pictures:
-            self.processor = load_processor(where, self.model.config, **options)
+            self.processor = load_processor(where, speaker.config, **options)
         else:
             self.processor = AutoTokenizer.from_pretrained(where, **options)
-        self.accepted = inspect.signature(self.model.forward).parameters
+        self.accepted = inspect.signature(speaker.forward).parameters
+        self.speaks = speaker is not self.model
 
     @torch.inference_mode()
     def answer(self, say: Say, picture: str | None, question: str, length: int, temperature: float, seed: int) -> None:
@@ -115,11 +118,15 @@ class Answerer:
         if temperature:
             how = {"do_sample": True, "temperature": temperature}
             torch.manual_seed(seed)
-        self.model.generate(**inputs, max_new_tokens=length, streamer=voice, **how)
+        self.model.generate(**inputs, **self.at_most(length), streamer=voice, **how)
         first, last, after_first = voice.times[0], voice.times[-1], len(voice.times) - 1
         rate = after_first / (last - first) if after_first else None
         gpu_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         say(event="done", first_token_seconds=first - started, tokens_per_second=rate, gpu_bytes=gpu_bytes)
+
+    def at_most(self, length: int) -> dict[str, Any]:
+        """The options for an answer in text of so many tokens."""
+        return {"return_audio": False, "thinker_max_new_tokens": length} if self.speaks else {"max_new_tokens": length}
 
     def prepare(self, picture: str | None, question: str) -> dict[str, Any]:
         if isinstance(self.processor, PreTrainedTokenizerBase):
@@ -171,7 +178,7 @@ def load_processor(where: str, config: Any, **options: Any) -> Any:
         return AutoProcessor.from_pretrained(where, **options)
     except (ImportError, ValueError) as error:
         placeholder = getattr(config, "image_token_id", None)
-        if "torchvision" not in str(error) or placeholder is None:
+        if "torchvision" not in str(error).lower() or placeholder is None:
             raise
     tokenizer = AutoTokenizer.from_pretrained(where, **options)
     image_processor = AutoImageProcessor.from_pretrained(where, **options)

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from mopeq_hub import Recipe, cli, load, quantize
-from mopeq_hub.families.proven import PROVEN, is_proven, summary
+from mopeq_hub.errors import MopeqError
+from mopeq_hub.families.base import Family
+from mopeq_hub.families.proven import PROVEN, is_proven, summary, table
+from mopeq_hub.families.stated import REFUSED
 from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import open_model
 from mopeq_hub.modeling.mends import MENDS, mend_for
@@ -30,7 +33,7 @@ def save(name: str, folder: Path) -> Path:
     import transformers
 
     auto_class = (
-        transformers.AutoModelForImageTextToText if zoo.takes_pictures(name) else transformers.AutoModelForCausalLM
+        transformers.AutoModelForMultimodalLM if zoo.takes_pictures(name) else transformers.AutoModelForCausalLM
     )
     torch.manual_seed(0)
     model = auto_class.from_config(zoo.config_of(name), dtype=torch.bfloat16)
@@ -84,6 +87,18 @@ def test_the_registrys_table_has_what_is_proven_here() -> None:
 def test_the_readmes_table_is_written_from_the_registry() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     assert summary() in readme
+
+
+@pytest.mark.parametrize("family", REFUSED, ids=lambda family: family.model_type)
+def test_kinds_that_cannot_be_published_are_refused_by_their_config_alone(family: Family, tmp_path: Path) -> None:
+    config = {"model_type": family.model_type, "num_experts": 8, "ffn_config": {"moe_num_experts": 8}}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(MopeqError) as refused:
+        open_model(str(tmp_path))
+    line = str(refused.value)
+    assert line.startswith(f"{tmp_path.name} is a mixture of experts of a kind not supported yet: {family.refused}")
+    assert "\n" not in line
+    assert family.refused in table()
 
 
 def test_every_kind_is_listed_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from mopeq_hub import Recipe, quantize
 from mopeq_hub.bitmap import BitMap, width_of
+from mopeq_hub.families.speaking import speaking
 from mopeq_hub.fidelity.stages import place_of
 from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import open_model
@@ -47,7 +48,7 @@ def unpacked(source: Path, quantized: Path, bitmap: BitMap, recipe: Recipe) -> A
 
     opened = open_model(str(source), trust_remote_code=True)
     layout, options = opened.layout, {"dtype": torch.float32, "trust_remote_code": opened.trusted}
-    model = getattr(transformers, layout.auto_class).from_pretrained(source, **options).eval()
+    model = speaking(getattr(transformers, layout.auto_class).from_pretrained(source, **options).eval())
     packed = {name: value for file in quantized.glob("*.safetensors") for name, value in load_file(file).items()}
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -1,16 +1,18 @@
 """Models of every form of experts and layers, run: part by part they compute what they compute whole, and what is seen
 of their experts is what these give."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mopeq_hub import Recipe, selection, workplace
+from mopeq_hub import Recipe, plan, selection, workplace
 from mopeq_hub.calibration import LiveExpert, load, numbers_of
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.fidelity.blocks import BlockPass
+from mopeq_hub.fidelity.measure import check_blocks
 from mopeq_hub.model import open_model
 from mopeq_hub.quantization.calibrated import check_memory
 from mopeq_hub.questions import read_questions
@@ -21,11 +23,19 @@ from tests.families import zoo
 from tests.families.test_every_family import save
 from tests.fidelity.test_blocks import offers, whole
 
-LAYERS = ["deepseek_v4", "gpt_oss", "glm_moe_dsa", "qwen3_next", "zaya"]
-"""Layers of several streams, of two kinds of attention, that hand on what they attend to, that remember, and that come
-after weights of the text model's own."""
-EXPERTS = ["aria", "deepseek_v4", "ernie4_5_vl_moe", "gpt_oss", "llama4", "nemotron_h", "zaya"]
-"""Transposed, clamped, in two modules a layer, biased and interleaved, called without a choice, ungated, skipped."""
+LAYERS = [
+    "deepseek_v4", "dots3_note", "gpt_oss", "glm_moe_dsa", "mistral_large4", "nemotron_h_omni", "qwen3_next",
+    "qwen3_omni_moe", "zaya",
+]  # fmt: skip
+"""Layers of several streams, beside experts of another part, of two kinds of attention, that hand on what they attend
+to, with rotary embeddings from the file, before a head that is not the whole's, that remember, of one part of several,
+and that come after weights of the text model's own."""
+EXPERTS = [
+    "aria", "deepseek_v4", "ernie4_5_vl_moe", "gpt_oss", "llama4", "muse_spark", "nemotron_h", "qwen3_omni_moe",
+    "step3p7", "zaya",
+]  # fmt: skip
+"""Transposed, clamped, in two modules a layer, biased and interleaved, called without a choice, followed by a norm,
+ungated, of one part of several, outside transformers' interface, skipped."""
 
 
 def text(number: int, tokens: int) -> Row:
@@ -71,10 +81,24 @@ def test_what_is_seen_of_the_experts_gives_their_output(name: str, tmp_path: Pat
                 expert = LiveExpert(live.get_submodule(seen.held.name), seen.held, index)
                 bias = expert.bias(1)
                 made = expert.gated(expert.narrowed(states)) @ expert.weight(1).T + (0 if bias is None else bias)
-                given.index_add_(0, places, weights * made)
+                given.index_add_(0, places, weights * expert.finished(made))
             output = seen.output.flatten(0, -2)
             assert output.abs().max() > 0
             assert (given - output).abs().max() < 1e-5 * output.abs().max()
+
+
+def test_a_model_whose_layers_look_further_back_is_not_measured_part_by_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(str(save("inkling2", tmp_path / "model")))
+    blocks = BlockPass(model, [text(0, 14)], "float32")
+    for offer in offers(model):
+        blocks.offer(*offer)
+    assert math.isnan(blocks.result()["kl_mean"]), "no wrong figure, whoever asks"
+    monkeypatch.setattr(workplace, "free_memory", lambda: 1_000_000_000)
+    with pytest.raises(MopeqError, match="a model whose layers look at what earlier ones gave is not"):
+        check_blocks(model)
+    assert plan(model, Recipe(group_size=32)).fidelity is None
 
 
 def test_what_auto_round_puts_in_place_of_experts_is_not_tuned(tmp_path: Path) -> None:

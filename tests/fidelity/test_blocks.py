@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mopeq_hub import MopeqError
+from mopeq_hub.calibration import load
 from mopeq_hub.experts import Matrix
 from mopeq_hub.fidelity import worker
 from mopeq_hub.fidelity.blocks import BlockPass
@@ -79,9 +80,7 @@ def in_order(blocks: BlockPass, model: Model) -> list[Offer]:
 
 def whole(model: Model, folder: Path, rows: list[Row]) -> dict[str, Any]:
     """The figures of the two models loaded whole, in float32."""
-    import transformers
-
-    loaded = getattr(transformers, model.layout.auto_class).from_pretrained(folder, dtype=torch.float32).eval()
+    loaded = load({"folder": folder, "auto_class": model.layout.auto_class})
     original = {row.number: logits for row, logits in forward(loaded, rows)}
     parameters = dict(loaded.named_parameters())
     with torch.no_grad():

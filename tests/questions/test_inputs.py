@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from mopeq_hub.questions import read_questions
-from mopeq_hub.questions.inputs import Encoder
+from mopeq_hub.questions.inputs import Encoder, to_generate
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +38,19 @@ def test_a_message_may_have_several_pictures_between_its_words(encoder: Encoder)
     assert inputs["pixel_values"].shape[0] == 2
     assert places[one - 1] - places[0] == one - 1
     assert places[one] - places[one - 1] > 1
+
+
+def test_which_tokens_are_a_pictures_is_said_to_a_model_that_asks() -> None:
+    class Model:
+        dtype, device = torch.float16, "cpu"
+
+        def forward(self, input_ids: torch.Tensor, pixel_values: torch.Tensor, **others: torch.Tensor) -> None: ...
+
+    class Asking(Model):
+        def forward(self, mm_token_type_ids: torch.Tensor, **others: torch.Tensor) -> None: ...  # type: ignore[override]
+
+    inputs = {name: torch.ones(1) for name in ("input_ids", "pixel_values", "mm_token_type_ids")}
+    assert set(to_generate(inputs, Asking())) == set(inputs)
+    given = to_generate(inputs, Model())
+    assert set(given) == {"input_ids", "pixel_values"}
+    assert given["pixel_values"].dtype == torch.float16

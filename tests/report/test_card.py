@@ -188,6 +188,16 @@ def test_a_model_whose_loader_needs_help_is_loaded_after_the_line_that_gives_it(
     assert "```python\nimport mopeq_hub  # before from_pretrained\nfrom transformers" in text
 
 
+def test_of_a_model_of_several_parts_it_says_which_is_quantized_and_asks_for_text(tmp_path: Path) -> None:
+    made, *others = small_folder()
+    made["model"] |= {"task": "any-to-any", "auto_class": "AutoModelForMultimodalLM"}
+    made["model"]["parts"] = {"speaker": "thinker", "beside": ["talker", "code2wav"]}
+    text = written(tmp_path, (made, *others))  # type: ignore[arg-type]
+    assert "So are `talker` and `code2wav`: what is quantized is its thinker." in text
+    assert "model.generate(**inputs, return_audio=False, thinker_max_new_tokens=64)" in text
+    assert "from transformers import AutoModelForMultimodalLM, AutoProcessor\n" in text
+
+
 def test_metadata_of_a_hub_source(tmp_path: Path) -> None:
     written(tmp_path, large_hub_model())
     data = ModelCard.load(tmp_path / "README.md").data

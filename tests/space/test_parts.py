@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.families.test_every_family import save
 from tests.report.documents import fidelity, manifest
 from tests.space.conftest import MODEL, Load
 
@@ -91,6 +92,15 @@ def test_a_processor_that_needs_torchvision_is_put_together_from_its_parts(load:
     inputs = answerer.prepare(picture, "what ?")
     assert int(inputs["mm_token_type_ids"].sum()) == int(inputs["image_grid_thw"].prod()) // 4
     assert heard[-1]["event"] == "done"
+
+
+def test_a_model_that_could_speak_is_asked_for_text(load: Load, tmp_path: Path) -> None:
+    answerer = load("worker").Answerer(str(save("qwen3_omni_moe", tmp_path)), None, "AutoModelForMultimodalLM")
+    heard: list[dict[str, Any]] = []
+    answerer.answer(lambda **message: heard.append(message), None, "what ?", length=3, temperature=0, seed=0)
+    assert [each["event"] for each in heard][-1] == "done"
+    assert "".join(each.get("text", "") for each in heard)
+    assert "pixel_values" in answerer.accepted
 
 
 def write_tiny_qwen(folder: Path) -> None:
