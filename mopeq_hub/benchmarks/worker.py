@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mopeq_hub.families.speaking import speaking
 from mopeq_hub.fidelity.worker import load
 from mopeq_hub.processes import read_job
 from mopeq_hub.questions.inputs import Encoder
@@ -48,7 +49,7 @@ def _loaded(folder: Path, job: dict[str, Any]) -> "PreTrainedModel":
     model = load(folder, job)[0]
     if job["role"] == "published":
         if not job["device_map"]:
-            accelerate(model)
+            speaking(accelerate(model))
         if job["dtype"] == "float32":
             # transformers refuses to change the dtype of a quantized model, though its modules compute in any.
             torch.nn.Module.float(model)

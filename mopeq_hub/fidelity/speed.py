@@ -9,6 +9,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.families.speaking import speaking
 from mopeq_hub.questions.inputs import Row, placed
 from mopeq_hub.runtime.loading import accelerate
 
@@ -31,7 +32,8 @@ def go_over_to_the_runtime(model: Any, row: Row, float32: bool, timed: bool) -> 
         # transformers refuses to change the dtype of a quantized model, though its modules compute in any.
         torch.nn.Module.float(model)
         before = _logits(model, row)
-    accelerate(model)
+    # The model is made anew, so that what was arranged of it has to be arranged again.
+    speaking(accelerate(model))
     if before is not None:
         _check_alike(_logits(model, row), before)
     if not timed:

@@ -18,7 +18,8 @@ class PackedExperts(PackedModule):
     """In place of an experts module of transformers, called as that is.
 
     `packed` holds all tensors by their published names within the module (`3.gate_proj.qweight`); no module is made for
-    an expert. The module that it takes the place of stays for its activation, without weights.
+    an expert. `shell`, the module that it takes the place of, stays for its activation, without weights of experts and
+    without being a part of the model; other parts of it, such as a norm, become parts of this one.
     """
 
     def __init__(self, experts: nn.Module, form: Form, offset: int) -> None:
@@ -27,10 +28,13 @@ class PackedExperts(PackedModule):
         wide = getattr(experts, form.fused[-1].name)
         self.count = int(wide.shape[0])
         self.hidden, self.width = (int(size) for size in (wide.shape[2:0:-1] if form.transposed else wide.shape[1:]))
-        for name, _ in list(experts.named_parameters()):
-            delattr(experts, name)
+        for part in form.fused:
+            for name in (part.name, *([f"{part.name}_bias"] if form.biased else [])):
+                delattr(experts, name)
         self.form, self.offset, self.outputs, self.packed = form, offset, self.hidden, Tensors()
-        self.shell = experts
+        self.__dict__["shell"] = experts
+        for name, child in experts.named_children():
+            self.add_module(name, child)
 
     def names(self) -> list[str]:
         """Of all tensors that it holds."""
@@ -100,6 +104,8 @@ class PackedExperts(PackedModule):
         runs[:, 1] = torch.arange(len(chosen))
         first, down = self.ready()
         narrowed = self._gated(first.multiply(vector, runs, len(chosen), step=0))
+        if self.form.normed:
+            return weights[None] @ self._finished(down.multiply(narrowed, runs, len(chosen)))
         return down.combine(narrowed, runs, weights.contiguous())[None]  # type: ignore[no-any-return]
 
     def _of_many(
@@ -119,7 +125,7 @@ class PackedExperts(PackedModule):
             start += count
             if count > FEW:
                 into = rows[mine]
-                made.index_add_(0, into, self._expert(vectors[into], expert).float() * weights[mine, None])
+                made.index_add_(0, into, self._expert(vectors[into], expert) * weights[mine, None])
             elif count:
                 few += runs_of(expert, taken, count)
                 places.append(mine)
@@ -128,18 +134,24 @@ class PackedExperts(PackedModule):
             mine, runs = torch.cat(places), torch.tensor(few, dtype=torch.int64)
             first, down = self.ready()
             narrowed = self._gated(first.multiply(vectors[rows[mine]].float(), runs, taken))
-            made.index_add_(0, rows[mine], down.multiply(narrowed, runs, taken) * weights[mine, None])
+            finished = self._finished(down.multiply(narrowed, runs, taken))
+            made.index_add_(0, rows[mine], finished * weights[mine, None])
         return made
 
     def _expert(self, vectors: torch.Tensor, expert: int) -> torch.Tensor:
-        """What one expert makes of many vectors [n, hidden]."""
+        """What one expert makes of many vectors [n, hidden], float32."""
         first, down = self.ready()
-        return down.product(self._gated(first.product(vectors, expert)), expert)  # type: ignore[no-any-return]
+        return self._finished(down.product(self._gated(first.product(vectors, expert)), expert)).float()
 
     def _gated(self, narrowed: torch.Tensor) -> torch.Tensor:
         return gate_of(self.shell, self.form)(narrowed).contiguous()
 
+    def _finished(self, output: torch.Tensor) -> torch.Tensor:
+        """What an expert gives, of what down makes."""
+        return self.get_submodule("post_expert_norm")(output) if self.form.normed else output
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.update({prefix + name: tensor for name, tensor in self.packed.items()})
 
     def _load_from_state_dict(

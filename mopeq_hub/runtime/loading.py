@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mopeq_hub.modeling.mends import mend_for
-from mopeq_hub.runtime.placing import OFFSETS, replace
+from mopeq_hub.runtime.placing import OFFSETS, replace, together
 
 _METHOD = "mopeq-packed"
 _FETCHING = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -71,8 +71,9 @@ class PackedQuantizer(HfQuantizer):
         }
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
-        """None: tensors are published under the names of the live model and as it holds them."""
-        return []
+        """Tensors are published under the names of the live model and as it holds them, but for experts that are not
+        packed."""
+        return [step for name, form in self._places.apart.items() for step in together(name, form)]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         self._places.fill(self._tensors)

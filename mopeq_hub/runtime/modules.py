@@ -57,6 +57,8 @@ class PackedModule(nn.Module):
                 f"this model computes with packed weights on the CPU, not on {device}",
                 "load it by from_pretrained for a GPU, where auto-round has kernels",
             )
+        for child in self.children():
+            child._apply(fn)
         return self
 
     def _register(self) -> None:

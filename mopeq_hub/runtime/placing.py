@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.core_model_loading import Concatenate, MergeModulelist, Transpose, WeightConverter
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families import family_of
+from mopeq_hub.families.base import Form
 from mopeq_hub.packing import PARTS
 from mopeq_hub.runtime.experts import PackedExperts
 from mopeq_hub.runtime.modules import PackedLinear
@@ -24,9 +26,11 @@ DTYPES = {"qweight": torch.int32, "qzeros": torch.int32, "scales": torch.float16
 
 @dataclass
 class Places:
-    """Where the packed tensors of a model go."""
+    """Where the packed tensors of a model go, by its experts modules. apart: those whose experts are not packed, but
+    lie in the files one by one all the same, as auto-round's loader takes them."""
 
     experts: dict[str, PackedExperts] = field(default_factory=dict)
+    apart: dict[str, Form] = field(default_factory=dict)
 
     def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Give each experts module its tensors, as they lie. Raises MopeqError where one is missing or misshapen."""
@@ -40,6 +44,21 @@ class Places:
             module.ready()
 
 
+def together(name: str, form: Form) -> list[WeightConverter]:
+    """How the tensors of experts that lie in the files one by one become those of the module of this name."""
+    steps = []
+    for part in form.fused:
+        sources = [f"{name}.{form.projections[projection].format('*')}" for projection in part.projections]
+        merged: list[Any] = [MergeModulelist(dim=0), *([Concatenate(dim=1)] if len(sources) > 1 else [])]
+        turned = [Transpose(1, 2)] if form.transposed else []
+        steps.append(
+            WeightConverter([f"{source}.weight" for source in sources], f"{name}.{part.name}", merged + turned)
+        )
+        if form.biased:
+            steps.append(WeightConverter([f"{source}.bias" for source in sources], f"{name}.{part.name}_bias", merged))
+    return steps
+
+
 def replace(model: Any, tensors: Mapping[str, torch.Tensor], packing_format: str) -> Places:
     """Replace what has packed tensors in a model on the meta device, of its own classes, by modules that compute with
     them. tensors: all of the model's, by live names. Raises MopeqError where a packed one belongs to nothing in it.
@@ -50,9 +69,13 @@ def replace(model: Any, tensors: Mapping[str, torch.Tensor], packing_format: str
     places, modules = Places(), dict(model.named_modules())
     for name, module in modules.items():
         form = family.form(module)
-        if form is not None and form.fused:
+        if form is None or not form.fused:
+            continue
+        if f"{name}.{next(iter(form.projections.values())).format(0)}.qweight" in tensors:
             places.experts[name] = PackedExperts(module, form, offset)
             _put(model, name, places.experts[name])
+        else:
+            places.apart[name] = form
     held = tuple(f"{name}." for name in places.experts)
     for name in packed:
         if name.startswith(held):

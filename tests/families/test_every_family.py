@@ -12,6 +12,7 @@ from mopeq_hub import Recipe, cli, load, quantize
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.base import Family
 from mopeq_hub.families.proven import PROVEN, is_proven, summary, table
+from mopeq_hub.families.speaking import speaking
 from mopeq_hub.families.stated import REFUSED
 from mopeq_hub.manifest import bitmap_of
 from mopeq_hub.model import open_model
@@ -71,7 +72,7 @@ def test_it_loads_and_computes_with_the_dequantized_weights(name: str, tmp_path:
     assert ours["trouble"] == {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
     assert (ours["logits"] - expected).abs().max() < ROUNDING * expected.abs().max()
 
-    fast = load(repo.folder, dtype=torch.float32)
+    fast = speaking(load(repo.folder, dtype=torch.float32))
     assert any(isinstance(module, PackedExperts) for module in fast.modules())
     with torch.inference_mode():
         found = fast(**zoo.inputs_of(name), use_cache=False).logits
