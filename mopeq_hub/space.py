@@ -20,7 +20,6 @@ from mopeq_hub.report import (
     code_of_source,
     hub_address,
     link,
-    needs_help,
     one_line,
     required,
     takes_pictures,
@@ -47,7 +46,7 @@ def render_space(folder: Path, manifest: dict[str, Any], model: str, original: s
         original = None
     shutil.copytree(spaces() / "compare", folder, ignore=_left_behind, dirs_exist_ok=True)
     publication = _publication(folder, manifest, model, original)
-    needed = [*([f"mopeq-hub=={__version__}"] if publication["needs_help"] else []), *required(manifest)]
+    needed = [f"mopeq-hub=={__version__}", *required(manifest)]
     with open(folder / "requirements.txt", "a", encoding="utf-8") as requirements:
         requirements.writelines(f"{name}\n" for name in needed)
     (folder / PUBLICATION_NAME).write_text(json.dumps(publication, indent=1) + "\n", "utf-8")
@@ -117,7 +116,6 @@ def _publication(folder: Path, manifest: dict[str, Any], model: str, original: s
         "takes_pictures": takes_pictures(manifest),
         "brings_code": brings_code(manifest) and not theirs,
         "trusts_code": bool(theirs),
-        "needs_help": needs_help(manifest),
         "title": f"{name}, original and quantized" if original else f"{name}, quantized",
         "publication": manifest["publication"],
         "run": _run(manifest),

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mopeq_hub.families import SEEING
-from mopeq_hub.modeling.mends import mend_for
 from mopeq_hub.recipe import Recipe
 
 PROJECTIONS = ("gate", "up", "down")
@@ -173,11 +172,6 @@ def required(manifest: dict[str, Any]) -> tuple[str, ...]:
     """Packages that such code needs beside what everybody has who loads a publication, by the names that pip knows."""
     named = manifest.get("remote_code", {}).get("requires", ())
     return tuple(name for name in named if _PACKAGE.fullmatch(name))
-
-
-def needs_help(manifest: dict[str, Any]) -> bool:
-    """Whether the publication loads only after `import mopeq_hub`."""
-    return mend_for(manifest["model"]["model_type"]) is not None
 
 
 def counts(manifest: dict[str, Any]) -> dict[int, int]:

@@ -48,12 +48,11 @@ class Comparison:
 
     def __init__(self, publication: Publication, keep: bool = not ON_ZERO_GPU) -> None:
         code = publication.model if publication.brings_code else None
-        how = {"pictures": publication.takes_pictures, "code": code, "trusted": publication.trusts_code}
-        helped = publication.needs_help
-        self.quantized = ModelProcess("quantized", publication.model, publication.auto_class, helped=helped, **how)
+        how = {"pictures": publication.takes_pictures, "trusted": publication.trusts_code}
+        self.quantized = ModelProcess("quantized", publication.model, publication.auto_class, published=True, **how)
         self.original: ModelProcess | None = None
         if publication.original:
-            self.original = ModelProcess("original", publication.original, publication.auto_class, **how)
+            self.original = ModelProcess("original", publication.original, publication.auto_class, code=code, **how)
         self._keep = keep
         self._turns = Lock()
         self._footprints: dict[str, int] = {}

@@ -23,8 +23,8 @@ class Ended(Exception):
 class ModelProcess:
     """One side of the comparison.
 
-    pictures: whether it takes any. code: the repo whose code makes the model, None where transformers has it. helped:
-    whether mopeq_hub is imported before the model is loaded. trusted: whether code in the model's own repo makes it.
+    pictures: whether it takes any. code: the repo whose code makes the model, None where transformers or mopeq_hub has
+    it. published: whether it is a publication. trusted: whether code in the model's own repo makes it.
     threads: with how many a process that is started from now on computes; several processes that have more threads than
     there are cores are many times slower.
     """
@@ -37,7 +37,7 @@ class ModelProcess:
         *,
         pictures: bool = False,
         code: Place | None = None,
-        helped: bool = False,
+        published: bool = False,
         trusted: bool = False,
     ) -> None:
         self.name = name
@@ -46,7 +46,7 @@ class ModelProcess:
         self.threads = cores()
         self._auto_class = auto_class
         self._code = code
-        self._flags = {"--pictures": pictures, "--helped": helped, "--trusted": trusted}
+        self._flags = {"--pictures": pictures, "--published": published, "--trusted": trusted}
         self._process: subprocess.Popen[str] | None = None
         self._one_at_a_time = threading.Lock()
         atexit.register(self.stop)

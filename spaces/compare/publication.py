@@ -81,9 +81,8 @@ class Place:
 class Publication:
     """publication.json, as mopeq-hub writes it. run: the address of the workflow run that made the publication.
 
-    brings_code: whether the model's repo holds the code that both models are made by. needs_help: whether mopeq_hub is
-    to be imported before the model is loaded. trusts_code: whether each model is made by code in its own repo, the
-    source's, which runs here.
+    brings_code: whether the model's repo holds the code that both models are made by. trusts_code: whether each is
+    made by code in its own repo, the source's, which runs here.
     """
 
     name: str
@@ -94,7 +93,6 @@ class Publication:
     run: str | None
     takes_pictures: bool = False
     brings_code: bool = False
-    needs_help: bool = False
     trusts_code: bool = False
 
     @classmethod
@@ -103,7 +101,7 @@ class Publication:
         original = Place(said["original"], said["original_revision"]) if said["original"] else None
         model = Place(said["model"], said["revision"])
         known = said["publication"], model, original, said["auto_class"], said["title"], said["run"]
-        flags = ("takes_pictures", "brings_code", "needs_help", "trusts_code")
+        flags = ("takes_pictures", "brings_code", "trusts_code")
         return cls(*known, *(said.get(name, False) for name in flags))
 
     def card(self) -> str | None:

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, TextIO
 
@@ -93,13 +94,10 @@ class Voice(TextStreamer):
 class Answerer:
     """The loaded model with what turns a question into its inputs."""
 
-    def __init__(self, where: str, auto_class: str, pictures: bool, **options: Any) -> None:
-        """options: of `from_pretrained`, where the code that makes the model is the repo's own, that it is trusted."""
-        if not auto_class.startswith("AutoModel"):
-            raise ValueError(f"{auto_class} is not one of transformers' AutoModel classes")
-        device = {"device_map": "auto"} if torch.cuda.is_available() else {}
-        loader = getattr(transformers, auto_class)
-        self.model = loader.from_pretrained(where, dtype="auto", **device, **options).eval()
+    def __init__(self, where: str, load: Callable[..., Any], pictures: bool, **options: Any) -> None:
+        """load: called as `from_pretrained`. options: of that; where the code that makes the model is the repo's own,
+        that it is trusted."""
+        self.model = load(where, dtype="auto", **options).eval()
         # Of a model of several parts, the one that answers in text; only the whole knows where an answer ends.
         speaker = getattr(self.model, "thinker", self.model)
         if pictures:
@@ -155,6 +153,16 @@ class Answerer:
         if GAP in self.processor.get_vocab() and GAP not in question:
             question = f"{question} {GAP}"
         return self.processor(question, return_tensors="pt")
+
+
+def loader(auto_class: str, published: bool) -> Callable[..., Any]:
+    """What loads a model: transformers or, of a publication on a CPU, mopeq_hub, which multiplies with its packed
+    weights as they are. On a GPU auto-round does, which mopeq_hub helps with some models."""
+    if not auto_class.startswith("AutoModel"):
+        raise ValueError(f"{auto_class} is not one of transformers' AutoModel classes")
+    fast = import_module("mopeq_hub").load if published else None
+    plain = getattr(transformers, auto_class).from_pretrained
+    return partial(plain, device_map="auto") if torch.cuda.is_available() else fast or plain
 
 
 def learn(where: str, revision: str | None) -> None:
@@ -216,15 +224,13 @@ def main() -> int:
     parser.add_argument("--trusted", action="store_true", help="run the code in the model's repo that makes it")
     parser.add_argument("--code", help="owner/name on the Hub, or a folder, with the code of the model")
     parser.add_argument("--code-revision")
-    parser.add_argument("--helped", action="store_true", help="import mopeq_hub before loading")
+    parser.add_argument("--published", action="store_true", help="compute with its packed weights, by mopeq_hub")
     options = parser.parse_args()
     try:
-        if options.helped:
-            import_module("mopeq_hub")
         if options.code:
             learn(options.code, options.code_revision)
         how = {"revision": options.revision} | ({"trust_remote_code": True} if options.trusted else {})
-        answerer = Answerer(options.where, options.auto_class, options.pictures, **how)
+        answerer = Answerer(options.where, loader(options.auto_class, options.published), options.pictures, **how)
     except Exception as error:
         fail(error)
         return 1

@@ -81,7 +81,7 @@ def test_a_processor_that_needs_torchvision_is_put_together_from_its_parts(load:
     folder = tmp_path / "qwen"
     write_tiny_qwen(folder)
     worker = load("worker")
-    answerer = worker.Answerer(str(folder), "AutoModelForImageTextToText", pictures=True)
+    answerer = worker.Answerer(str(folder), worker.loader("AutoModelForImageTextToText", False), pictures=True)
     tokenizer = answerer.processor.tokenizer
     answerer.processor = worker.PartsProcessor(
         worker.AutoImageProcessor.from_pretrained(folder), tokenizer, "<|image_pad|>"
@@ -95,7 +95,9 @@ def test_a_processor_that_needs_torchvision_is_put_together_from_its_parts(load:
 
 
 def test_a_model_that_could_speak_is_asked_for_text(load: Load, tmp_path: Path) -> None:
-    answerer = load("worker").Answerer(str(save("qwen3_omni_moe", tmp_path)), None, "AutoModelForMultimodalLM")
+    worker = load("worker")
+    plain = worker.loader("AutoModelForMultimodalLM", published=False)
+    answerer = worker.Answerer(str(save("qwen3_omni_moe", tmp_path)), plain, pictures=True)
     heard: list[dict[str, Any]] = []
     answerer.answer(lambda **message: heard.append(message), None, "what ?", length=3, temperature=0, seed=0)
     assert [each["event"] for each in heard][-1] == "done"

@@ -63,18 +63,14 @@ def test_the_publication_pins_both_models(tmp_path: Path) -> None:
         "takes_pictures": True,
         "brings_code": False,
         "trusts_code": False,
-        "needs_help": False,
         "title": "shapes-moe-vl, original and quantized",
         "publication": "mopeq-c4c4c4c4c4c4-5b5b5b5b5b5b",
         "run": None,
     }
 
 
-def test_a_model_whose_loader_needs_help_gets_it_in_the_space(tmp_path: Path) -> None:
-    made = from_hub()
-    made["model"] = {**made["model"], "model_type": "llama4"}
-    render_space(tmp_path, made, "me/shapes-moe-vl-MoPEQ", "maker/shapes-moe-vl", None)
-    assert publication(tmp_path)["needs_help"]
+def test_the_space_has_what_computes_with_packed_weights(tmp_path: Path) -> None:
+    render_space(tmp_path, from_hub(), "me/shapes-moe-vl-MoPEQ", "maker/shapes-moe-vl", None)
     assert f"mopeq-hub=={__version__}\n" in (tmp_path / "requirements.txt").read_text("utf-8")
 
 
@@ -103,8 +99,8 @@ def test_what_the_space_installs_is_what_it_was_tested_with(tmp_path: Path) -> N
     render_space(tmp_path, manifest(), "../published", None, None)
     constraints = (Path(__file__).parents[2] / ".ci" / "constraints.txt").read_text("utf-8").split("\n")
     wanted = [line for line in (tmp_path / "requirements.txt").read_text("utf-8").splitlines() if line[0] != "#"]
-    assert len(wanted) == 8
-    assert set(wanted) <= set(constraints)
+    assert len(wanted) == 9
+    assert {*wanted} - {f"mopeq-hub=={__version__}"} <= set(constraints)
     assert f"gradio=={SpaceCard.load(tmp_path / 'README.md').data.to_dict()['sdk_version']}" in constraints
 
 
