@@ -95,17 +95,15 @@ class PackedExperts(PackedModule):
 
     def _of_one(self, vector: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """What a token's experts make of its vector [1, hidden]: two regions of threads, and the activation between."""
-        there = (chosen >= 0) & (chosen < self.count)
-        if not bool(there.all()):
-            # A number that no expert has stands for one that computes elsewhere, or for none.
-            chosen, weights = chosen[there], weights[there]
-        runs = torch.ones(len(chosen), 3, dtype=torch.int64)
-        runs[:, 0] = chosen
-        runs[:, 1] = torch.arange(len(chosen))
+        # A number that no expert has stands for one that computes elsewhere, or for none.
+        numbers = [number for number in chosen.tolist() if 0 <= number < self.count]
+        if len(numbers) < len(chosen):
+            weights = weights[(chosen >= 0) & (chosen < self.count)]
+        runs = torch.tensor([(number, place, 1) for place, number in enumerate(numbers)], dtype=torch.int64).view(-1, 3)
         first, down = self.ready()
-        narrowed = self._gated(first.multiply(vector, runs, len(chosen), step=0))
+        narrowed = self._gated(first.multiply(vector, runs, len(runs), step=0))
         if self.form.normed:
-            return weights[None] @ self._finished(down.multiply(narrowed, runs, len(chosen)))
+            return weights[None] @ self._finished(down.multiply(narrowed, runs, len(runs)))
         return down.combine(narrowed, runs, weights.contiguous())[None]  # type: ignore[no-any-return]
 
     def _of_many(
