@@ -75,6 +75,13 @@ class Memory:
     def store(self, place: Count, vector: Lanes) -> None:
         self.builder.store(vector.value, self._address(place, vector.value.type), align=1)
 
+    def fetch(self, place: Count) -> None:
+        """Have the cache line there come, which is read soon."""
+        address = self._address(place, I8)
+        signature = ir.FunctionType(ir.VoidType(), [address.type, *[I32] * 3])
+        prefetch = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
+        self.builder.call(prefetch, [address, *(ir.Constant(I32, number) for number in (0, 3, 1))])
+
     def _address(self, place: Count, kind: ir.Type) -> ir.Value:
         base = self.builder.bitcast(self._pointer, I8.as_pointer())
         offset = place.value if isinstance(place, Whole) else ir.Constant(I64, place)

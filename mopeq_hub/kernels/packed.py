@@ -53,6 +53,13 @@ class PackedRows:
             moved = moved << (place - start)
         return ((moved & (((1 << self.bits) - 1) << place)) | _ONE).bits_as(F32)
 
+    def fetch(self, chunk: Whole, row: Whole) -> None:
+        """Have the words of 32 rows for a chunk come, where it is read soon; they lie apart, row by row of words, which
+        is more than a CPU guesses."""
+        for word in range(self.bits):
+            for line in range(2):
+                self.words.fetch((row + (chunk * self.bits + word) * self.rows) * 4 + 64 * line)
+
     def scale(self, group: Whole, row: Whole) -> Lanes:
         """Scales of 16 rows, float32."""
         return decoded(self.code, self.scales.load((row + group * self.rows) * 2, I16), types.int16)

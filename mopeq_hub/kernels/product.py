@@ -23,8 +23,6 @@ from mopeq_hub.kernels.packed import CHUNK, PackedRows
 
 WIDTHS = (2, 3, 4, 8)
 """Bits of a code."""
-BLOCK = 64
-"""Output rows of a piece: as many cache lines of each row of words as keep the multipliers busy."""
 TOGETHER = (4, 1)
 """How many vectors are multiplied by a weight that is unpacked once."""
 FLOAT32, BFLOAT16 = 0, 1
@@ -79,7 +77,7 @@ def _multiplier(bits: int, together: int) -> Any:
         outputs: Whole,
         stride: Whole,
     ) -> None:
-        """Add the products of `count` output rows, a multiple of 32, `BLOCK` at most, from `row` on, with neighbouring
+        """Add the products of `count` output rows, a multiple of 32, from `row` on, with neighbouring
         vectors of inputs [together, columns], times the factor, to outputs [together, count], `stride` bytes apart."""
         weight = PackedRows(code, words.memory(), zeros.memory(), scales.memory(), offset, rows, bits)
         source, target, levels = inputs.memory(), outputs.memory(), float(1 << bits)
@@ -94,6 +92,7 @@ def _multiplier(bits: int, together: int) -> Any:
                 sums = [[[code.variable(F32, 0.0) for _ in range(apart)] for _ in tokens] for _ in range(2)]
                 with code.loop(group // CHUNK) as part:
                     chunk = number * (group // CHUNK) + part
+                    weight.fetch(chunk + group // CHUNK, first)
                     places = [(columns * token + chunk * CHUNK) * 4 for token in tokens]
                     for half, each in enumerate(sums):
                         for index, fraction in enumerate(weight.fractions(chunk, first + half * ROWS)):
@@ -205,16 +204,16 @@ def _add_product(
     columns: int,
     group: int,
     row: int,
+    size: int,
     count: int,
     inputs: int,
     factor: int,
     outputs: int,
     stride: int,
 ) -> None:
-    """Add a block of the product of a matrix in a table with `count` vectors, or of one with each, to the outputs."""
+    """Add `size` rows, from `row` on, of the product of a matrix in a table with `count` vectors to the outputs."""
     words, zeros, scales = _word(matrix), _word(matrix + 8), _word(matrix + 16)
     offset, bits, bias = _word(matrix + 24), _word(matrix + 32), _word(matrix + 40)
-    size = min(BLOCK, rows - row)
     if bias:
         for token in range(count):
             _add_bias((outputs + token * stride, size // ROWS, bias + row * 4, factor))
@@ -229,8 +228,14 @@ def _add_product(
 def _multiply(job: int) -> None:
     pieces, matrices, projections, runs = _word(job + 8), _word(job + 24), _word(job + 32), _word(job + 40)
     rows, columns, group = _word(job + 48), _word(job + 56), _word(job + 64)
-    inputs, step, factor, outputs = _word(job + 72), _word(job + 80), _word(job + 88), _word(job + 96)
-    blocks = -(-rows // BLOCK)
+    inputs, step, factor, outputs, most = (
+        _word(job + 72),
+        _word(job + 80),
+        _word(job + 88),
+        _word(job + 96),
+        _word(job + 104),
+    )
+    blocks = -(-rows // most)
     stride = projections * rows * 4
     while True:
         piece = _taken(job)
@@ -241,30 +246,33 @@ def _multiply(job: int) -> None:
         run = runs + piece // blocks // projections * (8 * RUN_WORDS)
         expert, first, count = _word(run), _word(run + 8), _word(run + 16)
         matrix = matrices + (expert * projections + projection) * (8 * MATRIX_WORDS)
-        row = block * BLOCK
+        row = block * most
+        size = min(most, rows - row)
         target = outputs + first * stride + (projection * rows + row) * 4
         for token in range(count):
-            _begin_with_zeros((target + token * stride, min(BLOCK, rows - row) // ROWS))
-        _add_product(matrix, rows, columns, group, row, count, inputs + first * step, factor, target, stride)
+            _begin_with_zeros((target + token * stride, size // ROWS))
+        place = inputs + first * step
+        _add_product(matrix, rows, columns, group, row, size, count, place, factor, target, stride)
 
 
 @njit(inline="always", **_OPTIONS)
 def _combine(job: int) -> None:
     pieces, matrices, runs, count = _word(job + 8), _word(job + 24), _word(job + 32), _word(job + 40)
     rows, columns, group = _word(job + 48), _word(job + 56), _word(job + 64)
-    inputs, factors, outputs = _word(job + 72), _word(job + 80), _word(job + 88)
+    inputs, factors, outputs, most = _word(job + 72), _word(job + 80), _word(job + 88), _word(job + 96)
     while True:
         piece = _taken(job)
         if piece >= pieces:
             return
-        row = piece * BLOCK
+        row = piece * most
+        size = min(most, rows - row)
         target = outputs + row * 4
-        _begin_with_zeros((target, min(BLOCK, rows - row) // ROWS))
+        _begin_with_zeros((target, size // ROWS))
         for number in range(count):
             run = runs + number * (8 * RUN_WORDS)
             matrix = matrices + _word(run) * (8 * MATRIX_WORDS)
             place = inputs + number * columns * 4
-            _add_product(matrix, rows, columns, group, row, 1, place, factors + number * 4, target, 0)
+            _add_product(matrix, rows, columns, group, row, size, 1, place, factors + number * 4, target, 0)
 
 
 @njit(inline="always", **_OPTIONS)

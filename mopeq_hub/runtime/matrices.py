@@ -8,9 +8,9 @@ from functools import cache
 import torch
 
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.kernels.packed import CHUNK
 from mopeq_hub.kernels.product import (
     BFLOAT16,
-    BLOCK,
     COMBINE,
     FLOAT32,
     MATRIX_WORDS,
@@ -21,6 +21,8 @@ from mopeq_hub.kernels.product import (
 )
 from mopeq_hub.runtime.threads import work
 
+_PIECES = 4
+"""For each thread."""
 _KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 
 
@@ -87,11 +89,13 @@ class Table:
         product, and how many it has, one of `TOGETHER`. step: 0 where all are made of the first vector.
         """
         products = torch.empty(made, self.outputs)
+        count = len(runs) * self.projections
+        size = self._rows_of_a_piece(count)
         work(
             MULTIPLY,
-            len(runs) * self.projections * self._blocks,
+            count * -(-self.rows // size),
             *(self._address, self.projections, runs.data_ptr(), self.rows, self.columns, self.group),
-            *(vectors.data_ptr(), step * self.columns * 4, self._address_of_one, products.data_ptr()),
+            *(vectors.data_ptr(), step * self.columns * 4, self._address_of_one, products.data_ptr(), size),
         )
         return products
 
@@ -99,11 +103,12 @@ class Table:
         """The sum [rows], float32, of each run's one vector, float32 [m, columns], times its expert's matrix and its
         factor, float32 [m]."""
         total = torch.empty(self.rows)
+        size = self._rows_of_a_piece(1)
         work(
             COMBINE,
-            self._blocks,
+            -(-self.rows // size),
             *(self._address, runs.data_ptr(), len(runs), self.rows, self.columns, self.group),
-            *(vectors.data_ptr(), factors.data_ptr(), total.data_ptr()),
+            *(vectors.data_ptr(), factors.data_ptr(), total.data_ptr(), size),
         )
         return total
 
@@ -128,9 +133,11 @@ class Table:
         )
         return buffer.view(self.columns, self.outputs)
 
-    @property
-    def _blocks(self) -> int:
-        return -(-self.rows // BLOCK)
+    def _rows_of_a_piece(self, products: int) -> int:
+        """How many output rows of one of so many products a thread takes at a time: as many as lie beside each other,
+        so that memory is read in long lines, but so few that every thread has several pieces."""
+        pieces = -(-_PIECES * torch.get_num_threads() // max(1, products))
+        return max(CHUNK, -(-self.rows // pieces // CHUNK) * CHUNK)
 
 
 def runs_of(expert: int, first: int, count: int) -> list[tuple[int, int, int]]:

@@ -20,6 +20,8 @@ _Parallel = Callable[[int, int, int, int], None]
 
 def work(kind: int, pieces: int, *words: int) -> None:
     """Do a job of so many pieces; words: what its pieces are made by."""
+    if not pieces:
+        return
     job = (ctypes.c_int64 * (3 + len(words)))(0, pieces, kind, *words)
     address, threads = ctypes.addressof(job), min(torch.get_num_threads(), pieces)
     parallel = _torchs_threads()
