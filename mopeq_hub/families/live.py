@@ -81,15 +81,9 @@ class LiveModel:
             experts_per_token = _experts_per_token(model.config.get_text_config())
             mapping = get_model_conversion_mapping(model)
             tied = frozenset(model.all_tied_weights_keys)
-            unfilled = fill_buffers(model) if code else []
-        if code:
-            _check_forward(model, where)
-        if unfilled:
-            raise MopeqError(
-                f"the code of {where} leaves {unfilled[0]} without values where transformers "
-                f"{transformers.__version__} loads it, and then computes with whatever is in memory",
-                "this kind of model is not supported; a newer version of its code may be",
-            )
+            if code:
+                _check_forward(model, where)
+                _check_buffers(model, where)
         return cls(
             model=speaking(model),
             experts_per_token=experts_per_token,
@@ -149,6 +143,8 @@ def _in_words(where: str, code: RemoteCode | None) -> Iterator[None]:
                 # What its authors should know of newer libraries.
                 warnings.simplefilter("ignore")
             yield
+    except MopeqError:
+        raise
     except (Exception, SystemExit) as error:
         if code is None and not isinstance(error, expected):
             raise
@@ -175,6 +171,20 @@ def _check_forward(model: Any, where: str) -> None:
         raise MopeqError(
             f"{type(model).__name__}, which comes with {where}, knows no {missing[0]}, as models of transformers do",
             "this kind of model is not supported",
+        )
+
+
+def _check_buffers(model: "PreTrainedModel", where: str) -> None:
+    """Raises MopeqError where a model that comes with its code would compute with whatever is in memory: code that
+    gives buffers their values when it is constructed, as it could until transformers loaded every model on the meta
+    device."""
+    import transformers
+
+    if unfilled := fill_buffers(model):
+        raise MopeqError(
+            f"the code of {where} leaves {unfilled[0]} without values where transformers {transformers.__version__} "
+            "loads it, and then computes with whatever is in memory",
+            "this kind of model is not supported; a newer version of its code may be",
         )
 
 

@@ -59,8 +59,7 @@ class Collector:
     def rows_at_once(self, rows: list[Row]) -> int:
         """As many as keep the graph that gradients go through within `GRAPH_BYTES`, as far as layers tell."""
         layout = self._layout
-        apart = any(isinstance(module, torch.nn.ModuleList) for module in self._modules.values())
-        if apart or len(layout.modules) > len(layout.modules_of):
+        if len(layout.modules) > len(layout.modules_of):
             # Each module is given some of the tokens, and which row they are of is not known.
             return 1
         expert = max(sum(matrix.shape[0] for matrix in matrices) for matrices in self._experts.values())
@@ -77,6 +76,11 @@ class Collector:
         first = part[0].prompt - part[0].length - 1
         logits = logits[:, first:-1].float()
         passes, flows = list(self._watch.passes), dict(self._watch.flows)
+        if len(part) > 1 and any(each.numbers is None for each in passes):
+            # Which row a token is of cannot be told.
+            for row in part:
+                self.run([row], row.inputs)
+            return
         outputs = [*(each.output for each in passes), *(each.output for each in flows.values())]
         drawn = [
             torch.autograd.grad(

@@ -9,6 +9,7 @@ import torch
 from mopeq_hub.calibration import NO_EXPERT, Chosen, called, let_gradients_through
 from mopeq_hub.experts import Layout
 from mopeq_hub.families.base import ExpertsModule
+from mopeq_hub.sensitivity.tagging import Places
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Pass:
 
     states [t, hidden]; chosen [t, k], the experts' numbers (`chosen_experts`), none where it would weigh nothing;
     weights [t, k], what each chosen one's output is multiplied by, 1 where that comes after the call; output
-    [..., hidden], in the graph where gradients are wanted. Where each expert is given all tokens, t is `copies` times
-    as many.
+    [..., hidden], in the graph where gradients are wanted. tokens: how many the layer was given; t is a multiple of
+    that where each expert is given all. numbers [t]: which of them each of the t is; None where that is not known.
     """
 
     held: ExpertsModule
@@ -27,7 +28,8 @@ class Pass:
     chosen: torch.Tensor
     weights: torch.Tensor
     output: torch.Tensor
-    copies: int
+    tokens: int
+    numbers: torch.Tensor | None
 
     def of(self, expert: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of the tokens that went to an expert: their places [m], states [m, hidden] and weights [m, 1]."""
@@ -35,9 +37,10 @@ class Pass:
         return places, self.states[places], self.weights[places, slots][:, None]
 
     def rows_of(self, places: torch.Tensor, rows: int) -> torch.Tensor:
-        """In which of so many rows of equal length these places are; one where each expert is called by itself."""
-        tokens = len(self.states) // self.copies
-        return places % tokens // (tokens // rows)
+        """In which of so many rows of equal length these places are; of several, the numbers have to be known."""
+        if self.numbers is None:
+            return torch.zeros_like(places)
+        return self.numbers[places] // (self.tokens // rows)
 
 
 @dataclass(frozen=True)
@@ -57,30 +60,41 @@ class Watch:
         model's parameters need none then."""
         self.passes: list[Pass] = []
         self.flows: dict[str, Flow] = {}
-        self._gradients = gradients
+        self._gradients, self._begun = gradients, False
         for held in layout.modules:
-            if gradients:
+            experts, places = live.get_submodule(held.name), None
+            apart = isinstance(experts, torch.nn.ModuleList)
+            if gradients and apart:
                 let_gradients_through(live, held.name)
-            experts = live.get_submodule(held.name)
+                block = live.get_submodule(held.name.rpartition(".")[0])
+                places = Places(block, experts, lambda: self._begun)
             for module, choose in called(experts, held.count):
-                module.register_forward_hook(self._hook(held, choose, module is not experts), with_kwargs=True)
+                module.register_forward_hook(self._hook(held, choose, apart, places), with_kwargs=True)
         for name in linears:
             live.get_submodule(name).register_forward_hook(self._linear_hook(name))
 
     def begin(self) -> None:
-        """Forget what was seen: not every input comes to every module."""
+        """Forget what was seen: not every input comes to every module. What runs before the first time is not kept."""
+        self._begun = True
         self.passes.clear()
         self.flows.clear()
 
-    def _hook(self, held: ExpertsModule, choose: Chosen, apart: bool) -> Any:
-        def look(_: Any, args: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
+    def _hook(self, held: ExpertsModule, choose: Chosen, apart: bool, places: Places | None) -> Any:
+        def look(module: Any, args: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
+            if not self._begun:
+                return output
             chosen = choose(args, named)
             states, weights = _floats(args, named, chosen)
             output = self._in_graph(output)
             states, chosen, weights = (value.detach().flatten(0, -2) for value in (states, chosen, weights))
             chosen = torch.where((chosen == NO_EXPERT) | (weights == 0), NO_EXPERT, chosen + held.first)
-            copies = held.count if len(args) + len(named) == 1 and not apart else 1
-            self.passes.append(Pass(held, states, chosen, weights, output, copies))
+            tokens, numbers = len(states), None
+            if places:
+                tokens, numbers = places.tokens, places.of[module]
+            elif not apart:
+                tokens = len(states) // (held.count if len(args) + len(named) == 1 else 1)
+                numbers = torch.arange(len(states), device=states.device) % tokens
+            self.passes.append(Pass(held, states, chosen, weights, output, tokens, numbers))
             return output
 
         return look
