@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mopeq_hub import workplace
-from mopeq_hub.checkpoint import Checkpoint
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.kept import kept_dtype
 from mopeq_hub.model import Model
+from mopeq_hub.quantization.shards import TensorPlan
 from mopeq_hub.source import HubSource
 
 PROGRAM_BYTES = 1_000_000_000
@@ -43,7 +44,7 @@ def needs_of(
     passing: None chooses it where the disk cannot hold source and output together.
     """
     missing = [model.source.files()[shard] for shard in model.checkpoint.shards if not _here(model, shard)]
-    memory = PROGRAM_BYTES + 2 * largest_tensor(model.checkpoint)
+    memory = PROGRAM_BYTES + 2 * largest_tensor(model)
     upload = sum(outputs) if to_hub else 0
     held = Needs(memory, sum(outputs), sum(missing), sum(missing), upload, False)
     if passing is None:
@@ -55,9 +56,14 @@ def needs_of(
     return Needs(memory, built + through, 0, sum(missing) * (1 if profiled else 2), upload, True)
 
 
-def largest_tensor(checkpoint: Checkpoint) -> int:
-    """Bytes of the checkpoint's largest tensor."""
-    return max(info.nbytes for info in checkpoint.tensors.values())
+def largest_tensor(model: Model) -> int:
+    """Bytes of the largest tensor of the checkpoint, or of what is made of several, whichever is more."""
+    made = (
+        TensorPlan(kept.name, kept_dtype(model.checkpoint, kept.sources[0]), kept.shape).nbytes
+        for kept in model.layout.kept.values()
+        if kept.conversion
+    )
+    return max(*(info.nbytes for info in model.checkpoint.tensors.values()), *made)
 
 
 def check_fits(needs: Needs, place: Path) -> None:
