@@ -6,7 +6,9 @@ from pathlib import Path
 
 from mopeq_hub import workplace
 from mopeq_hub.errors import MopeqError
+from mopeq_hub.kept import kept_dtype
 from mopeq_hub.model import Model
+from mopeq_hub.quantization.shards import TensorPlan
 from mopeq_hub.source import HubSource
 
 PROGRAM_BYTES = 1_000_000_000
@@ -42,7 +44,7 @@ def needs_of(
     passing: None chooses it where the disk cannot hold source and output together.
     """
     missing = [model.source.files()[shard] for shard in model.checkpoint.shards if not _here(model, shard)]
-    memory = PROGRAM_BYTES + 2 * model.checkpoint.largest.nbytes
+    memory = PROGRAM_BYTES + 2 * largest_tensor(model)
     upload = sum(outputs) if to_hub else 0
     held = Needs(memory, sum(outputs), sum(missing), sum(missing), upload, False)
     if passing is None:
@@ -52,6 +54,16 @@ def needs_of(
     built = min(sum(outputs), _OUTPUT_UNITS * max(outputs)) if to_hub else sum(outputs)
     through = min(sum(missing), _SOURCE_SHARDS * max(missing, default=0))
     return Needs(memory, built + through, 0, sum(missing) * (1 if profiled else 2), upload, True)
+
+
+def largest_tensor(model: Model) -> int:
+    """Bytes of the largest tensor of the checkpoint, or of what is made of several, whichever is more."""
+    made = (
+        TensorPlan(kept.name, kept_dtype(model.checkpoint, kept.sources[0]), kept.shape).nbytes
+        for kept in model.layout.kept.values()
+        if kept.conversion
+    )
+    return max(model.checkpoint.largest.nbytes, *made)
 
 
 def check_fits(needs: Needs, place: Path) -> None:

@@ -27,8 +27,17 @@ from mopeq_hub.recipe import BEST, CALIBRATED, RUNNING, Recipe
 from mopeq_hub.sensitivity import by_running
 
 _MODULES = {"signround": "mopeq_hub.quantization.signround", "gptq": "mopeq_hub.quantization.gptq"}
-_REPLACED = ("gpt_oss", "llama4", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_omni_moe", "qwen3_omni_moe_thinker")
-"""Model types whose experts auto-round exchanges for modules of its own before it tunes them."""
+_UNTUNABLE = {
+    **dict.fromkeys(
+        ("gpt_oss", "llama4", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_omni_moe", "qwen3_omni_moe_thinker"),
+        "auto-round puts modules of its own in the place of {}'s experts, and which a token reached is not known",
+    ),
+    **dict.fromkeys(("muse_spark", "step3p7"), "auto-round does not tune {}'s experts as they compute"),
+    **dict.fromkeys(
+        ("dots3_note", "glm5_next", "inkling2", "inkling_mm_model"), "auto-round's tuning does not know {}'s layers"
+    ),
+}
+"""By model type, why auto-round cannot tune a model, with a place for its name."""
 _PROCESS_BYTES = 2_000_000_000
 """What torch, transformers and auto-round take beside the weights."""
 _TUNING_BYTES = 40
@@ -75,11 +84,10 @@ def check_memory(model: Model, recipe: Recipe) -> None:
             f"--quantizer signround tunes decoders alone, and {model.source.name} has an encoder",
             "use --quantizer gptq, or --quantizer search",
         )
-    kinds = {model.config.get("model_type"), text_model_type(model.config)}
-    if recipe.quantizer == "signround" and not kinds.isdisjoint(_REPLACED):
+    kinds = str(model.config.get("model_type")), text_model_type(model.config)
+    if recipe.quantizer == "signround" and (troubles := [_UNTUNABLE[kind] for kind in kinds if kind in _UNTUNABLE]):
         raise MopeqError(
-            f"--quantizer signround: auto-round puts modules of its own in the place of {model.source.name}'s experts, "
-            "and which of them a token reached is not known",
+            f"--quantizer signround: {troubles[0].format(model.source.name)}",
             "use --quantizer gptq, or --quantizer search",
         )
     needed, free = memory_needed(model, recipe, _has_gpu()), workplace.free_memory()

@@ -179,7 +179,7 @@ WHOLES: dict[str, Callable[[], Any]] = {
         "glm5_next",
         part(
             "glm5_next_text", num_key_value_heads=4, qk_rope_head_dim=0, index_topk=16, index_kpool=4,
-            index_head_dim=16, index_n_heads=2, linear_head_dim=16, linear_num_heads=4, hc_mult=2, swiglu_limit=0.02,
+            index_head_dim=16, index_n_heads=2, linear_head_dim=16, linear_num_heads=4, hc_mult=2, swiglu_limit=1.0,
             layer_types=["linear_attention", "indexed_attention"], mlp_layer_types=["dense", "sparse"],
             indexer_types=["full", "full"],
         ),
@@ -230,7 +230,7 @@ WHOLES: dict[str, Callable[[], Any]] = {
         part(
             "inkling2_text", unpadded_vocab_size=208, swa_num_attention_heads=4, swa_num_key_value_heads=2,
             swa_head_dim=16, d_rel=8, rel_extent=16, layer_types=["hybrid_sliding", "hybrid"],
-            n_layers_per_attn_res_block=1, mlp_gate_softcap=0.5, mlp_up_softcap=0.5,
+            n_layers_per_attn_res_block=1, mlp_gate_softcap=1.0, mlp_up_softcap=1.0,
         ),
         {**_TOWER, "patch_size": 4, "posemb_grid_size": 4, "projection_hidden_dim": 32, "text_hidden_size": 64},
         image_token_id=IMAGE,
@@ -277,7 +277,7 @@ WHOLES: dict[str, Callable[[], Any]] = {
     "step3p7": lambda: _whole(
         "step3p7",
         part(
-            "step3p5", mlp_layer_types=["dense", "sparse"], share_expert_dim=32, swiglu_limits=[None, 0.02],
+            "step3p5", mlp_layer_types=["dense", "sparse"], share_expert_dim=32, swiglu_limits=[None, 1.0],
             layer_types=["sliding_attention", "full_attention"],
         ),
         {**_TOWER, "mlp_ratio": 2.0, "max_position_embeddings": 16},

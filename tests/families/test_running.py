@@ -101,9 +101,16 @@ def test_a_model_whose_layers_look_further_back_is_not_measured_part_by_part(
     assert plan(model, Recipe(group_size=32)).fidelity is None
 
 
-def test_what_auto_round_puts_in_place_of_experts_is_not_tuned(tmp_path: Path) -> None:
-    model = open_model(str(save("llama4", tmp_path / "model")))
-    with pytest.raises(MopeqError, match="modules of its own in the place of model's experts"):
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("llama4", "auto-round puts modules of its own in the place of model's experts"),
+        ("step3p7", "auto-round does not tune model's experts as they compute"),
+    ],
+)
+def test_what_auto_round_does_not_tune_is_refused_before_anything_is_run(name: str, words: str, tmp_path: Path) -> None:
+    model = open_model(str(save(name, tmp_path / "model")))
+    with pytest.raises(MopeqError, match=words):
         check_memory(model, Recipe(quantizer="signround", group_size=32))
 
 
