@@ -10,7 +10,7 @@ from mopeq_hub.experts import Alike
 from mopeq_hub.model import Model
 from mopeq_hub.quantization.stream import output_shards, plan_units
 from mopeq_hub.recipe import Recipe
-from mopeq_hub.sizes import written_bytes
+from mopeq_hub.sizes import output_bytes, written_bytes
 
 Sizes = dict[Member, tuple[int, ...]]
 _TENSOR_SPARE, _FILE_SPARE = 2, 64
@@ -68,7 +68,7 @@ def _scale(model: Model, recipe: Recipe, sizes: Sizes, unit: str) -> tuple[float
     packed = {member: 8 for member in sizes if isinstance(member, str)}
     widest = BitMap(BitMap.uniform(model.layout, recipe.bits[-1]).bits, packed)
     shards = output_shards(plan_units(model.checkpoint, model.layout, widest, recipe))
-    files = sum(len(shard.header()[0]) + sum(tensor.nbytes for tensor in shard.tensors) for shard in shards)
+    files = sum(len(shard.header()[0]) for shard in shards) + sum(output_bytes(model, widest, recipe).values())
     experts = recipe.widths.index(recipe.bits[-1])
     eight = recipe.widths.index(8) if packed else 0
     beside = files - sum(of[eight if member in packed else experts] for member, of in sizes.items())

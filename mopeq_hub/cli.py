@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from mopeq_hub.commands import app
 from mopeq_hub.errors import MopeqError, StoppedError, UsageError, described
-from mopeq_hub.startup import collect_later, wait_asleep
+from mopeq_hub.startup import collect_later, collect_rarely, wait_asleep
 from mopeq_hub.unneeded import spare
 
 
@@ -20,6 +20,8 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments is None:
         collect_later()
         spare()
+    else:
+        collect_rarely()
     wait_asleep()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)

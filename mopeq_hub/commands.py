@@ -175,7 +175,7 @@ def plan(
 ) -> None:
     """Show what would happen to MODEL: sizes per choice, the bit map, a heatmap, what the proof costs. Nothing is
     quantized."""
-    from mopeq_hub import pipeline, variants
+    from mopeq_hub import planning
     from mopeq_hub.sensitivity import Profile
 
     asked: dict[str, Any] = {
@@ -187,9 +187,11 @@ def plan(
         "trust_remote_code": trust_remote_code,
     }
     if budgets:
+        from mopeq_hub import variants
+
         plans = variants.plan_variants(model, recipe, budgets, **asked)
     else:
-        plans = {"": pipeline.plan(model, recipe, **asked)}
+        plans = {"": planning.plan(model, recipe, **asked)}
     planned = next(iter(plans.values()))
     if save_profile and planned.profile:
         planned.profile.write(save_profile)

@@ -21,10 +21,11 @@ _NUMBERS = (torch.arange, torch.tensor)
 
 class _Cheaply(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
-        named = named or {}
+        named = dict(named or {})
         if getattr(function, "__name__", "") in _DRAWING:
             return given[0] if given else named["tensor"]
         if function in _DRAWN:
+            named.pop("generator", None)
             return torch.empty(*given, **named)
         if function in _NUMBERS and "device" not in named:
             return function(*given, **named, device="cpu")

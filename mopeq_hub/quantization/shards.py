@@ -1,20 +1,21 @@
 """Output shards: planned from shapes alone, then filled tensor by tensor in any order, in the memory of one tensor."""
 
 import json
+import math
 import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
 from mopeq_hub.checkpoint import INDEX_NAME, ITEM_BYTES
 
 
-@dataclass(frozen=True)
-class TensorPlan:
+class TensorPlan(NamedTuple):
     """A tensor that will be written: safetensors' name of the dtype, and the shape."""
 
     name: str
@@ -23,10 +24,7 @@ class TensorPlan:
 
     @property
     def nbytes(self) -> int:
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count * ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,12 @@ def fill_shards(tensors: Sequence[TensorPlan], shard_size: int) -> list[list[Ten
     groups: list[list[TensorPlan]] = [[]]
     filled = 0
     for tensor in tensors:
-        if groups[-1] and filled + tensor.nbytes > shard_size:
+        nbytes = tensor.nbytes
+        if groups[-1] and filled + nbytes > shard_size:
             groups.append([])
             filled = 0
         groups[-1].append(tensor)
-        filled += tensor.nbytes
+        filled += nbytes
     return groups
 
 

@@ -13,6 +13,7 @@ from tests.bench.compile import compilation
 from tests.bench.fidelity import bit_maps, quantizers
 from tests.bench.hessian import hessian
 from tests.bench.kernels import kernels
+from tests.bench.plan import plan
 from tests.bench.quantize import quantize
 from tests.bench.runtime import runtime
 from tests.bench.scheme import scheme
@@ -27,6 +28,7 @@ SECTIONS: dict[str, Callable[[Settings], Iterator[RenderableType]]] = {
     "scheme": scheme,
     "kernels": kernels,
     "compile": compilation,
+    "plan": plan,
     "hessian": hessian,
     "quantize": quantize,
     "stream": stream,
