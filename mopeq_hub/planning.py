@@ -98,6 +98,7 @@ def settled_for(
 
     place, to_hub, stream: as in `needs_for`. Raises MopeqError where its budget cannot be met.
     """
+    room_for(model, recipe)
     whole = True
     # Where the rest competes, only a model that is run, and so is here as a whole, can tell.
     if recipe.signal == BEST and recipe.rest_bits != "auto":
@@ -132,9 +133,8 @@ def needs_for(
 ) -> Needs:
     """What quantizing a model in `place` will need, at the widest of the recipe's widths, and proving it on the way.
 
-    Raises MopeqError where the recipe's budget cannot be met.
+    Raises MopeqError where its experts do not divide into groups and words.
     """
-    room_for(model, recipe)
     widest = BitMap.uniform(model.layout, max(recipe.bits))
     outputs = output_bytes(model, widest, recipe)
     profiled, tries = profiles.is_kept(model, recipe), recipe.allocator == MEASURED

@@ -213,13 +213,16 @@ def bring(source: Source, code: RemoteCode, folder: Path) -> None:
 
 _kept = ExitStack()
 atexit.register(_kept.close)
+_settled: list[Path] = []
 
 
 def keep_apart(folder: Path | None = None) -> None:
     """Have transformers import such code from copies in `folder`, or in one that is gone when this process ends, and
-    not from the user's cache of code; where it has imported some already, it has to go on there."""
+    not from the user's cache of code. The first that asks settles it; where transformers has imported some already, it
+    has to go on there."""
     from transformers import dynamic_module_utils as dynamic
 
     used = dynamic.HF_MODULES_CACHE in sys.path or dynamic.TRANSFORMERS_DYNAMIC_MODULE_NAME in sys.modules
-    if not used:
-        dynamic.HF_MODULES_CACHE = str(folder or _kept.enter_context(workplace.scratch()))
+    if not used and not _settled:
+        _settled.append(folder or _kept.enter_context(workplace.scratch()))
+        dynamic.HF_MODULES_CACHE = str(_settled[0])

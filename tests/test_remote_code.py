@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
-from mopeq_hub import MopeqError, Recipe, pipeline, publish
+from mopeq_hub import MopeqError, Recipe, pipeline, publish, workplace
 from mopeq_hub.catalog import Entry, read_catalog
 from mopeq_hub.check import check
 from mopeq_hub.fidelity.measure import Way, measure
@@ -259,6 +259,7 @@ def test_what_cannot_be_run_part_by_part_is_told_before_any_weight_comes(copied:
 
 
 def test_signals_that_run_it_see_every_expert(source: Path, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = scratch_folders()
     monkeypatch.setattr("mopeq_hub.sensitivity.by_running.TOKENS", 600)
     model = open_model(str(source), trust_remote_code=True)
     frequency = profile_of(model, Recipe(group_size=32, signal="frequency"), Quiet())
@@ -271,6 +272,11 @@ def test_signals_that_run_it_see_every_expert(source: Path, few: Path, monkeypat
         for values in parts.values():
             assert values[0] > values[-1] > 0, "fewer bits cost more, and gradients came to each"
     assert all(values[0] > 0 for values in costs.rest.values())
+    assert scratch_folders() == before, "copies of code went with the processes"
+
+
+def scratch_folders() -> list[Path]:
+    return sorted(workplace.cache("work").glob(".mopeq-*"))
 
 
 def packed(folder: Path) -> dict[str, torch.Tensor]:
