@@ -63,7 +63,7 @@ def largest_tensor(model: Model) -> int:
         for kept in model.layout.kept.values()
         if kept.conversion
     )
-    return max(model.checkpoint.largest.nbytes, *made)
+    return max([model.checkpoint.largest.nbytes, *made])
 
 
 def check_fits(needs: Needs, place: Path) -> None:
