@@ -58,10 +58,10 @@ def lacking(config: Mapping[str, Any], where: str) -> str | None:
     """That transformers does not have the kind of model of a config.json, in words; None where it has."""
     import transformers
 
-    if config.get("model_type") in transformers.CONFIG_MAPPING:
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in transformers.CONFIG_MAPPING:
         return None
-    installed = f"transformers {transformers.__version__}"
-    return f"the model type {config.get('model_type')!r} of {where} is not one that {installed} has"
+    return f"the model type {kind!r} of {where} is not one that transformers {transformers.__version__} has"
 
 
 def code_of(source: Source, config: dict[str, Any], trusted: bool) -> RemoteCode | None:

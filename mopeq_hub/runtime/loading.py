@@ -124,7 +124,8 @@ def load(repo: str | Path, **kwargs: Any) -> Any:
     published = getattr(config, "quantization_config", None)
     if trouble := _trouble_with(published):
         _log.warning("%s %s; it is loaded as it is", repo, trouble)
-    elif kwargs.get("device_map") in (None, "cpu"):
+    elif kwargs.get("device_map") in (None, "cpu") or not torch.accelerator.is_available():
+        kwargs.pop("device_map", None)
         config.quantization_config = PackedConfig(_document(published))
     return loader.from_pretrained(repo, config=config, **kwargs)
 
@@ -150,7 +151,9 @@ def accelerate(model: Any) -> Any:
     if any(type(module).__module__.startswith("auto_round_kernel") for module in model.modules()):
         # Its kernels pack weights in a way of their own; the published ones lie in the files.
         config.quantization_config = PackedConfig(_document(published))
-        made = type(model).from_pretrained(model.name_or_path, revision=config._commit_hash, **options)
+        made = type(model).from_pretrained(
+            model.name_or_path, revision=getattr(config, "_commit_hash", None), **options
+        )
     else:
         tensors = model.state_dict()
         config.quantization_config = PackedConfig(_document(published), tensors)
@@ -163,11 +166,19 @@ def accelerate(model: Any) -> Any:
 def _loader_of(repo: str | Path, config: Any, fetching: dict[str, Any]) -> Any:
     """The auto class that a publication's manifest names, else the class that config.json does."""
     manifest = cached_file(repo, "mopeq.json", _raise_exceptions_for_missing_entries=False, **fetching)
-    named = json.loads(Path(manifest).read_text("utf-8"))["model"]["auto_class"] if manifest else ""
+    named = _auto_class(Path(manifest)) if manifest else ""
     if named.startswith("AutoModel") and hasattr(transformers, named):
         return getattr(transformers, named)
     architecture = next(iter(config.architectures or []), "AutoModel")
     return getattr(transformers, architecture, transformers.AutoModel)
+
+
+def _auto_class(manifest: Path) -> str:
+    """The auto class that a manifest names; empty where it does not, whoever wrote it."""
+    try:
+        return str(json.loads(manifest.read_text("utf-8"))["model"]["auto_class"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _trouble_with(published: Any) -> str:

@@ -26,14 +26,16 @@ DTYPES = {"qweight": torch.int32, "qzeros": torch.int32, "scales": torch.float16
 
 @dataclass
 class Places:
-    """Where the packed tensors of a model go, by its experts modules. apart: those whose experts are not packed, but
-    lie in the files one by one all the same, as auto-round's loader takes them."""
+    """Where the packed tensors of a model go, by its experts modules and linear layers. apart: experts modules whose
+    experts are not packed, but lie in the files one by one all the same, as auto-round's loader takes them."""
 
     experts: dict[str, PackedExperts] = field(default_factory=dict)
+    linears: dict[str, PackedLinear] = field(default_factory=dict)
     apart: dict[str, Form] = field(default_factory=dict)
 
     def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Give each experts module its tensors, as they lie. Raises MopeqError where one is missing or misshapen."""
+        """Give each experts module its tensors, as they lie; linear layers have theirs. Raises MopeqError where one is
+        missing or misshapen."""
         for name, module in self.experts.items():
             for part in module.names():
                 if f"{name}.{part}" not in tensors:
@@ -42,6 +44,8 @@ class Places:
                 # What a whole model was changed to, auto-round's modules change their scales to as well.
                 module.packed[part] = tensor.half() if tensor.is_floating_point() else tensor
             module.ready()
+        for linear in self.linears.values():
+            linear.ready()
 
 
 def together(name: str, form: Form) -> list[WeightConverter]:
@@ -88,7 +92,8 @@ def replace(model: Any, tensors: Mapping[str, torch.Tensor], packing_format: str
             )
         shapes = {part: tensors[f"{name}.{part}"].shape for part in PARTS}
         parts = {part: torch.empty(shape, dtype=DTYPES[part], device="meta") for part, shape in shapes.items()}
-        _put(model, name, PackedLinear(linear, parts, offset))
+        places.linears[name] = PackedLinear(linear, parts, offset)
+        _put(model, name, places.linears[name])
     return places
 
 
