@@ -139,8 +139,8 @@ def of_part(config: dict[str, Any], part: str) -> dict[str, Any]:
     """The `quantization_config` of a model for one of its parts, in which all that is quantized is, under the names
     that it has where that part is loaded alone."""
     blocks = [name.removeprefix(f"{part}.") for name in config["block_name_to_quantize"].split(",")]
-    before = rf"^{re.escape(part)}\."
-    rules = {f"^{rule.removeprefix(before)}": width for rule, width in config["extra_config"].items()}
+    before = re.compile(rf"^(\^?){re.escape(re.escape(part))}\\\.")
+    rules = {before.sub(r"\1", rule): width for rule, width in config["extra_config"].items()}
     return {**config, "block_name_to_quantize": ",".join(blocks), "extra_config": rules}
 
 

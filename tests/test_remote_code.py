@@ -159,7 +159,8 @@ def test_it_brings_the_code_that_was_run_and_says_so(source: Path, made: Path) -
     loaded = '.from_pretrained("path/to/this/folder", device_map="auto", trust_remote_code=True)'
     assert f"AutoModelForCausalLM{loaded}" in card
     assert 'AutoProcessor.from_pretrained("path/to/this/folder", trust_remote_code=True)' in card
-    assert "import mopeq_hub" not in card
+    assert "before from_pretrained" not in card
+    assert 'model = mopeq_hub.load("path/to/this/folder", trust_remote_code=True)' in card
     assert " --trust-remote-code " in card, "in the command that makes it again"
 
 

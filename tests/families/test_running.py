@@ -79,8 +79,7 @@ def test_what_is_seen_of_the_experts_gives_their_output(name: str, tmp_path: Pat
             for index in numbers_of(seen.chosen):
                 places, states, weights = seen.of(index)
                 expert = LiveExpert(live.get_submodule(seen.held.name), seen.held, index)
-                bias = expert.bias(1)
-                made = expert.gated(expert.narrowed(states)) @ expert.weight(1).T + (0 if bias is None else bias)
+                made = expert.gated(expert.narrowed(states)) @ expert.weight(1).T
                 given.index_add_(0, places, weights * expert.finished(made))
             output = seen.output.flatten(0, -2)
             assert output.abs().max() > 0

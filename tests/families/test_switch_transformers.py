@@ -28,7 +28,7 @@ from mopeq_hub.fidelity.trials import alone
 from mopeq_hub.manifest import read_manifest
 from mopeq_hub.model import Model, open_model
 from mopeq_hub.planning import checked_needs, plan
-from mopeq_hub.quantization.calibrated import check_memory
+from mopeq_hub.quantization.calibrated import check_memory, input_name
 from mopeq_hub.quantization.gptq import collect
 from mopeq_hub.questions import Question, read_questions
 from mopeq_hub.questions.inputs import Encoder, Row, batches
@@ -205,9 +205,10 @@ def test_gptq_sums_what_goes_into_each_matrix_of_an_expert(model: Model, live: A
         hook.remove()
     reached: dict[int, set[int]] = {5: set()}
     hessians = collect(model.layout, live, inputs_of(rows), [5], reached)
-    assert {each for each in seen if ".experts." in each} == {each for each in hessians if ".experts." in each}
+    named = {input_name(each) if each.endswith(".wi") else each: parts for each, parts in seen.items()}
+    assert {each for each in named if ".experts." in each} == {each for each in hessians if ".experts." in each}
     assert len(reached[5]) == sum(each.endswith(".wi") for each in seen) > 1
-    for each, parts in seen.items():
+    for each, parts in named.items():
         states = torch.cat(parts)
         assert torch.allclose(hessians[each], states.T @ states, rtol=1e-3, atol=1e-4)
 
