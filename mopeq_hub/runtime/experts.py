@@ -8,9 +8,11 @@ from torch import nn
 from mopeq_hub.families.base import Form
 from mopeq_hub.families.gating import gate_of
 from mopeq_hub.packing import PARTS
-from mopeq_hub.runtime.matrices import PackedMatrix, Table, runs_of
-from mopeq_hub.runtime.modules import FEW, PackedModule
+from mopeq_hub.runtime.matrices import PackedMatrix, Table, few, runs_of
+from mopeq_hub.runtime.modules import PackedModule
 
+_AT_ONCE = 1024
+"""Vectors that experts with few of them are given together, so that what lies between the matrices stays small."""
 Tensors = dict[str, torch.Tensor]
 
 
@@ -114,27 +116,33 @@ class PackedExperts(PackedModule):
         made = torch.zeros(len(vectors), self.hidden)
         order = chosen.argsort(stable=True)
         counts = torch.bincount(chosen[chosen >= 0], minlength=self.count)[: self.count].tolist()
-        start = int((chosen < 0).sum())
-        few: list[tuple[int, int, int]] = []
-        places: list[torch.Tensor] = []
-        taken = 0
+        start, most = int((chosen < 0).sum()), few(vectors.dtype)
+        together: list[tuple[int, torch.Tensor]] = []
         for expert, count in enumerate(counts):
             mine = order[start : start + count]
             start += count
-            if count > FEW:
+            if count > most:
                 into = rows[mine]
-                made.index_add_(0, into, self._expert(vectors[into], expert) * weights[mine, None])
+                made.index_add_(0, into, self._expert(vectors[into], expert).mul_(weights[mine, None]))
             elif count:
-                few += runs_of(expert, taken, count)
-                places.append(mine)
-                taken += count
-        if few:
-            mine, runs = torch.cat(places), torch.tensor(few, dtype=torch.int64)
-            first, down = self.ready()
-            narrowed = self._gated(first.multiply(vectors[rows[mine]].float(), runs, taken))
-            finished = self._finished(down.multiply(narrowed, runs, taken))
-            made.index_add_(0, rows[mine], finished * weights[mine, None])
+                together.append((expert, mine))
+            if together and (expert == self.count - 1 or sum(len(each) for _, each in together) >= _AT_ONCE):
+                mine = torch.cat([each for _, each in together])
+                given = self._experts(vectors[rows[mine]].float(), [(each, len(part)) for each, part in together])
+                made.index_add_(0, rows[mine], given.mul_(weights[mine, None]))
+                together.clear()
         return made
+
+    def _experts(self, vectors: torch.Tensor, counts: list[tuple[int, int]]) -> torch.Tensor:
+        """What experts make of vectors [n, hidden], float32, so many neighbours for each of them."""
+        runs: list[tuple[int, int, int]] = []
+        taken = 0
+        for expert, count in counts:
+            runs += runs_of(expert, taken, count)
+            taken += count
+        table = torch.tensor(runs, dtype=torch.int64)
+        first, down = self.ready()
+        return self._finished(down.multiply(self._gated(first.multiply(vectors, table, taken)), table, taken))
 
     def _expert(self, vectors: torch.Tensor, expert: int) -> torch.Tensor:
         """What one expert makes of many vectors [n, hidden], float32."""

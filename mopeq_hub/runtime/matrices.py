@@ -23,6 +23,9 @@ from mopeq_hub.runtime.threads import work
 
 _PIECES = 4
 """For each thread."""
+_FEW_HALVES, _FEW = 24, 96
+"""Vectors from which on unpacking a weight pays, where torch multiplies bfloat16 and where it multiplies float32: `make
+bench SECTIONS=runtime` measures both ways."""
 _KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 
 
@@ -115,7 +118,7 @@ class Table:
     def product(self, vectors: torch.Tensor, expert: int = 0) -> torch.Tensor:
         """Products [n, projections * rows] of vectors [n, columns] with one expert's matrices, unpacked for torch:
         bfloat16 of bfloat16 where the CPU multiplies it, else float32."""
-        dtype = torch.bfloat16 if vectors.dtype == torch.bfloat16 and _multiplies_bfloat16() else torch.float32
+        dtype = _product_dtype(vectors.dtype)
         products = vectors.to(dtype) @ self._unpacked(expert, dtype)
         biases = [matrix.bias for matrix in self._matrices[expert] if matrix.bias is not None]
         return products.add_(torch.cat(biases)) if biases else products
@@ -138,6 +141,17 @@ class Table:
         so that memory is read in long lines, but so few that every thread has several pieces."""
         pieces = -(-_PIECES * torch.get_num_threads() // max(1, products))
         return max(CHUNK, -(-self.rows // pieces // CHUNK) * CHUNK)
+
+
+def few(dtype: torch.dtype) -> int:
+    """Up to how many vectors of this dtype are multiplied by packed weights; for more, these are unpacked and torch
+    multiplies."""
+    return _FEW_HALVES if _product_dtype(dtype) == torch.bfloat16 else _FEW
+
+
+def _product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which dtype torch multiplies vectors of this one: bfloat16 where the CPU can, else float32."""
+    return torch.bfloat16 if dtype == torch.bfloat16 and _multiplies_bfloat16() else torch.float32
 
 
 def runs_of(expert: int, first: int, count: int) -> list[tuple[int, int, int]]:

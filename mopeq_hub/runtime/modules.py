@@ -10,11 +10,7 @@ from torch import nn
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.packing import PARTS
-from mopeq_hub.runtime.matrices import PackedMatrix, Table, runs_of
-
-FEW = 16
-"""Up to so many vectors are multiplied by packed weights; for more, these are unpacked and torch multiplies.
-`make bench SECTIONS=runtime` measures both."""
+from mopeq_hub.runtime.matrices import PackedMatrix, Table, few, runs_of
 
 
 class PackedModule(nn.Module):
@@ -131,7 +127,7 @@ class PackedLinear(PackedModule):
         table: Table = self.ready()
         vectors = states.reshape(-1, self.in_features)
         count = len(vectors)
-        if count <= FEW:
+        if count <= few(states.dtype):
             products = table.multiply(vectors.float().contiguous(), _neighbours(count), count)
         else:
             products = table.product(vectors)

@@ -14,7 +14,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 from mopeq_hub import MopeqError
 from mopeq_hub.families import family_of
 from mopeq_hub.runtime.experts import PackedExperts
-from mopeq_hub.runtime.modules import FEW
+from mopeq_hub.runtime.matrices import few
 from tests.runtime.packed import distance, random_matrix
 
 COUNT, HIDDEN, WIDTH = 6, 64, 96
@@ -83,11 +83,22 @@ def test_few_tokens_and_many(kind: str, tokens: int) -> None:
 
 def test_experts_with_few_tokens_and_with_many_in_one_batch() -> None:
     packed, reference = pair("qwen3_moe")
-    chosen = torch.zeros(2 * FEW, 2, dtype=torch.long)
-    chosen[:, 1] = 1 + torch.arange(2 * FEW) % 5
-    states, weights = torch.randn(2 * FEW, HIDDEN), torch.rand(2 * FEW, 2)
+    many = 2 * few(torch.float32)
+    chosen = torch.zeros(many, 2, dtype=torch.long)
+    chosen[:, 1] = 1 + torch.arange(many) % 5
+    states, weights = torch.randn(many, HIDDEN), torch.rand(many, 2)
     with torch.no_grad():
         expected = reference(states, chosen, weights)
+    assert distance(packed(states, chosen, weights), expected) < 1e-5
+
+
+def test_experts_with_few_tokens_are_taken_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, reference = pair("qwen3_moe")
+    states, weights = torch.randn(40, HIDDEN), torch.rand(40, 3)
+    chosen = torch.stack([torch.randperm(COUNT - 1)[:3] for _ in range(40)])
+    with torch.no_grad():
+        expected = reference(states, chosen, weights)
+    monkeypatch.setattr("mopeq_hub.runtime.experts._AT_ONCE", 30)
     assert distance(packed(states, chosen, weights), expected) < 1e-5
 
 
