@@ -96,17 +96,17 @@ class _Placer:
                 f"apart into single ones",
                 "this kind of model is not supported",
             )
-        others: dict[str, Form] = {}
-        if len(_lists(forms)) > 1 and not getattr(self._live.model.config, "is_encoder_decoder", False):
+        lists, others = _lists(forms), dict[str, Form]()
+        if len(lists) > 1 and not getattr(self._live.model.config, "is_encoder_decoder", False):
             text = self._text_model(modules)
             others = {name: form for name, form in forms.items() if not name.startswith(text)}
             forms = {name: form for name, form in forms.items() if name not in others}
-            if len(_lists(forms)) > 1:
-                one, other, *_ = _lists(forms)
+            if len(_lists(forms)) != 1:
                 raise MopeqError(
-                    f"{self._where} has experts in two parts, {one} and {other}", "this kind of model is not supported"
+                    f"{self._where} has experts in two parts, {lists[0]} and {lists[1]}",
+                    "this kind of model is not supported",
                 )
-        lists = _lists(forms)
+            lists = _lists(forms)
         lengths = [len(list(modules[name].children())) for name in lists]
         self._stacks = tuple(Stack(name, sum(lengths[:place])) for place, name in enumerate(lists))
         self._layer_count = sum(lengths)

@@ -18,7 +18,7 @@ def speaker_of(model: Any) -> str:
         return ""
     text = model.config.get_text_config().model_type
     parts = ((name, getattr(part, "config", None)) for name, part in model.named_children())
-    return next(name for name, config in parts if config and config.get_text_config().model_type == text)
+    return next((name for name, config in parts if config and config.get_text_config().model_type == text), "")
 
 
 def beside(model: Any) -> tuple[str, ...]:
