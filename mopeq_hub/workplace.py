@@ -1,9 +1,10 @@
-"""What a run finds on its machine: where things are kept (one folder, `MOPEQ_HOME`), and how much memory and
-disk is free."""
+"""What a run finds on its machine: where things are kept (one folder, `MOPEQ_HOME`), how much memory and disk is free,
+and what computes."""
 
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -122,6 +123,14 @@ def device(path: Path) -> int:
 
 def _existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+
+
+def processor() -> str:
+    """What the CPU calls itself."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
 
 
 def free_memory() -> int:

@@ -18,7 +18,7 @@ from mopeq_hub.fidelity.worker import load
 from mopeq_hub.processes import read_job
 from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.records import append
-from mopeq_hub.runtime.loading import accelerate
+from mopeq_hub.runtime.loading import accelerate, change_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,8 +51,7 @@ def _loaded(folder: Path, job: dict[str, Any]) -> "PreTrainedModel":
         if not job["device_map"]:
             speaking(accelerate(model))
         if job["dtype"] == "float32":
-            # transformers refuses to change the dtype of a quantized model, though its modules compute in any.
-            torch.nn.Module.float(model)
+            change_dtype(model, torch.float32)
     return model  # type: ignore[no-any-return]
 
 

@@ -1,8 +1,6 @@
 """The two ways to load a publication, plain from_pretrained and the runtime: that both answer alike, and how fast."""
 
-import platform
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +9,8 @@ from transformers.generation.streamers import BaseStreamer
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families.speaking import speaking
 from mopeq_hub.questions.inputs import Row, placed
-from mopeq_hub.runtime.loading import accelerate
+from mopeq_hub.runtime.loading import accelerate, change_dtype
+from mopeq_hub.workplace import processor
 
 _TOKENS, _SECONDS = 9, 10.0
 """How many tokens are timed at most, and how long."""
@@ -29,8 +28,7 @@ def go_over_to_the_runtime(model: Any, row: Row, float32: bool, timed: bool) -> 
     if timed:
         speed["plain"] = _tokens_per_second(model, row)
     if float32:
-        # transformers refuses to change the dtype of a quantized model, though its modules compute in any.
-        torch.nn.Module.float(model)
+        change_dtype(model, torch.float32)
         before = _logits(model, row)
     # The model is made anew, so that what was arranged of it has to be arranged again.
     speaking(accelerate(model))
@@ -38,15 +36,15 @@ def go_over_to_the_runtime(model: Any, row: Row, float32: bool, timed: bool) -> 
         _check_alike(_logits(model, row), before)
     if not timed:
         return None
-    torch.nn.Module.to(model, dtype)
+    change_dtype(model, dtype)
     speed["runtime"] = _tokens_per_second(model, row)
     if float32:
-        torch.nn.Module.float(model)
+        change_dtype(model, torch.float32)
     return {
         **speed,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "processor": _processor(),
+        "processor": processor(),
     }
 
 
@@ -88,11 +86,3 @@ class _Clock(BaseStreamer):
 
     def end(self) -> None:
         pass
-
-
-def _processor() -> str:
-    """What the CPU calls itself."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
-    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return named or platform.processor() or platform.machine()

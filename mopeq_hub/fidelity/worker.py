@@ -30,24 +30,24 @@ def main(job_path: Path) -> None:
     if job["role"] == "prepare":
         Path(job["result"]).write_text(json.dumps({"loading": prepare(folder, job)}), "utf-8")
         return
-    questions = read_questions(job["questions"], job["limit"])
     model, loading = load(folder, job)
     encoder = Encoder(folder, job["trusted"])
-    questions = questions.askable(encoder.takes_pictures)
-    rows = encoder.rows(questions.items, with_answer=True, limit=questions.limit)
+    questions = read_questions(job["questions"], job["limit"]).askable(encoder.takes_pictures)
     if job["role"] != "original" and not any(loading[trouble] for trouble in _TROUBLES):
         # What did not load whole computes nothing; whoever asked is told what is missing.
         [asked] = encoder.rows(questions.items[:1], with_answer=False)
         loading["speed"] = go_over_to_the_runtime(model, asked, job["dtype"] == "float32", job["timed"])
         loading["dtype"] = _dtype(model)
     if job["role"] == "load":
-        result: dict[str, Any] = {}
-    elif job["role"] == "original":
+        Path(job["result"]).write_text(json.dumps({"loading": loading}), "utf-8")
+        return
+    rows = encoder.rows(questions.items, with_answer=True, limit=questions.limit)
+    if job["role"] == "original":
         result = write_logits(model, rows, Path(job["logits"]), _tell)
     else:
         result = compare(model, rows, Path(job["logits"]), _tell)
     result["questions"] = len(rows)
-    if questions.scored and job["role"] != "load":
+    if questions.scored:
         result["accuracy"] = Exam(encoder, questions.items, rows).accuracy(model, _tell)
     result["loading"] = loading
     Path(job["result"]).write_text(json.dumps(result), "utf-8")

@@ -163,6 +163,15 @@ def accelerate(model: Any) -> Any:
     return model
 
 
+def change_dtype(model: Any, dtype: torch.dtype) -> None:
+    """Have a quantized model compute in this dtype. transformers refuses that, though its modules compute in any; some
+    vision parts go by what their config says."""
+    torch.nn.Module.to(model, dtype)
+    for module in model.modules():
+        if hasattr(module, "config") and hasattr(module, "dtype"):
+            module.config.dtype = dtype
+
+
 def _loader_of(repo: str | Path, config: Any, fetching: dict[str, Any]) -> Any:
     """The auto class that a publication's manifest names, else the class that config.json does."""
     manifest = cached_file(repo, "mopeq.json", _raise_exceptions_for_missing_entries=False, **fetching)

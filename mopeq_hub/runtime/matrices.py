@@ -19,8 +19,11 @@ from mopeq_hub.kernels.product import (
     UNPACK,
     WIDTHS,
 )
+from mopeq_hub.packing import PARTS
 from mopeq_hub.runtime.threads import work
 
+DTYPES = dict(zip(PARTS, (torch.int32, torch.int32, torch.float16), strict=True))
+"""Of packed tensors, by their names in a module."""
 _PIECES = 4
 """For each thread."""
 _FEW_HALVES, _FEW = 24, 96
@@ -48,7 +51,7 @@ class PackedMatrix:
         expected = ((columns * bits // 32, rows), (groups, rows * bits // 32), (groups, rows))
         tensors = (self.qweight, self.qzeros, self.scales)
         fits = tuple(tuple(tensor.shape) for tensor in tensors) == expected
-        fits = fits and tuple(tensor.dtype for tensor in tensors) == (torch.int32, torch.int32, torch.float16)
+        fits = fits and tuple(tensor.dtype for tensor in tensors) == tuple(DTYPES.values())
         fits = fits and all(tensor.is_contiguous() and tensor.device.type == "cpu" for tensor in tensors)
         if not (fits and bits in WIDTHS and groups and columns % (32 * groups) == 0 and rows % 32 == 0):
             raise MopeqError(

@@ -1,6 +1,7 @@
 """Modules that compute with packed weights on the CPU: what they have in common, and a linear layer."""
 
 import itertools
+from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
@@ -13,7 +14,7 @@ from mopeq_hub.packing import PARTS
 from mopeq_hub.runtime.matrices import PackedMatrix, Table, few, runs_of
 
 
-class PackedModule(nn.Module):
+class PackedModule(nn.Module, ABC):
     """Holds packed tensors as they are published, whatever dtype the model around it is changed to."""
 
     outputs: int
@@ -24,13 +25,13 @@ class PackedModule(nn.Module):
         self._tables: Any = None
         self._register()
 
+    @abstractmethod
     def compute(self, states: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         """What it makes of states [..., inputs]: [..., outputs], in their dtype."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tables(self) -> Any:
         """What the kernels read; made anew where the packed tensors are others or lie elsewhere."""
-        raise NotImplementedError
 
     def ready(self) -> Any:
         if self._tables is None:

@@ -14,14 +14,11 @@ from mopeq_hub.families import family_of
 from mopeq_hub.families.base import Form
 from mopeq_hub.packing import PARTS
 from mopeq_hub.runtime.experts import PackedExperts
+from mopeq_hub.runtime.matrices import DTYPES
 from mopeq_hub.runtime.modules import PackedLinear
 
 OFFSETS = {"auto_round:auto_gptq": 1, "auto_round": 0}
 """By the packing formats that are known, what is added to zero points as they are stored."""
-
-
-DTYPES = {"qweight": torch.int32, "qzeros": torch.int32, "scales": torch.float16}
-"""Of packed tensors, by their names in a module."""
 
 
 @dataclass

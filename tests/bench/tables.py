@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
+from mopeq_hub.workplace import processor
 from tests.bench.checkpoints import MEDIUM, SMALL, TINY_SIZED, Shape, write
 
 SHAPES = Path(__file__).parent.parent / "assets" / "shapes-moe-vl"
@@ -76,13 +77,10 @@ def machine(settings: Settings) -> str:
     import torch
     from llvmlite import binding
 
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     small = ", small sizes: figures mean nothing" * settings.small
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return (
-        f"{model or platform.machine()} ({binding.get_host_cpu_name()}), {len(os.sched_getaffinity(0))} cores{small}; "
+        f"{processor()} ({binding.get_host_cpu_name()}), {len(os.sched_getaffinity(0))} cores{small}; "
         f"{settings.threads} threads each, torch {torch.get_num_threads()}, Numba {numba.get_num_threads()}\n"
         f"Python {platform.python_version()}, {packages}"
     )

@@ -18,6 +18,7 @@ from mopeq_hub.pipeline import push
 from mopeq_hub.questions import Question
 from mopeq_hub.questions.inputs import Encoder
 from mopeq_hub.runtime.experts import PackedExperts
+from mopeq_hub.runtime.loading import change_dtype
 from mopeq_hub.runtime.modules import PackedLinear, PackedModule
 from tests import tiny
 from tests.apart import run_apart
@@ -162,6 +163,15 @@ def test_another_dtype_leaves_packed_weights_alone(model: Any, asked: dict[str, 
     assert distance(logits(changed, asked), logits(model, asked)) < 0.05
     packed = [name for name in model.state_dict() if name.endswith(("scales", "qweight", "qzeros"))]
     assert all(changed.state_dict()[name].equal(model.state_dict()[name]) for name in packed)
+
+
+def test_a_quantized_models_dtype_is_changed_with_what_its_configs_say(model: Any, asked: dict[str, Any]) -> None:
+    changed = copy.deepcopy(model)
+    parts = [changed, changed.model.language_model, changed.model.vision_tower]
+    for dtype in (torch.bfloat16, torch.float32):
+        change_dtype(changed, dtype)
+        assert [(part.dtype, part.config.dtype) for part in parts] == [(dtype, dtype)] * 3
+    assert distance(logits(changed, asked), logits(model, asked)) < 0.05
 
 
 def test_another_device_is_refused(model: Any) -> None:
