@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from numba import types
 
-from mopeq_hub.kernels.generate import ROWS, Code, Memory, Whole
+from mopeq_hub.kernels.generate import ROWS, Code, Count, Memory, Whole
 from mopeq_hub.kernels.lanes import F32, I16, I32, Lanes
 from mopeq_hub.kernels.tile import decoded
 
@@ -38,8 +38,12 @@ class PackedRows:
 
         Moved to the upper end of the mantissa of 1.0, a code is a float after two instructions; converted, after three.
         """
-        words = [self.words.load((row + (chunk * self.bits + word) * self.rows) * 4, I32) for word in range(self.bits)]
+        words = [self.word(chunk * self.bits + word, row) for word in range(self.bits)]
         return (self._fraction(words, number) for number in range(CHUNK))
+
+    def word(self, number: Count, row: Whole) -> Lanes:
+        """Of 16 rows, the word of this number."""
+        return self.words.load((row + number * self.rows) * 4, I32)
 
     def _fraction(self, words: list[Lanes], number: int) -> Lanes:
         word, start = divmod(number * self.bits, 32)
@@ -53,12 +57,15 @@ class PackedRows:
             moved = moved << (place - start)
         return ((moved & (((1 << self.bits) - 1) << place)) | _ONE).bits_as(F32)
 
-    def fetch(self, chunk: Whole, row: Whole) -> None:
-        """Have the words of 32 rows for a chunk come, where it is read soon; they lie apart, row by row of words, which
-        is more than a CPU guesses."""
-        for word in range(self.bits):
-            for line in range(2):
-                self.words.fetch((row + (chunk * self.bits + word) * self.rows) * 4 + 64 * line)
+    def fetch(self, chunk: Whole, share: Whole) -> None:
+        """Have a share of the words for a chunk come, of shares as there are for 32 rows each.
+
+        Words are read row by row of them, 32 outputs at a time, from places that lie apart, more than a CPU guesses. So
+        they are fetched beforehand in the order in which they lie, which is how memory is read most quickly.
+        """
+        size = self.bits * 4 * CHUNK
+        for line in range(2 * self.bits):
+            self.words.fetch(chunk * (self.rows * (4 * self.bits)) + share * size + 64 * line)
 
     def scale(self, group: Whole, row: Whole) -> Lanes:
         """Scales of 16 rows, float32."""

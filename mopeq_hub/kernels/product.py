@@ -7,7 +7,8 @@ addresses among it (`mopeq_hub/runtime/matrices.py` writes them). For a group of
 
     sum_i s (c_i - z) x_i = s (2^b sum_i (1 + c_i / 2^b) x_i - (2^b + z) sum_i x_i),
 
-since 1 + c / 2^b is what codes are turned into most quickly. Sums are float32.
+since 1 + c / 2^b is what codes are turned into most quickly. Sums are float32. Vectors in fixed point are multiplied by
+`fixed.py`.
 """
 
 from functools import cache
@@ -17,12 +18,12 @@ from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
+from mopeq_hub.kernels import fixed
+from mopeq_hub.kernels.fixed import WIDTHS
 from mopeq_hub.kernels.generate import ROWS, Code, Count, Memory, Whole, generated, sources_digest
 from mopeq_hub.kernels.lanes import F32, I16, I32, I64, Lanes, multiply_add, summed
 from mopeq_hub.kernels.packed import CHUNK, PackedRows
 
-WIDTHS = (2, 3, 4, 8)
-"""Bits of a code."""
 TOGETHER = (4, 1)
 """How many vectors are multiplied by a weight that is unpacked once."""
 FLOAT32, BFLOAT16 = 0, 1
@@ -70,29 +71,29 @@ def _multiplier(bits: int, together: int) -> Any:
         rows: Whole,
         columns: Whole,
         group: Whole,
-        row: Whole,
-        count: Whole,
+        begin: Whole,
+        groups: Whole,
         inputs: Whole,
-        factor: Whole,
         outputs: Whole,
         stride: Whole,
     ) -> None:
-        """Add the products of `count` output rows, a multiple of 32, from `row` on, with neighbouring
-        vectors of inputs [together, columns], times the factor, to outputs [together, count], `stride` bytes apart."""
+        """Add the products with neighbouring vectors of inputs [together, columns], of `groups` groups of inputs from
+        `begin` on, to outputs [together, rows], `stride` bytes apart."""
         weight = PackedRows(code, words.memory(), zeros.memory(), scales.memory(), offset, rows, bits)
         source, target, levels = inputs.memory(), outputs.memory(), float(1 << bits)
-        times, tokens = factor.memory().spread(0, F32), range(together)
+        tokens = range(together)
         # An addition waits for the one before it, and four that do not wait for each other keep a core busy: for one
         # vector those of 16 rows and even or odd inputs.
         apart = 2 if together == 1 else 1
-        with code.loop(columns // group) as number:
+        with code.loop(groups) as turn:
+            number = turn + begin
             wholes = [summed(_total(code, source, (columns * token + number * group) * 4, group)) for token in tokens]
-            with code.loop(count // CHUNK) as pair:
-                first = row + pair * CHUNK
+            with code.loop(rows // CHUNK) as pair:
+                first = pair * CHUNK
                 sums = [[[code.variable(F32, 0.0) for _ in range(apart)] for _ in tokens] for _ in range(2)]
                 with code.loop(group // CHUNK) as part:
                     chunk = number * (group // CHUNK) + part
-                    weight.fetch(chunk + group // CHUNK, first)
+                    weight.fetch(chunk + group // CHUNK, pair)
                     places = [(columns * token + chunk * CHUNK) * 4 for token in tokens]
                     for half, each in enumerate(sums):
                         for index, fraction in enumerate(weight.fractions(chunk, first + half * ROWS)):
@@ -101,7 +102,7 @@ def _multiplier(bits: int, together: int) -> Any:
                                 spread = source.spread(place + 4 * index, F32)
                                 value.set(multiply_add(fraction, spread, value.get()))
                 for half, zero in enumerate(weight.zeros_of(number, first)):
-                    scale = weight.scale(number, first + half * ROWS) * times
+                    scale = weight.scale(number, first + half * ROWS)
                     for token, (values, whole) in enumerate(zip(sums[half], wholes, strict=True)):
                         total = values[0].get() + values[1].get() if apart == 2 else values[0].get()
                         centred = total * levels - (zero + levels) * whole
@@ -178,6 +179,7 @@ def _by_bits(functions: dict[int, Any]) -> Any:
 
 
 _multiply_1, _multiply_4 = (_by_bits({bits: _multiplier(bits, together) for bits in WIDTHS}) for together in (1, 4))
+_fixed_1, _fixed_4 = (_by_bits({bits: fixed.multiplier(bits, together) for bits in WIDTHS}) for together in (1, 4))
 _unpack_float32 = _by_bits({bits: _unpacker(bits, FLOAT32) for bits in WIDTHS})
 _unpack_bfloat16 = _by_bits({bits: _unpacker(bits, BFLOAT16) for bits in WIDTHS})
 
@@ -190,89 +192,48 @@ def _begin_with_zeros(code: Code, outputs: Whole, vectors: Whole) -> None:
 
 
 @generated
-def _add_bias(code: Code, outputs: Whole, vectors: Whole, bias: Whole, factor: Whole) -> None:
-    target, source, times = outputs.memory(), bias.memory(), factor.memory().spread(0, F32)
+def _begin_with_bias(code: Code, outputs: Whole, vectors: Whole, bias: Whole) -> None:
+    target, source = outputs.memory(), bias.memory()
     with code.loop(vectors) as vector:
         place = vector * 64
-        target.store(place, target.load(place, F32) + source.load(place, F32) * times)
-
-
-@njit(inline="always", **_OPTIONS)
-def _add_product(
-    matrix: int,
-    rows: int,
-    columns: int,
-    group: int,
-    row: int,
-    size: int,
-    count: int,
-    inputs: int,
-    factor: int,
-    outputs: int,
-    stride: int,
-) -> None:
-    """Add `size` rows, from `row` on, of the product of a matrix in a table with `count` vectors to the outputs."""
-    words, zeros, scales = _word(matrix), _word(matrix + 8), _word(matrix + 16)
-    offset, bits, bias = _word(matrix + 24), _word(matrix + 32), _word(matrix + 40)
-    if bias:
-        for token in range(count):
-            _add_bias((outputs + token * stride, size // ROWS, bias + row * 4, factor))
-    arguments = (words, zeros, scales, offset, rows, columns, group, row, size, inputs, factor, outputs, stride)
-    if count == 4:
-        _multiply_4(bits, arguments)
-    else:
-        _multiply_1(bits, arguments)
+        target.store(place, source.load(place, F32))
 
 
 @njit(inline="always", **_OPTIONS)
 def _multiply(job: int) -> None:
     pieces, matrices, projections, runs = _word(job + 8), _word(job + 24), _word(job + 32), _word(job + 40)
     rows, columns, group = _word(job + 48), _word(job + 56), _word(job + 64)
-    inputs, step, factor, outputs, most = (
-        _word(job + 72),
-        _word(job + 80),
-        _word(job + 88),
-        _word(job + 96),
-        _word(job + 104),
-    )
-    blocks = -(-rows // most)
-    stride = projections * rows * 4
+    inputs, step, is_fixed = _word(job + 72), _word(job + 80), _word(job + 88)
+    outputs, size, parts = _word(job + 96), _word(job + 104), _word(job + 112)
+    groups, stride = columns // group, projections * rows * 4
     while True:
         piece = _taken(job)
         if piece >= pieces:
             return
-        block = piece % blocks
-        projection = piece // blocks % projections
-        run = runs + piece // blocks // projections * (8 * RUN_WORDS)
+        part, projection = piece % parts, piece // parts % projections
+        run = runs + piece // parts // projections * (8 * RUN_WORDS)
         expert, first, count = _word(run), _word(run + 8), _word(run + 16)
         matrix = matrices + (expert * projections + projection) * (8 * MATRIX_WORDS)
-        row = block * most
-        size = min(most, rows - row)
-        target = outputs + first * stride + (projection * rows + row) * 4
+        words, zeros, scales = _word(matrix), _word(matrix + 8), _word(matrix + 16)
+        offset, bits, bias = _word(matrix + 24), _word(matrix + 32), _word(matrix + 40)
+        target, place = outputs + part * size + first * stride + projection * rows * 4, inputs + first * step
         for token in range(count):
-            _begin_with_zeros((target + token * stride, size // ROWS))
-        place = inputs + first * step
-        _add_product(matrix, rows, columns, group, row, size, count, place, factor, target, stride)
-
-
-@njit(inline="always", **_OPTIONS)
-def _combine(job: int) -> None:
-    pieces, matrices, runs, count = _word(job + 8), _word(job + 24), _word(job + 32), _word(job + 40)
-    rows, columns, group = _word(job + 48), _word(job + 56), _word(job + 64)
-    inputs, factors, outputs, most = _word(job + 72), _word(job + 80), _word(job + 88), _word(job + 96)
-    while True:
-        piece = _taken(job)
-        if piece >= pieces:
-            return
-        row = piece * most
-        size = min(most, rows - row)
-        target = outputs + row * 4
-        _begin_with_zeros((target, size // ROWS))
-        for number in range(count):
-            run = runs + number * (8 * RUN_WORDS)
-            matrix = matrices + _word(run) * (8 * MATRIX_WORDS)
-            place = inputs + number * columns * 4
-            _add_product(matrix, rows, columns, group, row, size, 1, place, factors + number * 4, target, 0)
+            if bias and part == 0:
+                _begin_with_bias((target + token * stride, rows // ROWS, bias))
+            else:
+                _begin_with_zeros((target + token * stride, rows // ROWS))
+        begin = part * groups // parts
+        end = (part + 1) * groups // parts
+        arguments = (words, zeros, scales, offset, rows, columns, group, begin, end - begin, place, target, stride)
+        if is_fixed:
+            if count == 4:
+                _fixed_4(bits, arguments)
+            else:
+                _fixed_1(bits, arguments)
+        elif count == 4:
+            _multiply_4(bits, arguments)
+        else:
+            _multiply_1(bits, arguments)
 
 
 @njit(inline="always", **_OPTIONS)
@@ -295,7 +256,18 @@ def _unpack(job: int) -> None:
             _unpack_float32(_word(matrix + 32), arguments)
 
 
-MULTIPLY, COMBINE, UNPACK = 0, 1, 2
+@njit(inline="always", **_OPTIONS)
+def _prepare(job: int) -> None:
+    pieces, inputs, columns, group = _word(job + 8), _word(job + 24), _word(job + 32), _word(job + 40)
+    outputs, size = _word(job + 48), _word(job + 56)
+    while True:
+        piece = _taken(job)
+        if piece >= pieces:
+            return
+        fixed.prepare((inputs + piece * columns * 4, columns, group, outputs + piece * size))
+
+
+MULTIPLY, UNPACK, PREPARE = 0, 1, 2
 """What a worker does."""
 
 
@@ -304,10 +276,10 @@ def _work(job: int) -> None:
     kind = _word(job + 16)
     if kind == MULTIPLY:
         _multiply(job)
-    elif kind == COMBINE:
-        _combine(job)
-    else:
+    elif kind == UNPACK:
         _unpack(job)
+    else:
+        _prepare(job)
 
 
 def _compiled(sources: str) -> Any:

@@ -8,7 +8,7 @@ from torch import nn
 from mopeq_hub.families.base import Form
 from mopeq_hub.families.gating import gate_of
 from mopeq_hub.packing import PARTS
-from mopeq_hub.runtime.matrices import PackedMatrix, Table, few, runs_of
+from mopeq_hub.runtime.matrices import PackedMatrix, Table, few, is_fixed, runs_of
 from mopeq_hub.runtime.modules import PackedModule
 
 _AT_ONCE = 1024
@@ -82,7 +82,7 @@ class PackedExperts(PackedModule):
     def _routed(self, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         vectors = states.reshape(-1, self.hidden)
         if len(vectors) == 1:
-            made = self._of_one(vectors.float().contiguous(), chosen[0], weights[0])
+            made = self._of_one(vectors, chosen[0], weights[0])
         else:
             tokens = torch.arange(len(chosen))[:, None].expand_as(chosen)
             made = self._of_many(vectors, chosen.flatten(), weights.flatten(), tokens.flatten())
@@ -103,10 +103,9 @@ class PackedExperts(PackedModule):
             weights = weights[(chosen >= 0) & (chosen < self.count)]
         runs = torch.tensor([(number, place, 1) for place, number in enumerate(numbers)], dtype=torch.int64).view(-1, 3)
         first, down = self.ready()
-        narrowed = self._gated(first.multiply(vector, runs, len(runs), step=0))
-        if self.form.normed:
-            return weights[None] @ self._finished(down.multiply(narrowed, runs, len(runs)))
-        return down.combine(narrowed, runs, weights.contiguous())[None]  # type: ignore[no-any-return]
+        fixed = is_fixed(vector.dtype)
+        narrowed = self._gated(first.multiply(vector, runs, len(runs), step=0, fixed=fixed))
+        return weights[None] @ self._finished(down.multiply(narrowed, runs, len(runs), fixed=fixed))
 
     def _of_many(
         self, vectors: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, rows: torch.Tensor
@@ -128,13 +127,13 @@ class PackedExperts(PackedModule):
                 together.append((expert, mine))
             if together and (expert == self.count - 1 or sum(len(each) for _, each in together) >= _AT_ONCE):
                 mine = torch.cat([each for _, each in together])
-                given = self._experts(vectors[rows[mine]].float(), [(each, len(part)) for each, part in together])
+                given = self._experts(vectors[rows[mine]], [(each, len(part)) for each, part in together])
                 made.index_add_(0, rows[mine], given.mul_(weights[mine, None]))
                 together.clear()
         return made
 
     def _experts(self, vectors: torch.Tensor, counts: list[tuple[int, int]]) -> torch.Tensor:
-        """What experts make of vectors [n, hidden], float32, so many neighbours for each of them."""
+        """What experts make of vectors [n, hidden], so many neighbours for each of them: [n, hidden], float32."""
         runs: list[tuple[int, int, int]] = []
         taken = 0
         for expert, count in counts:
@@ -142,7 +141,9 @@ class PackedExperts(PackedModule):
             taken += count
         table = torch.tensor(runs, dtype=torch.int64)
         first, down = self.ready()
-        return self._finished(down.multiply(self._gated(first.multiply(vectors, table, taken)), table, taken))
+        fixed = is_fixed(vectors.dtype)
+        narrowed = self._gated(first.multiply(vectors, table, taken, fixed=fixed))
+        return self._finished(down.multiply(narrowed, table, taken, fixed=fixed))
 
     def _expert(self, vectors: torch.Tensor, expert: int) -> torch.Tensor:
         """What one expert makes of many vectors [n, hidden], float32."""

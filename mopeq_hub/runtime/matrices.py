@@ -8,27 +8,19 @@ from functools import cache
 import torch
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.kernels.packed import CHUNK
-from mopeq_hub.kernels.product import (
-    BFLOAT16,
-    COMBINE,
-    FLOAT32,
-    MATRIX_WORDS,
-    MULTIPLY,
-    TOGETHER,
-    UNPACK,
-    WIDTHS,
-)
+from mopeq_hub.kernels.fixed import LONGEST, WIDTHS, size_of
+from mopeq_hub.kernels.product import BFLOAT16, FLOAT32, MATRIX_WORDS, MULTIPLY, PREPARE, TOGETHER, UNPACK
 from mopeq_hub.packing import PARTS
 from mopeq_hub.runtime.threads import work
 
 DTYPES = dict(zip(PARTS, (torch.int32, torch.int32, torch.float16), strict=True))
 """Of packed tensors, by their names in a module."""
-_PIECES = 4
-"""For each thread."""
-_FEW_HALVES, _FEW = 24, 96
-"""Vectors from which on unpacking a weight pays, where torch multiplies bfloat16 and where it multiplies float32: `make
-bench SECTIONS=runtime` measures both ways."""
+_PIECES, _LEAST = 16, 1 << 18
+"""In how many pieces products are computed at least, where they have that many weights each; whatever the number of
+threads, so that these do not change the order of sums."""
+_FEW_NATIVE, _FEW_FIXED, _FEW = 24, 128, 96
+"""Vectors from which on unpacking a weight pays: where torch multiplies them as bfloat16; where they are in fixed point,
+or not, and torch multiplies float32. `make bench SECTIONS=runtime` measures all ways."""
 _KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 
 
@@ -80,43 +72,46 @@ class Table:
         self._matrices = matrices
         words = [matrix.words(columns) for expert in matrices for matrix in expert]
         self._words = torch.tensor(words, dtype=torch.int64)
-        self._one = torch.ones(1)
-        self._address, self._address_of_one = self._words.data_ptr(), self._one.data_ptr()
+        self._address = self._words.data_ptr()
 
     @property
     def outputs(self) -> int:
         """Numbers that an expert's projections make of one vector."""
         return self.projections * self.rows
 
-    def multiply(self, vectors: torch.Tensor, runs: torch.Tensor, made: int, step: int = 1) -> torch.Tensor:
+    def multiply(
+        self, vectors: torch.Tensor, runs: torch.Tensor, made: int, step: int = 1, fixed: bool = False
+    ) -> torch.Tensor:
         """Products [made, projections * rows], float32.
 
-        vectors: float32 [n, columns]. runs: int64 [m, 3], by run an expert, the number of its first vector and of its
-        product, and how many it has, one of `TOGETHER`. step: 0 where all are made of the first vector.
+        vectors: [n, columns]. runs: int64 [m, 3], by run an expert, the number of its first vector and of its
+        product, and how many it has, one of `TOGETHER`. step: 0 where all are made of the first vector. fixed: whether
+        vectors may be rounded to 16 bits, each relative to the largest of its group (`mopeq_hub/kernels/fixed.py`), as
+        those of a model in bfloat16 or float16 are rounded anyway; faster.
         """
-        products = torch.empty(made, self.outputs)
-        count = len(runs) * self.projections
-        size = self._rows_of_a_piece(count)
+        inputs, count = self._inputs(vectors, fixed), len(runs) * self.projections
+        most = min(self.columns // self.group, self.rows * self.columns // _LEAST)
+        parts = max(1, min(most, _PIECES // max(1, count)))
+        products = torch.empty(parts, made, self.outputs)
         work(
             MULTIPLY,
-            count * -(-self.rows // size),
+            count * parts,
             *(self._address, self.projections, runs.data_ptr(), self.rows, self.columns, self.group),
-            *(vectors.data_ptr(), step * self.columns * 4, self._address_of_one, products.data_ptr(), size),
+            *(inputs.data_ptr(), step * inputs.stride(0) * inputs.element_size(), inputs.dtype == torch.uint8),
+            *(products.data_ptr(), made * self.outputs * 4, parts),
         )
-        return products
+        return products[0] if parts == 1 else products.sum(0)
 
-    def combine(self, vectors: torch.Tensor, runs: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-        """The sum [rows], float32, of each run's one vector, float32 [m, columns], times its expert's matrix and its
-        factor, float32 [m]."""
-        total = torch.empty(self.rows)
-        size = self._rows_of_a_piece(1)
-        work(
-            COMBINE,
-            -(-self.rows // size),
-            *(self._address, runs.data_ptr(), len(runs), self.rows, self.columns, self.group),
-            *(vectors.data_ptr(), factors.data_ptr(), total.data_ptr(), size),
-        )
-        return total
+    def _inputs(self, vectors: torch.Tensor, fixed: bool) -> torch.Tensor:
+        """Vectors [n, columns] as the kernels read them: in fixed point, uint8 [n, bytes], or float32."""
+        vectors = vectors.float().contiguous()
+        if not fixed or self.group > LONGEST:
+            return vectors
+        size = size_of(self.columns, self.group)
+        prepared = torch.empty(len(vectors), size, dtype=torch.uint8)
+        words = (vectors.data_ptr(), self.columns, self.group, prepared.data_ptr(), size)
+        work(PREPARE, len(vectors), *words)
+        return prepared
 
     def product(self, vectors: torch.Tensor, expert: int = 0) -> torch.Tensor:
         """Products [n, projections * rows] of vectors [n, columns] with one expert's matrices, unpacked for torch:
@@ -139,17 +134,18 @@ class Table:
         )
         return buffer.view(self.columns, self.outputs)
 
-    def _rows_of_a_piece(self, products: int) -> int:
-        """How many output rows of one of so many products a thread takes at a time: as many as lie beside each other,
-        so that memory is read in long lines, but so few that every thread has several pieces."""
-        pieces = -(-_PIECES * torch.get_num_threads() // max(1, products))
-        return max(CHUNK, -(-self.rows // pieces // CHUNK) * CHUNK)
+
+def is_fixed(dtype: torch.dtype) -> bool:
+    """Whether vectors of this dtype are given to the kernels in fixed point: where it has rounded them more already."""
+    return dtype in (torch.bfloat16, torch.float16)
 
 
 def few(dtype: torch.dtype) -> int:
     """Up to how many vectors of this dtype are multiplied by packed weights; for more, these are unpacked and torch
     multiplies."""
-    return _FEW_HALVES if _product_dtype(dtype) == torch.bfloat16 else _FEW
+    if _product_dtype(dtype) == torch.bfloat16:
+        return _FEW_NATIVE
+    return _FEW_FIXED if is_fixed(dtype) else _FEW
 
 
 def _product_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -11,7 +11,7 @@ from torch import nn
 
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.packing import PARTS
-from mopeq_hub.runtime.matrices import PackedMatrix, Table, few, runs_of
+from mopeq_hub.runtime.matrices import PackedMatrix, Table, few, is_fixed, runs_of
 
 
 class PackedModule(nn.Module, ABC):
@@ -129,7 +129,7 @@ class PackedLinear(PackedModule):
         vectors = states.reshape(-1, self.in_features)
         count = len(vectors)
         if count <= few(states.dtype):
-            products = table.multiply(vectors.float().contiguous(), _neighbours(count), count)
+            products = table.multiply(vectors, _neighbours(count), count, fixed=is_fixed(vectors.dtype))
         else:
             products = table.product(vectors)
         return products.to(states.dtype).view(*states.shape[:-1], self.out_features)

@@ -52,7 +52,7 @@ def runtime(settings: Settings) -> Iterator[RichTable]:
     )
     sizes = {name: nbytes(folder) for name, (_, folder, _) in kinds.items()}
     yield table(title, _COLUMNS, _rows(taken, sizes), note)
-    counted = ("tokens", *(f"{bits} bits, {how}" for bits in WIDTHS for how in ("packed", "bf16", "fp32")))
+    counted = ("tokens", *(f"{bits} bits, {how}" for bits in WIDTHS for how in ("packed, fixed", "packed", "bf16", "fp32")))
     yield table("Microseconds of 2048 -> 768 for so many vectors, packed and unpacked", counted, _switching(settings))
 
 
@@ -94,14 +94,14 @@ def _switching(settings: Settings) -> Iterator[tuple[str, ...]]:
             # Each time another expert's, so that none lies in a cache.
             places = itertools.cycle(range(made.experts))
             vectors = torch.randn(count, made.columns)
-            packed = partial(_packed, made, vectors, places)
+            packed = [partial(_packed, made, vectors, places, fixed) for fixed in (True, False)]
             unpacked = [partial(_unpacked, made, each, places) for each in (vectors.bfloat16(), vectors)]
-            row += [f"{1e6 * taken:.0f}" for taken in in_turns(20 * settings.turns, packed, *unpacked)]
+            row += [f"{1e6 * taken:.0f}" for taken in in_turns(20 * settings.turns, *packed, *unpacked)]
         yield tuple(row)
 
 
-def _packed(made: Table, vectors: torch.Tensor, places: Iterator[int]) -> None:
-    made.multiply(vectors, torch.tensor(runs_of(next(places), 0, len(vectors))), len(vectors))
+def _packed(made: Table, vectors: torch.Tensor, places: Iterator[int], fixed: bool) -> None:
+    made.multiply(vectors, torch.tensor(runs_of(next(places), 0, len(vectors))), len(vectors), fixed=fixed)
 
 
 def _unpacked(made: Table, vectors: torch.Tensor, places: Iterator[int]) -> None:
