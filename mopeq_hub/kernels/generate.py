@@ -142,18 +142,41 @@ def generated(generate: Callable[..., None]) -> Any:
     @intrinsic
     def function(typingctx: Any, arguments: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            handles: list[Memory | Whole] = []
-            for kind, value in zip(arguments.types, cgutils.unpack_tuple(builder, values[0]), strict=True):
-                if isinstance(kind, types.Array):
-                    handles.append(Memory(builder, context.make_array(kind)(context, builder, value).data, kind.dtype))
-                else:
-                    handles.append(Whole(builder, value))
-            generate(Code(builder), *handles)
+            generate(Code(builder), *_handles(context, builder, arguments, values[0]))
             return context.get_dummy_value()
 
         return types.void(arguments), codegen
 
     return function
+
+
+def generated_for(choose: Callable[..., Callable[..., None]]) -> Any:
+    """The functions for Numba that `choose` has generators for, by two whole numbers that are known when a function is
+    compiled: it takes these and a tuple as `generated` functions do. Code on disk is found again by the numbers."""
+
+    @intrinsic(prefer_literal=True)
+    def function(typingctx: Any, one: Any, other: Any, arguments: Any) -> Any:
+        if not (isinstance(one, types.IntegerLiteral) and isinstance(other, types.IntegerLiteral)):
+            return None
+        generate = choose(one.literal_value, other.literal_value)
+
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            generate(Code(builder), *_handles(context, builder, arguments, values[2]))
+            return context.get_dummy_value()
+
+        return types.void(one, other, arguments), codegen
+
+    return function
+
+
+def _handles(context: Any, builder: Any, kinds: Any, values: Any) -> list[Memory | Whole]:
+    handles: list[Memory | Whole] = []
+    for kind, value in zip(kinds.types, cgutils.unpack_tuple(builder, values), strict=True):
+        if isinstance(kind, types.Array):
+            handles.append(Memory(builder, context.make_array(kind)(context, builder, value).data, kind.dtype))
+        else:
+            handles.append(Whole(builder, value))
+    return handles
 
 
 def sources_digest() -> str:

@@ -6,6 +6,7 @@ bits. Some idioms are written as LLVM's instruction selection knows them: `mul_h
 or vpdpwssd on x86.
 """
 
+from collections.abc import Callable
 from typing import Any, Union
 
 from llvmlite import ir
@@ -13,6 +14,11 @@ from numba.core import cgutils
 
 I1, I8, I16, I32, I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
+
+_LOG2_E, _LN2_UPPER, _LN2_LOWER = 1.44269504, 0.693359375, -2.12194440e-4
+"""The last two together are the logarithm of 2; the first of them has so few digits that products are exact."""
+_ROUNDER = 12582912.0
+"""1.5 * 2^23: added to a number, its whole part is rounded into the lower bits of the sum."""
 
 Operand = Union["Lanes", int, float]
 
@@ -151,6 +157,19 @@ def mul_high(one: Lanes, other: Lanes) -> Lanes:
     return ((one.to(I32) * other.to(I32)) >> 16).to(I16)
 
 
+def exponential(power: Lanes) -> Lanes:
+    """e to a power, float32, within a few units in the last place; powers are taken for what lies nearest between -87
+    and 88. A Taylor polynomial of what is left of the power where whole powers of two are taken out of it."""
+    power = power.between(-87.0, 88.0)
+    shifted = power * _LOG2_E + _ROUNDER
+    twos = shifted - _ROUNDER
+    rest = power - twos * _LN2_UPPER - twos * _LN2_LOWER
+    value = rest * (1 / 5040) + 1 / 720
+    for factor in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        value = value * rest + factor
+    return value * ((shifted.bits_as(I32) + 127) << 23).bits_as(F32)
+
+
 def multiply_add(one: Lanes, other: Lanes, addend: Lanes) -> Lanes:
     """one * other + addend, float32, rounded once where the CPU has an instruction for it and twice elsewhere: not for
     what has to be the same everywhere."""
@@ -160,11 +179,11 @@ def multiply_add(one: Lanes, other: Lanes, addend: Lanes) -> Lanes:
     return Lanes(one.builder, one.builder.call(function, [one.value, other.value, addend.value]))
 
 
-def summed(vector: Lanes) -> Lanes:
-    """The sum of all elements, in each of them; their number is a power of two."""
+def across(vector: Lanes, combine: Callable[[Lanes, Lanes], Lanes]) -> Lanes:
+    """What all elements come to, combined two by two, in each of them; their number is a power of two."""
     step = vector.count // 2
     while step:
-        vector = vector + vector.picked([index ^ step for index in range(vector.count)])
+        vector = combine(vector, vector.picked([index ^ step for index in range(vector.count)]))
         step //= 2
     return vector
 

@@ -8,8 +8,9 @@ from functools import cache
 import torch
 
 from mopeq_hub.errors import MopeqError
-from mopeq_hub.kernels.fixed import LONGEST, WIDTHS, size_of
-from mopeq_hub.kernels.product import BFLOAT16, FLOAT32, MATRIX_WORDS, MULTIPLY, PREPARE, TOGETHER, UNPACK
+from mopeq_hub.kernels import jobs
+from mopeq_hub.kernels.fixed import LONGEST, room
+from mopeq_hub.kernels.jobs import MATRIX_WORDS, MULTIPLY, TOGETHER, UNPACK, WIDTHS
 from mopeq_hub.packing import PARTS
 from mopeq_hub.runtime.threads import work
 
@@ -21,7 +22,7 @@ threads, so that these do not change the order of sums."""
 _FEW_NATIVE, _FEW_FIXED, _FEW = 24, 128, 96
 """Vectors from which on unpacking a weight pays: where torch multiplies them as bfloat16; where they are in fixed point,
 or not, and torch multiplies float32. `make bench SECTIONS=runtime` measures all ways."""
-_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
+_UNPACKED = {torch.float32: jobs.UNPACKED, torch.bfloat16: jobs.UNPACKED_HALVES}
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,10 @@ class Table:
         # The kernels go by addresses; what lies there is kept.
         self._matrices = matrices
         words = [matrix.words(columns) for expert in matrices for matrix in expert]
+        self._bits = {matrix.bits(columns) for expert in matrices for matrix in expert}
         self._words = torch.tensor(words, dtype=torch.int64)
         self._address = self._words.data_ptr()
+        self._room = room(columns, self.group)
 
     @property
     def outputs(self) -> int:
@@ -84,34 +87,37 @@ class Table:
     ) -> torch.Tensor:
         """Products [made, projections * rows], float32.
 
-        vectors: [n, columns]. runs: int64 [m, 3], by run an expert, the number of its first vector and of its
+        vectors: [n, columns], floats. runs: int64 [m, 3], by run an expert, the number of its first vector and of its
         product, and how many it has, one of `TOGETHER`. step: 0 where all are made of the first vector. fixed: whether
         vectors may be rounded to 16 bits, each relative to the largest of its group (`mopeq_hub/kernels/fixed.py`), as
         those of a model in bfloat16 or float16 are rounded anyway; faster.
         """
-        inputs, count = self._inputs(vectors, fixed), len(runs) * self.projections
-        most = min(self.columns // self.group, self.rows * self.columns // _LEAST)
-        parts = max(1, min(most, _PIECES // max(1, count)))
-        products = torch.empty(parts, made, self.outputs)
+        fixed = self._fixed(fixed)
+        inputs = _as_given(vectors, fixed)
+        size, count = inputs.element_size(), len(runs) * self.projections
+        parts = self._parts(count)
+        products, space = torch.empty(parts, made, self.outputs), max(TOGETHER) * self._room
+        scratch = torch.empty(torch.get_num_threads() * space if fixed else 0, dtype=torch.uint8)
         work(
             MULTIPLY,
             count * parts,
-            *(self._address, self.projections, runs.data_ptr(), self.rows, self.columns, self.group),
-            *(inputs.data_ptr(), step * inputs.stride(0) * inputs.element_size(), inputs.dtype == torch.uint8),
-            *(products.data_ptr(), made * self.outputs * 4, parts),
+            *(self._address, self.projections, runs.data_ptr(), self.rows, self.columns, self.group, parts),
+            *(inputs.data_ptr(), step * self.columns * size, size == 2, products.data_ptr(), made * self.outputs * 4),
+            *(scratch.data_ptr(), space, self._functions(fixed, 1), self._functions(fixed, 4)),
         )
         return products[0] if parts == 1 else products.sum(0)
 
-    def _inputs(self, vectors: torch.Tensor, fixed: bool) -> torch.Tensor:
-        """Vectors [n, columns] as the kernels read them: in fixed point, uint8 [n, bytes], or float32."""
-        vectors = vectors.float().contiguous()
-        if not fixed or self.group > LONGEST:
-            return vectors
-        size = size_of(self.columns, self.group)
-        prepared = torch.empty(len(vectors), size, dtype=torch.uint8)
-        words = (vectors.data_ptr(), self.columns, self.group, prepared.data_ptr(), size)
-        work(PREPARE, len(vectors), *words)
-        return prepared
+    def _fixed(self, wanted: bool) -> bool:
+        return wanted and self.group <= LONGEST
+
+    def _functions(self, fixed: bool, together: int) -> int:
+        """The address of the functions for its widths and so many vectors."""
+        return jobs.functions((jobs.FIXED if fixed else jobs.FLOATING) + (together > 1), self._bits)
+
+    def _parts(self, products: int) -> int:
+        """In how many parts, by groups of inputs, each of so many products is computed."""
+        most = min(self.columns // self.group, self.rows * self.columns // _LEAST)
+        return max(1, min(most, _PIECES // max(1, products)))
 
     def product(self, vectors: torch.Tensor, expert: int = 0) -> torch.Tensor:
         """Products [n, projections * rows] of vectors [n, columns] with one expert's matrices, unpacked for torch:
@@ -130,9 +136,45 @@ class Table:
             UNPACK,
             groups * self.projections,
             *(matrices, self.rows, groups, self.group),
-            *(buffer.data_ptr(), self.outputs * buffer.element_size(), _KINDS[dtype]),
+            *(buffer.data_ptr(), self.outputs * buffer.element_size(), buffer.element_size()),
+            jobs.functions(_UNPACKED[dtype], self._bits),
         )
         return buffer.view(self.columns, self.outputs)
+
+
+def experts(
+    first: Table, down: Table, vector: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, fixed: bool = False
+) -> torch.Tensor:
+    """The weighted sum [1, hidden], float32, of what the experts of one token make of its vector, in one region of
+    threads: down of SiLU(gate) * up.
+
+    first: gate and up, [width, hidden] each. down: [hidden, width]. vector: [1, hidden], floats. chosen: int64 [k];
+    numbers that no expert has stand for none. weights: float32 [k]. fixed: as for `Table.multiply`.
+    """
+    count, width, hidden = len(chosen), first.rows, down.rows
+    narrow_fixed, wide_fixed = first._fixed(fixed), down._fixed(fixed)
+    inputs = _as_given(vector, narrow_fixed)
+    narrow_parts, wide_parts = first._parts(2 * count), down._parts(count)
+    space = 4 * width + max(first._room, down._room)
+    sizes = (narrow_parts * count * 2 * width, wide_parts * count * hidden, torch.get_num_threads() * space // 4)
+    buffer = _buffer(sum(sizes), torch.float32).data_ptr()
+    total = torch.empty(1, hidden)
+    chosen, weights = chosen.contiguous(), weights.contiguous()
+    work(
+        jobs.EXPERTS,
+        count * (2 * narrow_parts + wide_parts),
+        *(count, chosen.data_ptr(), weights.data_ptr(), first.experts, inputs.data_ptr(), inputs.element_size() == 2),
+        *(hidden, width, first._address, first.group, narrow_parts, first._functions(narrow_fixed, 1)),
+        *(down._address, down.group, wide_parts, down._functions(wide_fixed, 1)),
+        *(buffer, buffer + 4 * sizes[0], total.data_ptr(), buffer + 4 * (sizes[0] + sizes[1]), space),
+        *(0,) * (jobs.EXPERTS_WORDS - 25 + count),
+    )
+    return total
+
+
+def _as_given(vectors: torch.Tensor, fixed: bool) -> torch.Tensor:
+    """Vectors as the kernels read them: bfloat16 where they make fixed point of it, else float32."""
+    return (vectors if fixed and vectors.dtype == torch.bfloat16 else vectors.float()).contiguous()
 
 
 def is_fixed(dtype: torch.dtype) -> bool:

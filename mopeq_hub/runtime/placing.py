@@ -12,7 +12,7 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Transp
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families import family_of
 from mopeq_hub.families.base import Form
-from mopeq_hub.kernels.product import worker
+from mopeq_hub.kernels.jobs import worker
 from mopeq_hub.packing import PARTS
 from mopeq_hub.runtime.experts import PackedExperts
 from mopeq_hub.runtime.matrices import DTYPES

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mopeq_hub.kernels.product import worker
+from mopeq_hub.kernels.jobs import worker
 
 _Parallel = Callable[[int, int, int, int], None]
 
@@ -24,7 +24,7 @@ def work(kind: int, pieces: int, *words: int) -> None:
     if not pieces:
         return
     # Made more quickly than an array of ctypes, which is felt where matrices are small.
-    job = array("q", (0, pieces, kind, *words))
+    job = array("q", (0, pieces, kind, 0, *words))
     address, threads = job.buffer_info()[0], min(torch.get_num_threads(), pieces)
     parallel = _torchs_threads()
     if parallel is not None:

@@ -43,7 +43,7 @@ def _loader(how: str) -> Callable[[str], Any]:
 
         return AutoModelForImageTextToText.from_pretrained
     from mopeq_hub import load
-    from mopeq_hub.kernels.product import worker
+    from mopeq_hub.kernels.jobs import worker
 
     worker()
     return load

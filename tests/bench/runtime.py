@@ -16,7 +16,7 @@ import torch
 from rich.table import Table as RichTable
 
 from mopeq_hub import Recipe, quantize
-from mopeq_hub.kernels.product import WIDTHS
+from mopeq_hub.kernels.jobs import WIDTHS
 from mopeq_hub.packing import Packed, pack
 from mopeq_hub.runtime.matrices import PackedMatrix, Table, runs_of
 from tests.bench.checkpoints import ANSWERING, ANSWERING_SMALL, nbytes, write

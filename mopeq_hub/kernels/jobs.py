@@ -1,0 +1,325 @@
+"""What threads do with packed weights: a job's pieces one by one, each by the function for its width.
+
+Any number of threads may call the worker with the same job, which counts the pieces that were taken. A job is int64
+words: that count, the number of pieces, which kind of job it is, how many threads have come, and what a piece is made
+by, addresses among it (`mopeq_hub/runtime/matrices.py` writes them). A function is compiled, or read from the disk, when its width and kind is
+first asked for, and called by its address.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from mopeq_hub.kernels import fixed, product
+from mopeq_hub.kernels.generate import ROWS, Code, Whole, generated, generated_for, sources_digest
+from mopeq_hub.kernels.lanes import F32, I64, exponential, multiply_add
+
+WIDTHS = (2, 3, 4, 8)
+"""Bits of a code."""
+TOGETHER = (4, 1)
+"""How many vectors are multiplied by a weight that is unpacked once."""
+MATRIX_WORDS = 6
+"""A packed matrix in a table: addresses of words, zero points and scales, what is added to zero points, bits, and the
+address of its bias, float32, or 0."""
+RUN_WORDS = 3
+"""Vectors for one expert in a table: the expert's number, the first vector's, and how many of `TOGETHER`."""
+MULTIPLY, UNPACK, EXPERTS = 0, 1, 2
+"""Kinds of jobs: products of many vectors with many matrices, a matrix unpacked, and all that the experts of one token
+make of its vector."""
+EXPERTS_WORDS = 30
+"""Of a job of that kind before the counts of what is done for each expert, zeros at first."""
+
+FLOATING, FIXED, UNPACKED, UNPACKED_HALVES = 0, 2, 4, 5
+"""Kinds of functions: products with vectors as float32 and in fixed point, for one vector, and the next number for
+four; weights unpacked as float32, and as bfloat16."""
+_KINDS = {
+    FLOATING: lambda bits: product.multiplier(bits, 1),
+    FLOATING + 1: lambda bits: product.multiplier(bits, 4),
+    FIXED: lambda bits: fixed.multiplier(bits, 1),
+    FIXED + 1: lambda bits: fixed.multiplier(bits, 4),
+    UNPACKED: lambda bits: product.unpacker(bits, halves=False),
+    UNPACKED_HALVES: lambda bits: product.unpacker(bits, halves=True),
+}
+_MOST_BITS = max(WIDTHS)
+_addresses = np.zeros((len(_KINDS), _MOST_BITS + 1), np.int64)
+_OPTIONS: Any = {"error_model": "numpy", "nogil": True}
+_function: Any = generated_for(lambda kind, bits: _KINDS[kind](bits))
+
+
+def functions(kind: int, bits: set[int]) -> int:
+    """The address of a table of addresses, by bits, of functions of a kind, in which those for these widths are."""
+    for width in bits:
+        if not _addresses[kind, width]:
+            _addresses[kind, width] = _compiled(kind, width, sources_digest()).address
+    return int(_addresses[kind].ctypes.data)
+
+
+@cache
+def _compiled(kind: int, bits: int, sources: str) -> Any:
+    # The digest is part of a function, so that compiled code on disk is not used after the generators changed.
+    whole = types.int64
+
+    def multiplying(
+        words: int, zeros: int, scales: int, offset: int, rows: int, columns: int, group: int, begin: int, groups: int,
+        inputs: int, outputs: int, stride: int, halves: int, scratch: int,
+    ) -> None:  # fmt: skip
+        assert sources
+        matrix = (words, zeros, scales, offset, rows, columns, group, begin, groups)
+        _function(kind, bits, (*matrix, inputs, outputs, stride, halves, scratch))
+
+    def unpacking(
+        words: int, zeros: int, scales: int, offset: int, rows: int, group: int, number: int, outputs: int, stride: int
+    ) -> None:
+        assert sources
+        _function(kind, bits, (words, zeros, scales, offset, rows, group, number, outputs, stride))
+
+    if kind in (UNPACKED, UNPACKED_HALVES):
+        return cfunc(types.void(*[whole] * 9), cache=True, error_model="numpy")(unpacking)
+    return cfunc(types.void(*[whole] * 14), cache=True, error_model="numpy")(multiplying)
+
+
+def _read(typingctx: Any, address: Any) -> Any:
+    """The int64 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load(builder.inttoptr(values[0], I64.as_pointer()), typ=I64)
+
+    return types.int64(types.int64), codegen
+
+
+def _count(typingctx: Any, address: Any, number: Any) -> Any:
+    """The int64 at an address, to which a number is added, whoever else adds."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        counter = builder.inttoptr(values[0], I64.as_pointer())
+        return builder.atomic_rmw("add", counter, values[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+def _jump(typingctx: Any, address: Any, arguments: Any) -> Any:
+    """Call the function at an address with a tuple of int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * len(arguments))
+        called = builder.inttoptr(values[0], kind.as_pointer())
+        builder.call(called, cgutils.unpack_tuple(builder, values[1]))
+        return context.get_dummy_value()
+
+    return types.void(address, arguments), codegen
+
+
+_word: Any = intrinsic(_read)
+_counted: Any = intrinsic(_count)
+_call: Any = intrinsic(_jump)
+
+
+@generated
+def _begin_with_zeros(code: Code, outputs: Whole, vectors: Whole) -> None:
+    target = outputs.memory()
+    with code.loop(vectors) as vector:
+        target.store(vector * 64, code.of(F32, 0.0))
+
+
+@generated
+def _begin_with_bias(code: Code, outputs: Whole, vectors: Whole, bias: Whole) -> None:
+    target, source = outputs.memory(), bias.memory()
+    with code.loop(vectors) as vector:
+        place = vector * 64
+        target.store(place, source.load(place, F32))
+
+
+@generated
+def _gate(
+    code: Code, narrowed: Whole, stride: Whole, parts: Whole, begin: Whole, count: Whole, up: Whole, target: Whole
+) -> None:
+    """SiLU(gate) * up of `count` times 16 numbers from `begin` on, each the sum of `parts` that lie `stride` bytes
+    apart; up lies so many bytes behind gate."""
+    source, output = narrowed.memory(), target.memory()
+    with code.loop(count) as turn:
+        place = (begin + turn) * 64
+        gate, other = code.variable(F32, 0.0), code.variable(F32, 0.0)
+        with code.loop(parts) as part:
+            gate.set(gate.get() + source.load(place + part * stride, F32))
+            other.set(other.get() + source.load(place + part * stride + up, F32))
+        output.store(place, gate.get() / (exponential(-gate.get()) + 1.0) * other.get())
+
+
+@generated
+def _add_weighed(code: Code, vectors: Whole, source: Whole, weight: Whole, target: Whole) -> None:
+    given, output, factor = source.memory(), target.memory(), weight.memory().spread(0, F32)
+    with code.loop(vectors) as vector:
+        place = vector * 64
+        output.store(place, multiply_add(given.load(place, F32), factor, output.load(place, F32)))
+
+
+@njit(inline="always", **_OPTIONS)
+def _product(
+    matrix: int,
+    rows: int,
+    columns: int,
+    group: int,
+    part: int,
+    parts: int,
+    inputs: int,
+    count: int,
+    target: int,
+    stride: int,
+    halves: int,
+    scratch: int,
+    functions: int,
+) -> None:
+    """One part of `parts`, by groups of inputs, of the product of a matrix in a table with `count` vectors."""
+    words, zeros, scales, offset = _word(matrix), _word(matrix + 8), _word(matrix + 16), _word(matrix + 24)
+    bits, bias = _word(matrix + 32), _word(matrix + 40)
+    for token in range(count):
+        if bias and part == 0:
+            _begin_with_bias((target + token * stride, rows // ROWS, bias))
+        else:
+            _begin_with_zeros((target + token * stride, rows // ROWS))
+    groups = columns // group
+    begin, end = part * groups // parts, (part + 1) * groups // parts
+    of_matrix = (words, zeros, scales, offset, rows, columns, group, begin, end - begin)
+    _call(_word(functions + bits * 8), (*of_matrix, inputs, target, stride, halves, scratch))
+
+
+@njit(inline="always", **_OPTIONS)
+def _multiply(job: int) -> None:
+    pieces, matrices, projections, runs = _word(job + 8), _word(job + 32), _word(job + 40), _word(job + 48)
+    rows, columns, group, parts = _word(job + 56), _word(job + 64), _word(job + 72), _word(job + 80)
+    inputs, step, halves = _word(job + 88), _word(job + 96), _word(job + 104)
+    outputs, size, scratch, space = _word(job + 112), _word(job + 120), _word(job + 128), _word(job + 136)
+    of_one, of_four = _word(job + 144), _word(job + 152)
+    stride = projections * rows * 4
+    mine = scratch + _counted(job + 24, 1) * space
+    while True:
+        piece = _counted(job, 1)
+        if piece >= pieces:
+            return
+        part, projection = piece % parts, piece // parts % projections
+        run = runs + piece // parts // projections * (8 * RUN_WORDS)
+        expert, first, count = _word(run), _word(run + 8), _word(run + 16)
+        matrix = matrices + (expert * projections + projection) * (8 * MATRIX_WORDS)
+        target, place = outputs + part * size + first * stride + projection * rows * 4, inputs + first * step
+        functions = of_four if count == 4 else of_one
+        _product(
+            matrix, rows, columns, group, part, parts, place, count, target, stride, halves, mine, functions
+        )  # fmt: skip
+
+
+@njit(inline="always", **_OPTIONS)
+def _experts(job: int) -> None:
+    """A thread takes gate or up of an expert, or a part of down; for that it waits until gate and up of this expert
+    are there, which others have taken before. Who comes last adds up what the experts made."""
+    pieces, chosen, numbers, weights, count = (
+        _word(job + 8),
+        _word(job + 32),
+        _word(job + 40),
+        _word(job + 48),
+        _word(job + 56),
+    )
+    inputs, halves, hidden, width = _word(job + 64), _word(job + 72), _word(job + 80), _word(job + 88)
+    first, first_group, first_parts, first_functions = (
+        _word(job + 96),
+        _word(job + 104),
+        _word(job + 112),
+        _word(job + 120),
+    )
+    down, down_group, down_parts, down_functions = (
+        _word(job + 128),
+        _word(job + 136),
+        _word(job + 144),
+        _word(job + 152),
+    )
+    narrowed, widened, outputs = _word(job + 160), _word(job + 168), _word(job + 176)
+    scratch, space = _word(job + 184), _word(job + 192)
+    finished, done = job + 200, job + 8 * EXPERTS_WORDS
+    mine = scratch + _counted(job + 24, 1) * space
+    ready = 2 * first_parts
+    narrowing = chosen * ready
+    while True:
+        piece = _counted(job, 1)
+        if piece >= pieces:
+            return
+        if piece < narrowing:
+            part, projection, place = piece % first_parts, piece // first_parts % 2, piece // ready
+            expert = _word(numbers + 8 * place)
+            if 0 <= expert < count:
+                matrix = first + (expert * 2 + projection) * (8 * MATRIX_WORDS)
+                target = narrowed + ((part * chosen + place) * 2 + projection) * width * 4
+                _product(
+                    matrix, width, hidden, first_group, part, first_parts, inputs, 1, target, 0, halves, mine,
+                    first_functions,
+                )  # fmt: skip
+            _counted(done + 8 * place, 1)
+        else:
+            part, place = (piece - narrowing) % down_parts, (piece - narrowing) // down_parts
+            expert = _word(numbers + 8 * place)
+            if 0 <= expert < count:
+                while _counted(done + 8 * place, 0) < ready:
+                    pass
+                groups = width // down_group
+                begin = part * groups // down_parts * down_group // ROWS
+                end = (part + 1) * groups // down_parts * down_group // ROWS
+                source = narrowed + place * 2 * width * 4
+                _gate((source, chosen * 2 * width * 4, first_parts, begin, end - begin, width * 4, mine))
+                target = widened + (place * down_parts + part) * hidden * 4
+                _product(
+                    down + expert * (8 * MATRIX_WORDS), hidden, width, down_group, part, down_parts, mine, 1, target, 0,
+                    0, mine + width * 4, down_functions,
+                )  # fmt: skip
+        if _counted(finished, 1) == pieces - 1:
+            _begin_with_zeros((outputs, hidden // ROWS))
+            for place in range(chosen):
+                if 0 <= _word(numbers + 8 * place) < count:
+                    for part in range(down_parts):
+                        source = widened + (place * down_parts + part) * hidden * 4
+                        _add_weighed((hidden // ROWS, source, weights + 4 * place, outputs))
+
+
+@njit(inline="always", **_OPTIONS)
+def _unpack(job: int) -> None:
+    pieces, matrices, rows, groups = _word(job + 8), _word(job + 32), _word(job + 40), _word(job + 48)
+    group, outputs, stride, item, functions = (
+        _word(job + 56),
+        _word(job + 64),
+        _word(job + 72),
+        _word(job + 80),
+        _word(job + 88),
+    )
+    while True:
+        piece = _counted(job, 1)
+        if piece >= pieces:
+            return
+        number, projection = piece % groups, piece // groups
+        matrix = matrices + projection * (8 * MATRIX_WORDS)
+        target = outputs + number * group * stride + projection * rows * item
+        words, zeros, scales, offset = _word(matrix), _word(matrix + 8), _word(matrix + 16), _word(matrix + 24)
+        function = _word(functions + _word(matrix + 32) * 8)
+        _call(function, (words, zeros, scales, offset, rows, group, number, target, stride))
+
+
+@cache
+def worker() -> Any:
+    """The worker, compiled, as a C function of a job's address; its code lives as long as it does."""
+    return _worker(sources_digest())
+
+
+def _worker(sources: str) -> Any:
+    @cfunc(types.void(types.int64), cache=True, error_model="numpy")
+    def called(job: int) -> None:
+        assert sources
+        kind = _word(job + 16)
+        if kind == MULTIPLY:
+            _multiply(job)
+        elif kind == EXPERTS:
+            _experts(job)
+        else:
+            _unpack(job)
+
+    return called
