@@ -188,12 +188,16 @@ def _codes(word: Lanes, bits: int, pair: int) -> Lanes:
 def _merged(first: Lanes, second: Lanes, third: Lanes) -> Iterator[Lanes]:
     """The words of 32 3-bit codes as words in which they are 3 bits apart from the start of each half on: of five pairs
     thrice, then of one."""
-    upper = 0xFFFF0000
-    yield (first & 0x7FFF) | ((second << 15) & upper)
-    yield (first.shifted_down(15) & 0x7FFF) | (second & upper)
-    yield (third.shifted_down(2) & 0x7FFF) | (third.shifted_down(1) & upper)
-    low = (first.shifted_down(30) | (second << 2)) & 7
-    yield low | ((second.shifted_down(31) | (third << 1)) << 16)
+    yield _halves(first, second << 15)
+    yield _halves(first.shifted_down(15), second)
+    yield _halves(third.shifted_down(2), third.shifted_down(1))
+    yield _halves(first.shifted_down(30) | (second << 2), second.shifted_down(15) | (third << 17))
+
+
+def _halves(lower: Lanes, upper: Lanes) -> Lanes:
+    """The lower halves of some lanes and the upper halves of others."""
+    order = [number + (CHUNK if number % 2 else 0) for number in range(CHUNK)]
+    return lower.bits_as(I16, CHUNK).picked(order, upper.bits_as(I16, CHUNK)).bits_as(I32, ROWS)
 
 
 def _order(bits: int) -> list[tuple[int, int]]:

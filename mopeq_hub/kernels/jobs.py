@@ -151,6 +151,14 @@ def _gate(
 
 
 @generated
+def _add(code: Code, vectors: Whole, source: Whole, target: Whole) -> None:
+    given, output = source.memory(), target.memory()
+    with code.loop(vectors) as vector:
+        place = vector * 64
+        output.store(place, given.load(place, F32) + output.load(place, F32))
+
+
+@generated
 def _add_weighed(code: Code, vectors: Whole, source: Whole, weight: Whole, target: Whole) -> None:
     given, output, factor = source.memory(), target.memory(), weight.memory().spread(0, F32)
     with code.loop(vectors) as vector:
@@ -190,11 +198,18 @@ def _product(
 
 @njit(inline="always", **_OPTIONS)
 def _multiply(job: int) -> None:
+    """Who comes last adds up the parts."""
     pieces, matrices, projections, runs = _word(job + 8), _word(job + 32), _word(job + 40), _word(job + 48)
     rows, columns, group, parts = _word(job + 56), _word(job + 64), _word(job + 72), _word(job + 80)
     inputs, step, halves = _word(job + 88), _word(job + 96), _word(job + 104)
-    outputs, size, scratch, space = _word(job + 112), _word(job + 120), _word(job + 128), _word(job + 136)
-    of_one, of_four = _word(job + 144), _word(job + 152)
+    outputs, size, others, scratch, space = (
+        _word(job + 112),
+        _word(job + 120),
+        _word(job + 128),
+        _word(job + 136),
+        _word(job + 144),
+    )
+    of_one, of_four, finished = _word(job + 152), _word(job + 160), job + 168
     stride = projections * rows * 4
     mine = scratch + _counted(job + 24, 1) * space
     while True:
@@ -205,11 +220,14 @@ def _multiply(job: int) -> None:
         run = runs + piece // parts // projections * (8 * RUN_WORDS)
         expert, first, count = _word(run), _word(run + 8), _word(run + 16)
         matrix = matrices + (expert * projections + projection) * (8 * MATRIX_WORDS)
-        target, place = outputs + part * size + first * stride + projection * rows * 4, inputs + first * step
-        functions = of_four if count == 4 else of_one
+        target = (others + (part - 1) * size if part else outputs) + first * stride + projection * rows * 4
+        place, functions = inputs + first * step, of_four if count == 4 else of_one
         _product(
             matrix, rows, columns, group, part, parts, place, count, target, stride, halves, mine, functions
         )  # fmt: skip
+        if parts > 1 and _counted(finished, 1) == pieces - 1:
+            for part in range(parts - 1):
+                _add((size // 64, others + part * size, outputs))
 
 
 @njit(inline="always", **_OPTIONS)

@@ -44,7 +44,10 @@ def multiplier(bits: int, together: int) -> Callable[..., None]:
         apart = 2 if together == 1 else 1
         with code.loop(groups) as turn:
             number = turn + begin
-            wholes = [across(_total(code, source, (columns * token + number * group) * 4, group), Lanes.__add__) for token in tokens]
+            wholes = [
+                across(_total(code, source, (columns * token + number * group) * 4, group), Lanes.__add__)
+                for token in tokens
+            ]
             with code.loop(rows // CHUNK) as pair:
                 first = pair * CHUNK
                 sums = [[[code.variable(F32, 0.0) for _ in range(apart)] for _ in tokens] for _ in range(2)]

@@ -96,16 +96,17 @@ class Table:
         inputs = _as_given(vectors, fixed)
         size, count = inputs.element_size(), len(runs) * self.projections
         parts = self._parts(count)
-        products, space = torch.empty(parts, made, self.outputs), max(TOGETHER) * self._room
-        scratch = torch.empty(torch.get_num_threads() * space if fixed else 0, dtype=torch.uint8)
+        products, space = torch.empty(made, self.outputs), max(TOGETHER) * self._room
+        others = (parts - 1) * products.nbytes
+        buffer = _buffer((others + torch.get_num_threads() * space) // 4, torch.float32).data_ptr()
         work(
             MULTIPLY,
             count * parts,
             *(self._address, self.projections, runs.data_ptr(), self.rows, self.columns, self.group, parts),
-            *(inputs.data_ptr(), step * self.columns * size, size == 2, products.data_ptr(), made * self.outputs * 4),
-            *(scratch.data_ptr(), space, self._functions(fixed, 1), self._functions(fixed, 4)),
+            *(inputs.data_ptr(), step * self.columns * size, size == 2, products.data_ptr(), products.nbytes),
+            *(buffer, buffer + others, space, self._functions(fixed, 1), self._functions(fixed, 4), 0),
         )
-        return products[0] if parts == 1 else products.sum(0)
+        return products
 
     def _fixed(self, wanted: bool) -> bool:
         return wanted and self.group <= LONGEST

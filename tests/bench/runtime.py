@@ -52,7 +52,10 @@ def runtime(settings: Settings) -> Iterator[RichTable]:
     )
     sizes = {name: nbytes(folder) for name, (_, folder, _) in kinds.items()}
     yield table(title, _COLUMNS, _rows(taken, sizes), note)
-    counted = ("tokens", *(f"{bits} bits, {how}" for bits in WIDTHS for how in ("packed, fixed", "packed", "bf16", "fp32")))
+    counted = (
+        "tokens",
+        *(f"{bits} bits, {how}" for bits in WIDTHS for how in ("packed, fixed", "packed", "bf16", "fp32")),
+    )
     yield table("Microseconds of 2048 -> 768 for so many vectors, packed and unpacked", counted, _switching(settings))
 
 
