@@ -1,4 +1,4 @@
-"""Packed weights times vectors in fixed point: whole numbers are multiplied, two at a time, and 32 bits hold their sums.
+"""Packed weights times vectors in fixed point: whole numbers are multiplied, and 32 bits hold their sums.
 
 A vector's numbers are taken as 16-bit integers, with one scale, a power of two, for the inputs that share a scale of
 the weight (block floating point): a bfloat16 that is not below a 128th of the block's largest stays exact, and nothing
@@ -67,12 +67,12 @@ def multiplier(bits: int, together: int) -> Callable[..., None]:
         weight = PackedRows(code, words.memory(), zeros.memory(), scales.memory(), offset, rows, bits)
         vectors = _Vectors(code, scratch.memory(), columns, group, bits)
         target, tokens = outputs.memory(), range(together)
-        with code.loop(together) as token, code.loop(groups) as turn:
-            block, given = turn + begin, inputs.memory()
+        with code.loop(together) as vector, code.loop(groups) as turn:
+            filled, given = turn + begin, inputs.memory()
             code.either(
                 halves,
-                lambda: vectors.fill(given, I16, token, block),
-                lambda: vectors.fill(given, F32, token, block),
+                lambda: vectors.fill(given, I16, vector, filled),
+                lambda: vectors.fill(given, F32, vector, filled),
             )
         with code.loop(groups) as turn:
             number = turn + begin

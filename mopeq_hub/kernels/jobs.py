@@ -1,9 +1,9 @@
 """What threads do with packed weights: a job's pieces one by one, each by the function for its width.
 
 Any number of threads may call the worker with the same job, which counts the pieces that were taken. A job is int64
-words: that count, the number of pieces, which kind of job it is, how many threads have come, and what a piece is made
-by, addresses among it (`mopeq_hub/runtime/matrices.py` writes them). A function is compiled, or read from the disk, when its width and kind is
-first asked for, and called by its address.
+words: that count, the number of pieces, which kind of job it is, how many threads have come, and from the fifth on what
+pieces are made by, addresses among it (`mopeq_hub/runtime/matrices.py` writes them). A function is compiled, or read
+from the disk, when its kind and width is first asked for, and called by its address.
 """
 
 from functools import cache
@@ -31,8 +31,6 @@ RUN_WORDS = 3
 MULTIPLY, UNPACK, EXPERTS = 0, 1, 2
 """Kinds of jobs: products of many vectors with many matrices, a matrix unpacked, and all that the experts of one token
 make of its vector."""
-EXPERTS_WORDS = 30
-"""Of a job of that kind before the counts of what is done for each expert, zeros at first."""
 
 FLOATING, FIXED, UNPACKED, UNPACKED_HALVES = 0, 2, 4, 5
 """Kinds of functions: products with vectors as float32 and in fixed point, for one vector, and the next number for
@@ -83,13 +81,18 @@ def _compiled(kind: int, bits: int, sources: str) -> Any:
     return cfunc(types.void(*[whole] * 14), cache=True, error_model="numpy")(multiplying)
 
 
-def _read(typingctx: Any, address: Any) -> Any:
-    """The int64 at an address."""
+def _read(typingctx: Any, address: Any, count: Any) -> Any:
+    """So many neighbouring int64, from an address on."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    kind = types.UniTuple(types.int64, count.literal_value)
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.load(builder.inttoptr(values[0], I64.as_pointer()), typ=I64)
+        first = builder.inttoptr(values[0], I64.as_pointer())
+        places = [builder.gep(first, [ir.Constant(I64, number)]) for number in range(len(kind))]
+        return context.make_tuple(builder, kind, [builder.load(place, typ=I64) for place in places])
 
-    return types.int64(types.int64), codegen
+    return kind(types.int64, count), codegen
 
 
 def _count(typingctx: Any, address: Any, number: Any) -> Any:
@@ -114,7 +117,7 @@ def _jump(typingctx: Any, address: Any, arguments: Any) -> Any:
     return types.void(address, arguments), codegen
 
 
-_word: Any = intrinsic(_read)
+_words: Any = intrinsic(prefer_literal=True)(_read)
 _counted: Any = intrinsic(_count)
 _call: Any = intrinsic(_jump)
 
@@ -183,8 +186,7 @@ def _product(
     functions: int,
 ) -> None:
     """One part of `parts`, by groups of inputs, of the product of a matrix in a table with `count` vectors."""
-    words, zeros, scales, offset = _word(matrix), _word(matrix + 8), _word(matrix + 16), _word(matrix + 24)
-    bits, bias = _word(matrix + 32), _word(matrix + 40)
+    words, zeros, scales, offset, bits, bias = _words(matrix, MATRIX_WORDS)
     for token in range(count):
         if bias and part == 0:
             _begin_with_bias((target + token * stride, rows // ROWS, bias))
@@ -192,33 +194,26 @@ def _product(
             _begin_with_zeros((target + token * stride, rows // ROWS))
     groups = columns // group
     begin, end = part * groups // parts, (part + 1) * groups // parts
+    (function,) = _words(functions + bits * 8, 1)
     of_matrix = (words, zeros, scales, offset, rows, columns, group, begin, end - begin)
-    _call(_word(functions + bits * 8), (*of_matrix, inputs, target, stride, halves, scratch))
+    _call(function, (*of_matrix, inputs, target, stride, halves, scratch))
 
 
 @njit(inline="always", **_OPTIONS)
-def _multiply(job: int) -> None:
+def _multiply(job: int, pieces: int) -> None:
     """Who comes last adds up the parts."""
-    pieces, matrices, projections, runs = _word(job + 8), _word(job + 32), _word(job + 40), _word(job + 48)
-    rows, columns, group, parts = _word(job + 56), _word(job + 64), _word(job + 72), _word(job + 80)
-    inputs, step, halves = _word(job + 88), _word(job + 96), _word(job + 104)
-    outputs, size, others, scratch, space = (
-        _word(job + 112),
-        _word(job + 120),
-        _word(job + 128),
-        _word(job + 136),
-        _word(job + 144),
-    )
-    of_one, of_four, finished = _word(job + 152), _word(job + 160), job + 168
-    stride = projections * rows * 4
+    (
+        matrices, projections, runs, rows, columns, group, parts, inputs, step, halves, outputs, size, others, scratch,
+        space, of_one, of_four,
+    ) = _words(job + 32, 17)  # fmt: skip
+    finished, stride = job + 8 * 21, projections * rows * 4
     mine = scratch + _counted(job + 24, 1) * space
     while True:
         piece = _counted(job, 1)
         if piece >= pieces:
             return
         part, projection = piece % parts, piece // parts % projections
-        run = runs + piece // parts // projections * (8 * RUN_WORDS)
-        expert, first, count = _word(run), _word(run + 8), _word(run + 16)
+        expert, first, count = _words(runs + piece // parts // projections * (8 * RUN_WORDS), RUN_WORDS)
         matrix = matrices + (expert * projections + projection) * (8 * MATRIX_WORDS)
         target = (others + (part - 1) * size if part else outputs) + first * stride + projection * rows * 4
         place, functions = inputs + first * step, of_four if count == 4 else of_one
@@ -226,99 +221,73 @@ def _multiply(job: int) -> None:
             matrix, rows, columns, group, part, parts, place, count, target, stride, halves, mine, functions
         )  # fmt: skip
         if parts > 1 and _counted(finished, 1) == pieces - 1:
-            for part in range(parts - 1):
-                _add((size // 64, others + part * size, outputs))
+            for other in range(parts - 1):
+                _add((size // 64, others + other * size, outputs))
 
 
 @njit(inline="always", **_OPTIONS)
-def _experts(job: int) -> None:
-    """A thread takes gate or up of an expert, or a part of down; for that it waits until gate and up of this expert
+def _experts(job: int, pieces: int) -> None:
+    """A thread takes a part of gate or up of an expert, or of down; for that it waits until gate and up of this expert
     are there, which others have taken before. Who comes last adds up what the experts made."""
-    pieces, chosen, numbers, weights, count = (
-        _word(job + 8),
-        _word(job + 32),
-        _word(job + 40),
-        _word(job + 48),
-        _word(job + 56),
-    )
-    inputs, halves, hidden, width = _word(job + 64), _word(job + 72), _word(job + 80), _word(job + 88)
-    first, first_group, first_parts, first_functions = (
-        _word(job + 96),
-        _word(job + 104),
-        _word(job + 112),
-        _word(job + 120),
-    )
-    down, down_group, down_parts, down_functions = (
-        _word(job + 128),
-        _word(job + 136),
-        _word(job + 144),
-        _word(job + 152),
-    )
-    narrowed, widened, outputs = _word(job + 160), _word(job + 168), _word(job + 176)
-    scratch, space = _word(job + 184), _word(job + 192)
-    finished, done = job + 200, job + 8 * EXPERTS_WORDS
+    (
+        chosen, numbers, weights, count, inputs, halves, hidden, width, first, first_group, first_parts,
+        first_functions, down, down_group, down_parts, down_functions, narrowed, widened, outputs, scratch, space,
+    ) = _words(job + 32, 21)  # fmt: skip
+    finished, done = job + 8 * 25, job + 8 * 26
     mine = scratch + _counted(job + 24, 1) * space
-    ready = 2 * first_parts
-    narrowing = chosen * ready
+    ready, side = 2 * first_parts, 4 * width
     while True:
         piece = _counted(job, 1)
         if piece >= pieces:
             return
-        if piece < narrowing:
+        if piece < chosen * ready:
             part, projection, place = piece % first_parts, piece // first_parts % 2, piece // ready
-            expert = _word(numbers + 8 * place)
+            (expert,) = _words(numbers + 8 * place, 1)
             if 0 <= expert < count:
                 matrix = first + (expert * 2 + projection) * (8 * MATRIX_WORDS)
-                target = narrowed + ((part * chosen + place) * 2 + projection) * width * 4
+                target = narrowed + ((part * chosen + place) * 2 + projection) * side
                 _product(
                     matrix, width, hidden, first_group, part, first_parts, inputs, 1, target, 0, halves, mine,
                     first_functions,
                 )  # fmt: skip
             _counted(done + 8 * place, 1)
         else:
-            part, place = (piece - narrowing) % down_parts, (piece - narrowing) // down_parts
-            expert = _word(numbers + 8 * place)
+            part, place = (piece - chosen * ready) % down_parts, (piece - chosen * ready) // down_parts
+            (expert,) = _words(numbers + 8 * place, 1)
             if 0 <= expert < count:
                 while _counted(done + 8 * place, 0) < ready:
                     pass
                 groups = width // down_group
                 begin = part * groups // down_parts * down_group // ROWS
                 end = (part + 1) * groups // down_parts * down_group // ROWS
-                source = narrowed + place * 2 * width * 4
-                _gate((source, chosen * 2 * width * 4, first_parts, begin, end - begin, width * 4, mine))
+                source, matrix = narrowed + place * 2 * side, down + expert * (8 * MATRIX_WORDS)
+                _gate((source, chosen * 2 * side, first_parts, begin, end - begin, side, mine))
                 target = widened + (place * down_parts + part) * hidden * 4
                 _product(
-                    down + expert * (8 * MATRIX_WORDS), hidden, width, down_group, part, down_parts, mine, 1, target, 0,
-                    0, mine + width * 4, down_functions,
+                    matrix, hidden, width, down_group, part, down_parts, mine, 1, target, 0, 0, mine + side,
+                    down_functions,
                 )  # fmt: skip
         if _counted(finished, 1) == pieces - 1:
             _begin_with_zeros((outputs, hidden // ROWS))
             for place in range(chosen):
-                if 0 <= _word(numbers + 8 * place) < count:
+                (expert,) = _words(numbers + 8 * place, 1)
+                if 0 <= expert < count:
                     for part in range(down_parts):
                         source = widened + (place * down_parts + part) * hidden * 4
                         _add_weighed((hidden // ROWS, source, weights + 4 * place, outputs))
 
 
 @njit(inline="always", **_OPTIONS)
-def _unpack(job: int) -> None:
-    pieces, matrices, rows, groups = _word(job + 8), _word(job + 32), _word(job + 40), _word(job + 48)
-    group, outputs, stride, item, functions = (
-        _word(job + 56),
-        _word(job + 64),
-        _word(job + 72),
-        _word(job + 80),
-        _word(job + 88),
-    )
+def _unpack(job: int, pieces: int) -> None:
+    matrices, rows, groups, group, outputs, stride, item, functions = _words(job + 32, 8)
     while True:
         piece = _counted(job, 1)
         if piece >= pieces:
             return
         number, projection = piece % groups, piece // groups
-        matrix = matrices + projection * (8 * MATRIX_WORDS)
+        words, zeros, scales, offset, bits, _ = _words(matrices + projection * (8 * MATRIX_WORDS), MATRIX_WORDS)
         target = outputs + number * group * stride + projection * rows * item
-        words, zeros, scales, offset = _word(matrix), _word(matrix + 8), _word(matrix + 16), _word(matrix + 24)
-        function = _word(functions + _word(matrix + 32) * 8)
+        (function,) = _words(functions + bits * 8, 1)
         _call(function, (words, zeros, scales, offset, rows, group, number, target, stride))
 
 
@@ -332,12 +301,12 @@ def _worker(sources: str) -> Any:
     @cfunc(types.void(types.int64), cache=True, error_model="numpy")
     def called(job: int) -> None:
         assert sources
-        kind = _word(job + 16)
+        pieces, kind = _words(job + 8, 2)
         if kind == MULTIPLY:
-            _multiply(job)
+            _multiply(job, pieces)
         elif kind == EXPERTS:
-            _experts(job)
+            _experts(job, pieces)
         else:
-            _unpack(job)
+            _unpack(job, pieces)
 
     return called

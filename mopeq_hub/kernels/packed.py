@@ -43,7 +43,7 @@ class PackedRows:
 
     def word(self, number: Count, row: Whole) -> Lanes:
         """Of 16 rows, the word of this number."""
-        return self.words.load((row + number * self.rows) * 4, I32)
+        return self.words.load((row + self.rows * number) * 4, I32)
 
     def _fraction(self, words: list[Lanes], number: int) -> Lanes:
         word, start = divmod(number * self.bits, 32)

@@ -46,7 +46,7 @@ class PackedExperts(PackedModule):
 
     def tables(self) -> tuple[Table, Table]:
         """Of the first matrices, and of down."""
-        self._plain = self._is_plain()
+        self._is_plain = self._found_plain()
         *first, down = self.form.projections.values()
         return self._table(first, self.width, self.hidden), self._table([down], self.hidden, self.width)
 
@@ -97,9 +97,9 @@ class PackedExperts(PackedModule):
         return made.to(states.dtype).view_as(states)
 
     def _of_one(self, vector: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """What a token's experts make of its vector [1, hidden]: two regions of threads, and the activation between."""
+        """What a token's experts make of its vector [1, hidden]: [1, hidden], float32."""
         first, down = self.ready()
-        if self._plain:
+        if self._is_plain:
             return experts(first, down, vector, chosen, weights, is_fixed(vector.dtype))
         # A number that no expert has stands for one that computes elsewhere, or for none.
         numbers = [number for number in chosen.tolist() if 0 <= number < self.count]
@@ -160,7 +160,7 @@ class PackedExperts(PackedModule):
         """What an expert gives, of what down makes."""
         return self.get_submodule("post_expert_norm")(output) if self.form.normed else output
 
-    def _is_plain(self) -> bool:
+    def _found_plain(self) -> bool:
         """Whether an expert is down of SiLU(gate) * up and nothing else, found by trying, with large numbers too, since
         some kinds limit them."""
         if self.form.normed or len(self.form.projections) != 3:

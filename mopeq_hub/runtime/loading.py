@@ -76,7 +76,7 @@ class PackedQuantizer(HfQuantizer):
         return [step for name, form in self._places.apart.items() for step in together(name, form)]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        self._places.fill(self._tensors)
+        self._places.fill(self._tensors, model.dtype)
         del self._places, self._tensors
         self.quantization_config.tensors = None
         if mend := mend_for(model.config.model_type):

@@ -10,7 +10,7 @@ import torch
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.kernels import jobs
 from mopeq_hub.kernels.fixed import LONGEST, room
-from mopeq_hub.kernels.jobs import MATRIX_WORDS, MULTIPLY, TOGETHER, UNPACK, WIDTHS
+from mopeq_hub.kernels.jobs import MATRIX_WORDS, MULTIPLY, TOGETHER, UNPACK, WIDTHS, worker
 from mopeq_hub.packing import PARTS
 from mopeq_hub.runtime.threads import work
 
@@ -20,8 +20,8 @@ _PIECES, _LEAST = 16, 1 << 18
 """In how many pieces products are computed at least, where they have that many weights each; whatever the number of
 threads, so that these do not change the order of sums."""
 _FEW_NATIVE, _FEW_FIXED, _FEW = 24, 128, 96
-"""Vectors from which on unpacking a weight pays: where torch multiplies them as bfloat16; where they are in fixed point,
-or not, and torch multiplies float32. `make bench SECTIONS=runtime` measures all ways."""
+"""Vectors from which on unpacking a weight pays: where torch multiplies them as bfloat16; where they are in fixed
+point, or not, and torch multiplies float32. `make bench SECTIONS=runtime` measures all ways."""
 _UNPACKED = {torch.float32: jobs.UNPACKED, torch.bfloat16: jobs.UNPACKED_HALVES}
 
 
@@ -108,6 +108,13 @@ class Table:
         )
         return products
 
+    def compile_for(self, dtype: torch.dtype) -> None:
+        """Have all functions that compute with vectors of this dtype compiled."""
+        worker()
+        for together in TOGETHER:
+            self._functions(self._fixed(is_fixed(dtype)), together)
+        jobs.functions(_UNPACKED[_product_dtype(dtype)], self._bits)
+
     def _fixed(self, wanted: bool) -> bool:
         return wanted and self.group <= LONGEST
 
@@ -168,7 +175,8 @@ def experts(
         *(hidden, width, first._address, first.group, narrow_parts, first._functions(narrow_fixed, 1)),
         *(down._address, down.group, wide_parts, down._functions(wide_fixed, 1)),
         *(buffer, buffer + 4 * sizes[0], total.data_ptr(), buffer + 4 * (sizes[0] + sizes[1]), space),
-        *(0,) * (jobs.EXPERTS_WORDS - 25 + count),
+        # What is done, of all and of each expert's gate and up.
+        *(0,) * (1 + count),
     )
     return total
 

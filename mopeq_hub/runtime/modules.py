@@ -22,7 +22,7 @@ class PackedModule(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self._tables: Any = None
+        self._tables: tuple[Table, ...] | None = None
         self._register()
 
     @abstractmethod
@@ -30,13 +30,18 @@ class PackedModule(nn.Module, ABC):
         """What it makes of states [..., inputs]: [..., outputs], in their dtype."""
 
     @abstractmethod
-    def tables(self) -> Any:
+    def tables(self) -> tuple[Table, ...]:
         """What the kernels read; made anew where the packed tensors are others or lie elsewhere."""
 
-    def ready(self) -> Any:
+    def ready(self) -> tuple[Table, ...]:
         if self._tables is None:
             self._tables = self.tables()
         return self._tables
+
+    def compile_for(self, dtype: torch.dtype) -> None:
+        """Have what computes with vectors of this dtype compiled."""
+        for table in self.ready():
+            table.compile_for(dtype)
 
     def computed(self, states: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         """What it makes of states, through which no gradient passes; one operation where a graph is compiled."""
@@ -114,18 +119,18 @@ class PackedLinear(PackedModule):
             self.register_buffer(part, shapes[part])
         self.register_buffer("bias", None if like.bias is None else like.bias.detach())
 
-    def tables(self) -> Table:
+    def tables(self) -> tuple[Table]:
         bias = None if self.bias is None else self.bias.float()
         matrix = PackedMatrix(self.qweight, self.qzeros, self.scales, bias, self.offset)
         matrix.check(self.out_features, self.in_features, "a linear layer")
-        return Table([[matrix]], self.out_features, self.in_features)
+        return (Table([[matrix]], self.out_features, self.in_features),)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Of states [..., in_features], in whatever dtype, [..., out_features]."""
         return self.computed(states)
 
     def compute(self, states: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        table: Table = self.ready()
+        (table,) = self.ready()
         vectors = states.reshape(-1, self.in_features)
         count = len(vectors)
         if count <= few(states.dtype):

@@ -12,7 +12,6 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Transp
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.families import family_of
 from mopeq_hub.families.base import Form
-from mopeq_hub.kernels.jobs import worker
 from mopeq_hub.packing import PARTS
 from mopeq_hub.runtime.experts import PackedExperts
 from mopeq_hub.runtime.matrices import DTYPES
@@ -31,9 +30,9 @@ class Places:
     linears: dict[str, PackedLinear] = field(default_factory=dict)
     apart: dict[str, Form] = field(default_factory=dict)
 
-    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Give each experts module its tensors, as they lie; linear layers have theirs. Raises MopeqError where one is
-        missing or misshapen."""
+    def fill(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
+        """Give each experts module its tensors, as they lie; linear layers have theirs. What computes with vectors of
+        this dtype is compiled. Raises MopeqError where a tensor is missing or misshapen."""
         for name, module in self.experts.items():
             for part in module.names():
                 if f"{name}.{part}" not in tensors:
@@ -41,11 +40,9 @@ class Places:
                 tensor = tensors[f"{name}.{part}"]
                 # What a whole model was changed to, auto-round's modules change their scales to as well.
                 module.packed[part] = tensor.half() if tensor.is_floating_point() else tensor
-            module.ready()
-        for linear in self.linears.values():
-            linear.ready()
-        # Compiled, or read from the disk, while the model is loaded and not while somebody waits for an answer.
-        worker()
+        for each in (*self.experts.values(), *self.linears.values()):
+            # Compiled, or read from the disk, while the model is loaded and not while somebody waits for an answer.
+            each.compile_for(dtype)
 
 
 def together(name: str, form: Form) -> list[WeightConverter]:

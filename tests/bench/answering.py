@@ -43,9 +43,11 @@ def _loader(how: str) -> Callable[[str], Any]:
 
         return AutoModelForImageTextToText.from_pretrained
     from mopeq_hub import load
-    from mopeq_hub.kernels.jobs import worker
+    from mopeq_hub.kernels import jobs
 
-    worker()
+    jobs.worker()
+    for kind in (jobs.FIXED, jobs.FIXED + 1, jobs.UNPACKED, jobs.UNPACKED_HALVES):
+        jobs.functions(kind, {2, 3, 4})
     return load
 
 
