@@ -81,6 +81,28 @@ def test_few_tokens_and_many(kind: str, tokens: int) -> None:
     assert packed(states.bfloat16(), chosen, weights).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("kind", "plain"), [("qwen3_moe", True), ("gpt_oss", False), ("nemotron_h", False)])
+def test_what_lies_between_the_matrices_is_found_by_trying(kind: str, plain: bool) -> None:
+    packed, _ = pair(kind)
+    packed.ready()
+    assert packed._is_plain is plain
+
+
+class Limited(nn.SiLU):
+    def forward(self, gate: torch.Tensor) -> torch.Tensor:
+        return super().forward(gate.clamp(max=7.0))
+
+
+def test_a_limit_of_the_gate_is_not_overlooked() -> None:
+    packed, reference = pair("qwen3_moe")
+    states, chosen, weights = 100 * torch.randn(1, HIDDEN), torch.tensor([[3, 1]]), torch.rand(1, 2)
+    for module in (packed.shell, reference):
+        setattr(module, "act_fn", Limited())  # noqa: B010
+    with torch.no_grad():
+        expected = reference(states, chosen, weights)
+    assert distance(packed(states, chosen, weights), expected) < 1e-5
+
+
 def test_experts_with_few_tokens_and_with_many_in_one_batch() -> None:
     packed, reference = pair("qwen3_moe")
     many = 2 * few(torch.float32)

@@ -10,7 +10,7 @@ import torch
 
 from mopeq_hub import MopeqError
 from mopeq_hub.runtime import threads
-from mopeq_hub.runtime.matrices import PackedMatrix, Table, runs_of
+from mopeq_hub.runtime.matrices import PackedMatrix, Table, experts, runs_of
 from tests.runtime.packed import distance, product, random_matrix
 
 ROUNDING = 5e-6
@@ -38,18 +38,82 @@ def test_every_width_and_grid(bits: int, symmetric: bool, rows: int, columns: in
         assert distance(table.product(vectors.bfloat16(), expert), whole[expert]) < 0.02
 
 
+@pytest.mark.parametrize(("rows", "columns", "group"), SHAPES)
 @pytest.mark.parametrize(("bits", "symmetric"), WAYS)
-def test_one_vector_for_many_experts_and_their_weighted_sum(bits: int, symmetric: bool) -> None:
+def test_fixed_point_is_off_by_no_more_than_its_last_bit(
+    bits: int, symmetric: bool, rows: int, columns: int, group: int
+) -> None:
+    matrix, weight = random_matrix(rows, columns, bits, group, symmetric, bias=True)
+    table, runs = Table([[matrix]], rows, columns), torch.tensor(runs_of(0, 0, 5))
+    vectors = (torch.randn(5, columns) * torch.logspace(-6, 6, 5)[:, None]).bfloat16()
+    assert matrix.bias is not None
+    exact = vectors.double() @ weight.double().T
+    # Each number of a block is off by half of what stands for one: 2^-15 of the power of two below its largest.
+    largest = vectors.float().abs().view(5, -1, group).amax(-1).double()
+    worst = largest / 2**15 @ weight.double().abs().view(rows, -1, group).sum(-1).T
+    for given in (vectors, vectors.float()):
+        found = table.multiply(given, runs, 5, fixed=True).double() - matrix.bias
+        assert ((found - exact).abs() <= worst + 4e-7 * exact.abs().amax() + 1e-6).all()
+
+
+def test_bfloat16_that_fits_a_block_is_multiplied_exactly() -> None:
+    matrix, weight = random_matrix(64, 256, 4, 64)
+    vectors = (torch.rand(3, 256) + 1).bfloat16() * torch.tensor([1.0, -64.0, 2.0**-20])[:, None].bfloat16()
+    found = Table([[matrix]], 64, 256).multiply(vectors, torch.tensor(runs_of(0, 0, 3)), 3, fixed=True)
+    assert ((found - vectors.double() @ weight.double().T).abs() < 5e-7 * found.abs().amax(1, keepdim=True)).all()
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("strange", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_not_hidden(strange: float, fixed: bool) -> None:
+    matrix, _ = random_matrix(32, 128, 4, 64)
+    vectors = torch.randn(4, 128)
+    vectors[2, 70] = strange
+    found = Table([[matrix]], 32, 128).multiply(vectors, torch.tensor(runs_of(0, 0, 4)), 4, fixed=fixed)
+    assert not found[2].isfinite().any()
+    assert found[[0, 1, 3]].isfinite().all()
+
+
+def test_zeros_and_what_is_next_to_nothing_come_to_nothing() -> None:
+    matrix, _ = random_matrix(32, 64, 4, 64)
+    vectors = torch.tensor([[0.0], [1e-40], [-1e-35]]).expand(3, 64).contiguous()
+    found = Table([[matrix]], 32, 64).multiply(vectors, torch.tensor(runs_of(0, 0, 3)), 3, fixed=True)
+    assert found.abs().max() < 1e-30
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), WAYS)
+def test_one_vector_for_many_experts(bits: int, symmetric: bool) -> None:
     made = [random_matrix(96, 128, bits, 64, symmetric, bias=True, seed=expert) for expert in range(4)]
     table = Table([[matrix] for matrix, _ in made], 96, 128)
-    chosen, factors = [3, 0, 2], torch.tensor([0.5, 0.3, -0.1])
+    chosen, vector = [3, 0, 2], torch.randn(1, 128)
     runs = torch.tensor([[expert, place, 1] for place, expert in enumerate(chosen)])
-    vectors = torch.randn(3, 128)
-    each = [product(vectors, made[expert]) for expert in chosen]
-    of_first = torch.stack([products[0] for products in each])
-    assert distance(table.multiply(vectors[:1], runs, 3, step=0), of_first) < ROUNDING
-    of_own = torch.stack([products[place] for place, products in enumerate(each)])
-    assert distance(table.combine(vectors, runs, factors), factors @ of_own) < ROUNDING
+    expected = torch.cat([product(vector, made[expert]) for expert in chosen])
+    assert distance(table.multiply(vector, runs, 3, step=0), expected) < ROUNDING
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize(("width", "hidden", "group"), [(32, 64, 32), (768, 512, 64), (1024, 1024, 256)])
+def test_the_experts_of_one_token_in_one_region(width: int, hidden: int, group: int, fixed: bool) -> None:
+    made = [
+        [
+            random_matrix(width, hidden, (2, 3, 4)[expert % 3], group, bias=True, seed=2 * expert),
+            random_matrix(width, hidden, (4, 8, 3)[expert % 3], group, bias=True, seed=2 * expert + 1),
+            random_matrix(hidden, width, (3, 4, 8)[expert % 3], min(group, width), bias=True, seed=-expert % 99),
+        ]
+        for expert in range(6)
+    ]
+    first = Table([[matrix for matrix, _ in parts[:2]] for parts in made], width, hidden)
+    down = Table([[parts[2][0]] for parts in made], hidden, width)
+    vector, weights = torch.randn(1, hidden), torch.tensor([0.5, 0.25, -0.125, 9.0])
+    expected = torch.zeros(1, hidden)
+    for expert, weight in ((5, 0.5), (0, 0.25), (1, -0.125)):
+        gate, up, last = made[expert]
+        expected += weight * product(torch.nn.functional.silu(product(vector, gate)) * product(vector, up), last)
+    for _ in range(20):
+        # The last stands for no expert.
+        found = experts(first, down, vector, torch.tensor([5, 0, 1, 6]), weights, fixed)
+        assert distance(found, expected) < (1e-4 if fixed else ROUNDING)
+    assert not experts(first, down, vector, torch.tensor([-1, 6]), weights[:2], fixed).any()
 
 
 def test_a_width_for_each_matrix_of_an_expert() -> None:
@@ -64,8 +128,8 @@ def test_a_width_for_each_matrix_of_an_expert() -> None:
 def test_any_number_of_threads_of_either_kind_gives_the_same(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not own:
         monkeypatch.setattr(threads, "_torchs_threads", lambda: None)
-    matrix, _ = random_matrix(768, 256, 3, 64)
-    table, vectors, runs = Table([[matrix]], 768, 256), torch.randn(3, 256), torch.tensor(runs_of(0, 0, 3))
+    matrix, _ = random_matrix(768, 2048, 3, 64)
+    table, vectors, runs = Table([[matrix]], 768, 2048), torch.randn(3, 2048), torch.tensor(runs_of(0, 0, 3))
     before = torch.get_num_threads()
     try:
         found = []
@@ -89,7 +153,9 @@ from tests.runtime.packed import distance, random_matrix
 for bits in (2, 3, 4, 8):
     matrix, weight = random_matrix(96, 128, bits, 64, symmetric=False)
     table, vectors = Table([[matrix]], 96, 128), torch.randn(5, 128)
-    assert distance(table.multiply(vectors, torch.tensor(runs_of(0, 0, 5)), 5), vectors @ weight.T) < 5e-6
+    for fixed in (False, True):
+        found = table.multiply(vectors, torch.tensor(runs_of(0, 0, 5)), 5, fixed=fixed)
+        assert distance(found, vectors @ weight.T) < (5e-5 if fixed else 5e-6)
     assert distance(table.product(vectors), vectors @ weight.T) < 5e-6
 """
 
