@@ -112,7 +112,7 @@ def test_the_experts_of_one_token_in_one_region(width: int, hidden: int, group: 
     for _ in range(20):
         # The last stands for no expert.
         found = experts(first, down, vector, torch.tensor([5, 0, 1, 6]), weights, fixed)
-        assert distance(found, expected) < (1e-4 if fixed else ROUNDING)
+        assert distance(found, expected) < (5e-4 if fixed else ROUNDING)
     assert not experts(first, down, vector, torch.tensor([-1, 6]), weights[:2], fixed).any()
 
 
