@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mopeq_hub.kernels.generate import ROWS, Code, Count, Memory, Variable, Whole
-from mopeq_hub.kernels.lanes import F32, I16, I32, Lanes, across, pair_dot
+from mopeq_hub.kernels.lanes import F32, I16, I32, ROUND, Lanes, across, pair_dot
 from mopeq_hub.kernels.packed import CHUNK, PackedRows
 
 LONGEST = 256
@@ -26,8 +26,6 @@ _OPPOSITE = 254 << 23
 """Less the bits of a power of two, those of its inverse."""
 _LEAST = 27 << 23
 """The bits of 2^-100; blocks without a larger number are taken for zeros."""
-_ROUNDER = 12582912.0
-"""1.5 * 2^23: added to a number, its whole part is rounded into the lower bits of the sum."""
 _CHUNK_BYTES, _BLOCK_BYTES = 2 * CHUNK, 8
 """Of the numbers of 32 inputs; of a block's scale and the sum of its whole numbers, float32."""
 
@@ -43,12 +41,7 @@ def multiplier(bits: int, together: int) -> Callable[..., None]:
     shares = ((0, 1),) if together == 1 and bits != 3 else ((0,), (1,))
 
     def multiply(
-        code: Code,
-        words: Whole,
-        zeros: Whole,
-        scales: Whole,
-        offset: Whole,
-        rows: Whole,
+        weight: PackedRows,
         columns: Whole,
         group: Whole,
         begin: Whole,
@@ -64,7 +57,7 @@ def multiplier(bits: int, together: int) -> Callable[..., None]:
 
         inputs: [together, columns], bfloat16 where `halves` is not 0, else float32. scratch: `together * room` bytes.
         """
-        weight = PackedRows(code, words.memory(), zeros.memory(), scales.memory(), offset, rows, bits)
+        code, rows = weight.code, weight.rows
         vectors = _Vectors(code, scratch.memory(), columns, group, bits)
         target, tokens = outputs.memory(), range(together)
         with code.loop(together) as vector, code.loop(groups) as turn:
@@ -141,7 +134,7 @@ class _Vectors:
         order = [number for pair in _order(self.bits) for number in pair]
         with self.code.loop(chunks) as part:
             scaled = [(each * inverse).least(_LEVELS * 2 - 1) for each in numbers(part)]
-            rounded = [(each + _ROUNDER).bits_as(I32).to(I16) for each in scaled]
+            rounded = [(each + ROUND).bits_as(I32).to(I16) for each in scaled]
             whole.set(whole.get() + rounded[0].to(I32) + rounded[1].to(I32))
             place = self.place(token, block * chunks + part)
             self.memory.store(place, rounded[0].picked(list(range(CHUNK)), rounded[1]).picked(order))

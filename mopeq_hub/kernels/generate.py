@@ -8,6 +8,7 @@ follows the caller's file alone, so callers take `sources_digest` into their own
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Union
 
@@ -179,6 +180,7 @@ def _handles(context: Any, builder: Any, kinds: Any, values: Any) -> list[Memory
     return handles
 
 
+@cache
 def sources_digest() -> str:
     """SHA-256, in hex, of this room's files."""
     files = sorted(Path(__file__).parent.glob("*.py"))

@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 from mopeq_hub.kernels import fixed, product
 from mopeq_hub.kernels.generate import ROWS, Code, Whole, generated, generated_for, sources_digest
 from mopeq_hub.kernels.lanes import F32, I64, exponential, multiply_add
+from mopeq_hub.kernels.packed import of_packed
 
 WIDTHS = (2, 3, 4, 8)
 """Bits of a code."""
@@ -46,7 +47,7 @@ _KINDS = {
 _MOST_BITS = max(WIDTHS)
 _addresses = np.zeros((len(_KINDS), _MOST_BITS + 1), np.int64)
 _OPTIONS: Any = {"error_model": "numpy", "nogil": True}
-_function: Any = generated_for(lambda kind, bits: _KINDS[kind](bits))
+_function: Any = generated_for(lambda kind, bits: of_packed(bits, _KINDS[kind](bits)))
 
 
 def functions(kind: int, bits: set[int]) -> int:

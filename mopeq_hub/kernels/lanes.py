@@ -17,8 +17,8 @@ F32, F64 = ir.FloatType(), ir.DoubleType()
 
 _LOG2_E, _LN2_UPPER, _LN2_LOWER = 1.44269504, 0.693359375, -2.12194440e-4
 """The last two together are the logarithm of 2; the first of them has so few digits that products are exact."""
-_ROUNDER = 12582912.0
-"""1.5 * 2^23: added to a number, its whole part is rounded into the lower bits of the sum."""
+ROUND = 12582912.0
+"""1.5 * 2^23: a float32 without bits for a fraction, so that adding it rounds to the nearest whole number."""
 
 Operand = Union["Lanes", int, float]
 
@@ -161,8 +161,8 @@ def exponential(power: Lanes) -> Lanes:
     """e to a power, float32, within a few units in the last place; powers are taken for what lies nearest between -87
     and 88. A Taylor polynomial of what is left of the power where whole powers of two are taken out of it."""
     power = power.between(-87.0, 88.0)
-    shifted = power * _LOG2_E + _ROUNDER
-    twos = shifted - _ROUNDER
+    shifted = power * _LOG2_E + ROUND
+    twos = shifted - ROUND
     rest = power - twos * _LN2_UPPER - twos * _LN2_LOWER
     value = rest * (1 / 5040) + 1 / 720
     for factor in (1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):

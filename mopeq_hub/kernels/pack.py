@@ -5,8 +5,7 @@ from typing import Any
 from numba import types
 
 from mopeq_hub.kernels.generate import Code, Memory, Whole, generated
-from mopeq_hub.kernels.lanes import F32, I8, I16, I32, Lanes
-from mopeq_hub.kernels.search import ROUND
+from mopeq_hub.kernels.lanes import F32, I8, I16, I32, ROUND, Lanes
 from mopeq_hub.kernels.tile import decoded
 from mopeq_hub.kernels.weight import ROWS
 

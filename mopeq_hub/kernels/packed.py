@@ -4,7 +4,7 @@ Codes are read in auto-round's layout (`mopeq_hub/packing.py`): a word holds nei
 words of neighbouring outputs are neighbours, so that one load gives each lane a word.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from numba import types
@@ -86,3 +86,16 @@ class PackedRows:
             upper = words.picked([min(start // 32 + 1, self.bits - 1) for start in starts])
             value = value | ((upper << (self.code.of(I32, 31) - place)) << 1)
         return ((value & ((1 << self.bits) - 1)) + self.offset.lanes()).to(F32)
+
+
+def of_packed(bits: int, generate: Callable[..., None]) -> Callable[..., None]:
+    """What generates a function of a packed weight, as addresses and numbers, and of other arguments, where `generate`
+    takes the weight as one."""
+
+    def of_arguments(
+        code: Code, words: Whole, zeros: Whole, scales: Whole, offset: Whole, rows: Whole, *others: Whole
+    ) -> None:
+        weight = PackedRows(code, words.memory(), zeros.memory(), scales.memory(), offset, rows, bits)
+        generate(weight, *others)
+
+    return of_arguments

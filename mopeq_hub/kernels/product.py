@@ -19,12 +19,7 @@ def multiplier(bits: int, together: int) -> Callable[..., None]:
     """What generates the function for a width and a number of vectors."""
 
     def multiply(
-        code: Code,
-        words: Whole,
-        zeros: Whole,
-        scales: Whole,
-        offset: Whole,
-        rows: Whole,
+        weight: PackedRows,
         columns: Whole,
         group: Whole,
         begin: Whole,
@@ -36,7 +31,7 @@ def multiplier(bits: int, together: int) -> Callable[..., None]:
     ) -> None:
         """Add the products with neighbouring vectors of inputs [together, columns], of `groups` groups of inputs from
         `begin` on, to outputs [together, rows], `stride` bytes apart."""
-        weight = PackedRows(code, words.memory(), zeros.memory(), scales.memory(), offset, rows, bits)
+        code, rows = weight.code, weight.rows
         source, target, levels = inputs.memory(), outputs.memory(), float(1 << bits)
         tokens = range(together)
         # An addition waits for the one before it, and four that do not wait for each other keep a core busy: for one
@@ -85,19 +80,14 @@ def unpacker(bits: int, halves: bool) -> Callable[..., None]:
     """What generates the function for a width, for bfloat16 or float32."""
 
     def unpack(
-        code: Code,
-        words: Whole,
-        zeros: Whole,
-        scales: Whole,
-        offset: Whole,
-        rows: Whole,
+        weight: PackedRows,
         group: Whole,
         number: Whole,
         outputs: Whole,
         stride: Whole,
     ) -> None:
         """Write the weights of one group of inputs: outputs [group, rows], `stride` bytes apart."""
-        weight = PackedRows(code, words.memory(), zeros.memory(), scales.memory(), offset, rows, bits)
+        code, rows = weight.code, weight.rows
         target, levels = outputs.memory(), float(1 << bits)
         size = 2 if halves else 4
         with code.loop(rows // CHUNK) as block:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mopeq_hub.kernels.generate import Code, Count, Memory, Whole, generated
-from mopeq_hub.kernels.lanes import F32, F64, I16, I32, Lanes, mul_high, pair_dot
+from mopeq_hub.kernels.lanes import F32, F64, I16, I32, ROUND, Lanes, mul_high, pair_dot
 from mopeq_hub.kernels.weight import ROWS
 
 STARTS = {
@@ -32,8 +32,6 @@ ASYMMETRIC_STARTS = {
     4: (0.96, 0.92, 1.02, 0.98, 1.06, 0.94, 0.90, 1.00),
     8: (1.00, 0.995, 1.003, 0.99, 0.985, 0.98, 0.997, 1.006),
 }
-ROUND = 12582912.0
-"""1.5 * 2^23: a float32 without bits for a fraction, so that adding it rounds to the nearest whole number."""
 _UNIT = 32767.0
 """A group's largest weight in fixed-point numbers."""
 _IMPORTANCE_UNIT = 16383.0
