@@ -46,7 +46,8 @@ def sensitivity(manifest: dict[str, Any]) -> "Figure":
     bar.ax.tick_params(length=2)
     signal = manifest["signal"]["name"]
     named = f"{signal}, the {SIGNALS[signal]}" if signal in SIGNALS else one_line(signal)
-    figure.text(LEFT / WIDTH + 0.475, 0.48 / height, f"signal: {named}", va="center", parse_math=False)
+    said = f"signal: {named}"
+    figure.text(LEFT / WIDTH + 0.475, 0.48 / height, said, va="center", parse_math=False, wrap=True)
     return figure
 
 
