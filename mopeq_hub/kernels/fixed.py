@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mopeq_hub.kernels.generate import ROWS, Code, Count, Memory, Variable, Whole
-from mopeq_hub.kernels.lanes import F32, I16, I32, ROUND, Lanes, across, pair_dot
+from mopeq_hub.kernels.lanes import F32, I16, I32, ROUND, Lanes, across, multiply_add, pair_dot
 from mopeq_hub.kernels.packed import CHUNK, PackedRows
 
 LONGEST = 256
@@ -87,7 +87,7 @@ def multiplier(bits: int, together: int) -> Callable[..., None]:
                         for token, value in enumerate(of_rows):
                             centred = value.get().to(F32) - middles[half] * totals[token]
                             place = start * 4 + stride * token
-                            target.store(place, target.load(place, F32) + centred * (scale * factors[token]))
+                            target.store(place, multiply_add(centred, scale * factors[token], target.load(place, F32)))
 
     return multiply
 

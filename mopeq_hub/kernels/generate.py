@@ -83,6 +83,12 @@ class Memory:
         prefetch = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
         self.builder.call(prefetch, [address, *(ir.Constant(I32, number) for number in (0, 3, 1))])
 
+    def same(self, place: Count, other: Count, size: int) -> Whole:
+        """1 where so many bytes are the same in both places, else 0."""
+        whole = ir.IntType(8 * size)
+        one, two = (self.builder.load(self._address(each, whole), align=1, typ=whole) for each in (place, other))
+        return Whole(self.builder, self.builder.zext(self.builder.icmp_unsigned("==", one, two), I64))
+
     def _address(self, place: Count, kind: ir.Type) -> ir.Value:
         base = self.builder.bitcast(self._pointer, I8.as_pointer())
         offset = place.value if isinstance(place, Whole) else ir.Constant(I64, place)

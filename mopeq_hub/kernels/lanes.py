@@ -7,13 +7,15 @@ or vpdpwssd on x86.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Union
 
 from llvmlite import ir
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 
 I1, I8, I16, I32, I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
-F32, F64 = ir.FloatType(), ir.DoubleType()
+F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 
 _LOG2_E, _LN2_UPPER, _LN2_LOWER = 1.44269504, 0.693359375, -2.12194440e-4
 """The last two together are the logarithm of 2; the first of them has so few digits that products are exact."""
@@ -39,7 +41,7 @@ class Lanes:
 
     @property
     def _floating(self) -> bool:
-        return self.element in (F32, F64)
+        return self.element in (F16, F32, F64)
 
     def _of(self, value: ir.Value) -> "Lanes":
         return Lanes(self.builder, value)
@@ -115,7 +117,7 @@ class Lanes:
         kind = ir.VectorType(element, self.count)
         builder, into_float = self.builder, element in (F32, F64)
         if self._floating and into_float:
-            make = builder.fpext if element == F64 else builder.fptrunc
+            make = builder.fpext if element == F64 or self.element == F16 else builder.fptrunc
         elif self._floating:
             make = builder.fptosi
         elif into_float:
@@ -192,6 +194,12 @@ def pair_dot(one: Lanes, other: Lanes) -> Lanes:
     """Sums of the products of neighbouring 16-bit numbers, as half as many 32-bit numbers."""
     products = one.to(I32) * other.to(I32)
     return products.picked(list(range(0, one.count, 2))) + products.picked(list(range(1, one.count, 2)))
+
+
+@cache
+def widens_halves() -> bool:
+    """Whether the CPU that code is generated for has an instruction by which float16 becomes float32."""
+    return "+f16c" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 
 
 def transposed(rows: list[Lanes]) -> list[Lanes]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from numba import types
 
-from mopeq_hub.kernels.generate import ROWS, Code, Count, Memory, Whole
+from mopeq_hub.kernels.generate import ROWS, Code, Count, Memory, Variable, Whole
 from mopeq_hub.kernels.lanes import F32, I16, I32, Lanes
 from mopeq_hub.kernels.tile import decoded
 
@@ -20,10 +20,10 @@ _ONE = 0x3F800000
 """The bits of 1.0."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PackedRows:
     """A packed weight [rows, inputs] at `bits` bits by its three tensors; offset: what is to be added to zero points as
-    they are stored."""
+    they are stored. Made where a function begins."""
 
     code: Code
     words: Memory
@@ -32,6 +32,9 @@ class PackedRows:
     offset: Whole
     rows: Whole
     bits: int
+
+    def __post_init__(self) -> None:
+        self._first_zeros = self._unpacked_zeros(0)
 
     def fractions(self, chunk: Whole, row: Whole) -> Iterator[Lanes]:
         """Of 16 rows from `row` on, by the 32 inputs of this chunk: 1 + c / 2^b, float32, for a code c.
@@ -74,7 +77,20 @@ class PackedRows:
     def zeros_of(self, group: Whole, row: Whole) -> list[Lanes]:
         """Zero points of 32 rows from `row` on, a multiple of 32, float32, as two vectors."""
         first = (group * (self.rows // CHUNK) + row // CHUNK) * (4 * self.bits)
-        words = self.zeros.load(first, I32, self.bits)
+        if 32 % self.bits == 0:
+            return self._unpacked_zeros(first)
+        found = [Variable(self.code.builder, each) for each in self._first_zeros]
+
+        def unpack() -> None:
+            for variable, value in zip(found, self._unpacked_zeros(first), strict=True):
+                variable.set(value)
+
+        # Those that lie across words take long; on a symmetric grid all are like the first.
+        self.code.either(self.zeros.same(first, 0, 4 * self.bits), lambda: None, unpack)
+        return [variable.get() for variable in found]
+
+    def _unpacked_zeros(self, place: Count) -> list[Lanes]:
+        words = self.zeros.load(place, I32, self.bits)
         return [self._zeros(words, half * ROWS) for half in range(2)]
 
     def _zeros(self, words: Lanes, first: int) -> Lanes:

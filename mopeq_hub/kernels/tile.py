@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba import types
 
 from mopeq_hub.kernels.generate import Code, Memory, Whole, generated
-from mopeq_hub.kernels.lanes import F32, I32, Lanes, transposed
+from mopeq_hub.kernels.lanes import F16, F32, I32, Lanes, transposed, widens_halves
 from mopeq_hub.kernels.weight import ROWS
 
 _INFINITY = 0x7F800000
@@ -15,11 +15,13 @@ _INFINITY = 0x7F800000
 def decoded(code: Code, raw: Lanes, kind: Any) -> Lanes:
     """float32 of stored numbers: uint16 stands for bfloat16, int16 for float16, uint8 for float8 e4m3.
 
-    What is not finite in the file is not finite here. 16- and 8-bit floats are widened by integers, which needs no
-    instruction that a CPU may lack.
+    What is not finite in the file is not finite here. Where the CPU has no instruction for it, 16- and 8-bit floats are
+    widened by integers.
     """
     if kind == types.float32:
         return raw.bits_as(F32)
+    if kind == types.int16 and widens_halves():
+        return raw.bits_as(F16).to(F32)
     bits = raw.unsigned_to(I32)
     if kind == types.uint16:
         return (bits << 16).bits_as(F32)
