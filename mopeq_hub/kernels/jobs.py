@@ -1,11 +1,12 @@
 """What threads do with packed weights: a job's pieces one by one, each by the function for its width.
 
 Any number of threads may call the worker with the same job, which counts the pieces that were taken. A job is int64
-words: that count, the number of pieces, which kind of job it is, how many threads have come, and from the fifth on what
-pieces are made by, addresses among it (`mopeq_hub/runtime/matrices.py` writes them). A function is compiled, or read
-from the disk, when its kind and width is first asked for, and called by its address.
+words: that count, the number of pieces, which kind of job it is, how many threads have come, the words of its kind,
+addresses among them, and counters, zeros at first. A function is compiled, or read from the disk, when its kind and
+width is first asked for, and called by its address.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,7 @@ from numba.extending import intrinsic
 
 from mopeq_hub.kernels import fixed, product
 from mopeq_hub.kernels.generate import ROWS, Code, Whole, generated, generated_for, sources_digest
-from mopeq_hub.kernels.lanes import F32, I64, exponential, multiply_add
+from mopeq_hub.kernels.lanes import F32, I16, I32, I64, bfloat16_bits, exponential, multiply_add
 from mopeq_hub.kernels.packed import of_packed
 
 WIDTHS = (2, 3, 4, 8)
@@ -29,9 +30,43 @@ MATRIX_WORDS = 6
 address of its bias, float32, or 0."""
 RUN_WORDS = 3
 """Vectors for one expert in a table: the expert's number, the first vector's, and how many of `TOGETHER`."""
-MULTIPLY, UNPACK, EXPERTS = 0, 1, 2
-"""Kinds of jobs: products of many vectors with many matrices, a matrix unpacked, and all that the experts of one token
-make of its vector."""
+HEADER_WORDS = 4
+"""Words of a job before those of its kind."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Of jobs; words: their names, in the order in which a job has them."""
+
+    number: int
+    words: tuple[str, ...]
+
+    @property
+    def end(self) -> int:
+        """Where a job's counters are, in bytes."""
+        return 8 * (HEADER_WORDS + len(self.words))
+
+
+MULTIPLY = Kind(
+    0,
+    (
+        "matrices", "projections", "runs", "rows", "columns", "group", "parts", "inputs", "step", "halves", "products",
+        "size", "others", "scratch", "space", "of_one", "of_four", "rounded",
+    ),
+)  # fmt: skip
+"""Products of vectors with matrices. A counter of pieces that are done."""
+UNPACK = Kind(1, ("matrices", "rows", "groups", "group", "outputs", "stride", "item", "of_bits"))
+"""A matrix unpacked."""
+EXPERTS = Kind(
+    2,
+    (
+        "chosen", "numbers", "weights", "weight_size", "count", "inputs", "halves", "hidden", "width", "first",
+        "first_group", "first_parts", "of_first", "down", "down_group", "down_parts", "of_down", "narrowed", "widened",
+        "total", "scratch", "space", "rounded",
+    ),
+)  # fmt: skip
+"""All that the experts of one token make of its vector. Counters of pieces that are done, and of those of each
+expert's gate and up."""
 
 FLOATING, FIXED, UNPACKED, UNPACKED_HALVES = 0, 2, 4, 5
 """Kinds of functions: products with vectors as float32 and in fixed point, for one vector, and the next number for
@@ -45,6 +80,11 @@ _KINDS = {
     UNPACKED_HALVES: lambda bits: product.unpacker(bits, halves=True),
 }
 _MOST_BITS = max(WIDTHS)
+_MULTIPLY, _EXPERTS = MULTIPLY.number, EXPERTS.number
+_WORDS = 8 * HEADER_WORDS
+_MULTIPLY_WORDS, _MULTIPLY_END = len(MULTIPLY.words), MULTIPLY.end
+_EXPERTS_WORDS, _EXPERTS_END = len(EXPERTS.words), EXPERTS.end
+_UNPACK_WORDS = len(UNPACK.words)
 _addresses = np.zeros((len(_KINDS), _MOST_BITS + 1), np.int64)
 _OPTIONS: Any = {"error_model": "numpy", "nogil": True}
 _function: Any = generated_for(lambda kind, bits: of_packed(bits, _KINDS[kind](bits)))
@@ -163,11 +203,25 @@ def _add(code: Code, vectors: Whole, source: Whole, target: Whole) -> None:
 
 
 @generated
-def _add_weighed(code: Code, vectors: Whole, source: Whole, weight: Whole, target: Whole) -> None:
-    given, output, factor = source.memory(), target.memory(), weight.memory().spread(0, F32)
+def _add_weighed(code: Code, vectors: Whole, source: Whole, weight: Whole, halves: Whole, target: Whole) -> None:
+    given, output, weighed = source.memory(), target.memory(), weight.memory()
+    factor = code.variable(F32, 0.0)
+
+    def bfloat16() -> None:
+        factor.set((weighed.spread(0, I16).unsigned_to(I32) << 16).bits_as(F32))
+
+    code.either(halves, bfloat16, lambda: factor.set(weighed.spread(0, F32)))
     with code.loop(vectors) as vector:
         place = vector * 64
-        output.store(place, multiply_add(given.load(place, F32), factor, output.load(place, F32)))
+        output.store(place, multiply_add(given.load(place, F32), factor.get(), output.load(place, F32)))
+
+
+@generated
+def _round(code: Code, vectors: Whole, source: Whole, target: Whole) -> None:
+    """bfloat16 of `vectors` times 16 numbers."""
+    given, output = source.memory(), target.memory()
+    with code.loop(vectors) as vector:
+        output.store(vector * 32, bfloat16_bits(given.load(vector * 64, F32)))
 
 
 @njit(inline="always", **_OPTIONS)
@@ -202,12 +256,12 @@ def _product(
 
 @njit(inline="always", **_OPTIONS)
 def _multiply(job: int, pieces: int) -> None:
-    """Who comes last adds up the parts."""
+    """Who comes last adds up the parts, and rounds products where they are wanted as bfloat16."""
     (
-        matrices, projections, runs, rows, columns, group, parts, inputs, step, halves, outputs, size, others, scratch,
-        space, of_one, of_four,
-    ) = _words(job + 32, 17)  # fmt: skip
-    finished, stride = job + 8 * 21, projections * rows * 4
+        matrices, projections, runs, rows, columns, group, parts, inputs, step, halves, products, size, others, scratch,
+        space, of_one, of_four, rounded,
+    ) = _words(job + _WORDS, _MULTIPLY_WORDS)  # fmt: skip
+    finished, stride = job + _MULTIPLY_END, projections * rows * 4
     mine = scratch + _counted(job + 24, 1) * space
     while True:
         piece = _counted(job, 1)
@@ -216,14 +270,16 @@ def _multiply(job: int, pieces: int) -> None:
         part, projection = piece % parts, piece // parts % projections
         expert, first, count = _words(runs + piece // parts // projections * (8 * RUN_WORDS), RUN_WORDS)
         matrix = matrices + (expert * projections + projection) * (8 * MATRIX_WORDS)
-        target = (others + (part - 1) * size if part else outputs) + first * stride + projection * rows * 4
+        target = (others + (part - 1) * size if part else products) + first * stride + projection * rows * 4
         place, functions = inputs + first * step, of_four if count == 4 else of_one
         _product(
             matrix, rows, columns, group, part, parts, place, count, target, stride, halves, mine, functions
         )  # fmt: skip
-        if parts > 1 and _counted(finished, 1) == pieces - 1:
+        if (parts > 1 or rounded) and _counted(finished, 1) == pieces - 1:
             for other in range(parts - 1):
-                _add((size // 64, others + other * size, outputs))
+                _add((size // 64, others + other * size, products))
+            if rounded:
+                _round((size // 64, products, rounded))
 
 
 @njit(inline="always", **_OPTIONS)
@@ -231,10 +287,10 @@ def _experts(job: int, pieces: int) -> None:
     """A thread takes a part of gate or up of an expert, or of down; for that it waits until gate and up of this expert
     are there, which others have taken before. Who comes last adds up what the experts made."""
     (
-        chosen, numbers, weights, count, inputs, halves, hidden, width, first, first_group, first_parts,
-        first_functions, down, down_group, down_parts, down_functions, narrowed, widened, outputs, scratch, space,
-    ) = _words(job + 32, 21)  # fmt: skip
-    finished, done = job + 8 * 25, job + 8 * 26
+        chosen, numbers, weights, weight_size, count, inputs, halves, hidden, width, first, first_group, first_parts,
+        of_first, down, down_group, down_parts, of_down, narrowed, widened, total, scratch, space, rounded,
+    ) = _words(job + _WORDS, _EXPERTS_WORDS)  # fmt: skip
+    finished, done = job + _EXPERTS_END, job + _EXPERTS_END + 8
     mine = scratch + _counted(job + 24, 1) * space
     ready, side = 2 * first_parts, 4 * width
     while True:
@@ -249,7 +305,7 @@ def _experts(job: int, pieces: int) -> None:
                 target = narrowed + ((part * chosen + place) * 2 + projection) * side
                 _product(
                     matrix, width, hidden, first_group, part, first_parts, inputs, 1, target, 0, halves, mine,
-                    first_functions,
+                    of_first,
                 )  # fmt: skip
             _counted(done + 8 * place, 1)
         else:
@@ -266,21 +322,24 @@ def _experts(job: int, pieces: int) -> None:
                 target = widened + (place * down_parts + part) * hidden * 4
                 _product(
                     matrix, hidden, width, down_group, part, down_parts, mine, 1, target, 0, 0, mine + side,
-                    down_functions,
+                    of_down,
                 )  # fmt: skip
         if _counted(finished, 1) == pieces - 1:
-            _begin_with_zeros((outputs, hidden // ROWS))
+            _begin_with_zeros((total, hidden // ROWS))
             for place in range(chosen):
                 (expert,) = _words(numbers + 8 * place, 1)
                 if 0 <= expert < count:
                     for part in range(down_parts):
                         source = widened + (place * down_parts + part) * hidden * 4
-                        _add_weighed((hidden // ROWS, source, weights + 4 * place, outputs))
+                        weight = weights + weight_size * place
+                        _add_weighed((hidden // ROWS, source, weight, 4 - weight_size, total))
+            if rounded:
+                _round((hidden // ROWS, total, rounded))
 
 
 @njit(inline="always", **_OPTIONS)
 def _unpack(job: int, pieces: int) -> None:
-    matrices, rows, groups, group, outputs, stride, item, functions = _words(job + 32, 8)
+    matrices, rows, groups, group, outputs, stride, item, of_bits = _words(job + _WORDS, _UNPACK_WORDS)
     while True:
         piece = _counted(job, 1)
         if piece >= pieces:
@@ -288,7 +347,7 @@ def _unpack(job: int, pieces: int) -> None:
         number, projection = piece % groups, piece // groups
         words, zeros, scales, offset, bits, _ = _words(matrices + projection * (8 * MATRIX_WORDS), MATRIX_WORDS)
         target = outputs + number * group * stride + projection * rows * item
-        (function,) = _words(functions + bits * 8, 1)
+        (function,) = _words(of_bits + bits * 8, 1)
         _call(function, (words, zeros, scales, offset, rows, group, number, target, stride))
 
 
@@ -303,9 +362,9 @@ def _worker(sources: str) -> Any:
     def called(job: int) -> None:
         assert sources
         pieces, kind = _words(job + 8, 2)
-        if kind == MULTIPLY:
+        if kind == _MULTIPLY:
             _multiply(job, pieces)
-        elif kind == EXPERTS:
+        elif kind == _EXPERTS:
             _experts(job, pieces)
         else:
             _unpack(job, pieces)

@@ -181,6 +181,13 @@ def multiply_add(one: Lanes, other: Lanes, addend: Lanes) -> Lanes:
     return Lanes(one.builder, one.builder.call(function, [one.value, other.value, addend.value]))
 
 
+def bfloat16_bits(value: Lanes) -> Lanes:
+    """The nearest bfloat16 of float32, as 16-bit integers; ties go to the even one, what is not a number stays so."""
+    bits = value.bits_as(I32)
+    rounded = (bits + 0x7FFF + (bits.shifted_down(16) & 1)).shifted_down(16)
+    return ((bits & 0x7FFFFFFF) > 0x7F800000).where(rounded.like(0x7FC0), rounded).to(I16)
+
+
 def across(vector: Lanes, combine: Callable[[Lanes, Lanes], Lanes]) -> Lanes:
     """What all elements come to, combined two by two, in each of them; their number is a power of two."""
     step = vector.count // 2

@@ -11,7 +11,7 @@ since 1 + c / 2^b is what codes are turned into most quickly. Sums are float32.
 from collections.abc import Callable
 
 from mopeq_hub.kernels.generate import ROWS, Code, Count, Memory, Whole
-from mopeq_hub.kernels.lanes import F32, I16, I32, Lanes, across, multiply_add
+from mopeq_hub.kernels.lanes import F32, Lanes, across, bfloat16_bits, multiply_add
 from mopeq_hub.kernels.packed import CHUNK, PackedRows
 
 
@@ -100,12 +100,6 @@ def unpacker(bits: int, halves: bool) -> Callable[..., None]:
                     for index, fraction in enumerate(fractions):
                         value = (fraction * levels - (zero + levels)) * scale
                         place = (part * CHUNK + index) * stride + lane * size
-                        target.store(place, _bfloat16(value) if halves else value)
+                        target.store(place, bfloat16_bits(value) if halves else value)
 
     return unpack
-
-
-def _bfloat16(value: Lanes) -> Lanes:
-    """The bits of the nearest bfloat16 of finite numbers."""
-    bits = value.bits_as(I32)
-    return (bits + 0x7FFF + (bits.shifted_down(16) & 1)).shifted_down(16).to(I16)

@@ -8,7 +8,7 @@ from torch import nn
 from mopeq_hub.families.base import Form
 from mopeq_hub.families.gating import gate_of
 from mopeq_hub.packing import PARTS
-from mopeq_hub.runtime.matrices import PackedMatrix, Table, experts, few, is_fixed, runs_of
+from mopeq_hub.runtime.matrices import Experts, PackedMatrix, Table, few, is_fixed, runs_of
 from mopeq_hub.runtime.modules import PackedModule
 
 _AT_ONCE = 1024
@@ -34,6 +34,7 @@ class PackedExperts(PackedModule):
             for name in (part.name, *([f"{part.name}_bias"] if form.biased else [])):
                 delattr(experts, name)
         self.form, self.offset, self.outputs, self.packed = form, offset, self.hidden, Tensors()
+        self._in_one_region: Experts | None = None
         self.__dict__["shell"] = experts
         for name, child in experts.named_children():
             self.add_module(name, child)
@@ -46,9 +47,10 @@ class PackedExperts(PackedModule):
 
     def tables(self) -> tuple[Table, Table]:
         """Of the first matrices, and of down."""
-        self._is_plain = self._found_plain()
         *first, down = self.form.projections.values()
-        return self._table(first, self.width, self.hidden), self._table([down], self.hidden, self.width)
+        tables = self._table(first, self.width, self.hidden), self._table([down], self.hidden, self.width)
+        self._in_one_region = Experts(*tables) if self._is_plain() else None
+        return tables
 
     def _table(self, modules: list[str], rows: int, columns: int) -> Table:
         return Table([[self._matrix(module.format(index), rows, columns) for module in modules]
@@ -77,6 +79,9 @@ class PackedExperts(PackedModule):
         if not others:
             return self._unrouted(states)
         chosen, weights = others
+        self.ready()
+        if self._in_one_region is not None and states.numel() == self.hidden:
+            return self._in_one_region(states, chosen, weights)
         size = chosen.shape[-1]
         return self._routed(states, chosen.reshape(-1, size), weights.detach().float().reshape(-1, size))
 
@@ -99,8 +104,6 @@ class PackedExperts(PackedModule):
     def _of_one(self, vector: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """What a token's experts make of its vector [1, hidden]: [1, hidden], float32."""
         first, down = self.ready()
-        if self._is_plain:
-            return experts(first, down, vector, chosen, weights, is_fixed(vector.dtype))
         # A number that no expert has stands for one that computes elsewhere, or for none.
         numbers = [number for number in chosen.tolist() if 0 <= number < self.count]
         if len(numbers) < len(chosen):
@@ -160,7 +163,7 @@ class PackedExperts(PackedModule):
         """What an expert gives, of what down makes."""
         return self.get_submodule("post_expert_norm")(output) if self.form.normed else output
 
-    def _found_plain(self) -> bool:
+    def _is_plain(self) -> bool:
         """Whether an expert is down of SiLU(gate) * up and nothing else, found by trying, with large numbers too, since
         some kinds limit them."""
         if self.form.normed or len(self.form.projections) != 3:
@@ -170,6 +173,9 @@ class PackedExperts(PackedModule):
         gate, up = tried.chunk(2, -1)
         found = self._gated(tried)
         return found.shape == gate.shape and torch.allclose(found, nn.functional.silu(gate) * up, rtol=1e-6)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_in_one_region": None}
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

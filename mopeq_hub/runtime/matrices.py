@@ -10,9 +10,9 @@ import torch
 from mopeq_hub.errors import MopeqError
 from mopeq_hub.kernels import jobs
 from mopeq_hub.kernels.fixed import LONGEST, room
-from mopeq_hub.kernels.jobs import MATRIX_WORDS, MULTIPLY, TOGETHER, UNPACK, WIDTHS, worker
+from mopeq_hub.kernels.jobs import EXPERTS, MATRIX_WORDS, MULTIPLY, TOGETHER, UNPACK, WIDTHS, worker
 from mopeq_hub.packing import PARTS
-from mopeq_hub.runtime.threads import work
+from mopeq_hub.runtime.threads import Job
 
 DTYPES = dict(zip(PARTS, (torch.int32, torch.int32, torch.float16), strict=True))
 """Of packed tensors, by their names in a module."""
@@ -76,6 +76,7 @@ class Table:
         self._words = torch.tensor(words, dtype=torch.int64)
         self._address = self._words.data_ptr()
         self._room = room(columns, self.group)
+        self._of_one: dict[torch.dtype, tuple[torch.dtype, int, int, Job]] = {}
 
     @property
     def outputs(self) -> int:
@@ -94,19 +95,68 @@ class Table:
         """
         fixed = self._fixed(fixed)
         inputs = _as_given(vectors, fixed)
-        size, count = inputs.element_size(), len(runs) * self.projections
-        parts = self._parts(count)
-        products, space = torch.empty(made, self.outputs), max(TOGETHER) * self._room
-        others = (parts - 1) * products.nbytes
+        products = torch.empty(made, self.outputs)
+        others, space, job = self._job(len(runs), products.nbytes, inputs.dtype, step, fixed, max(TOGETHER))
         buffer = _buffer((others + torch.get_num_threads() * space) // 4, torch.float32).data_ptr()
-        work(
-            MULTIPLY,
-            count * parts,
-            *(self._address, self.projections, runs.data_ptr(), self.rows, self.columns, self.group, parts),
-            *(inputs.data_ptr(), step * self.columns * size, size == 2, products.data_ptr(), products.nbytes),
-            *(buffer, buffer + others, space, self._functions(fixed, 1), self._functions(fixed, 4), 0),
+        job.run(
+            runs=runs.data_ptr(),
+            inputs=inputs.data_ptr(),
+            products=products.data_ptr(),
+            others=buffer,
+            scratch=buffer + others,
         )
         return products
+
+    def of_one(self, vector: torch.Tensor) -> torch.Tensor:
+        """Products [..., projections * rows] of one vector [..., columns], in its dtype, with the first expert's
+        matrices; quicker to call than `multiply`, and fixed point where `is_fixed` says so."""
+        dtype = vector.dtype
+        if dtype not in self._of_one:
+            given = torch.bfloat16 if dtype == torch.bfloat16 and self._fixed(True) else torch.float32
+            size = 4 * self.outputs
+            self._of_one[dtype] = (given, *self._job(1, size, given, 1, self._fixed(is_fixed(dtype)), 1))
+        given, others, space, job = self._of_one[dtype]
+        inputs = (vector if dtype == given else vector.to(given)).contiguous()
+        rounds = dtype == torch.bfloat16
+        products = vector.new_empty((*vector.shape[:-1], self.outputs), dtype=dtype if rounds else torch.float32)
+        size = 4 * self.outputs if rounds else 0
+        buffer = _buffer((size + others + torch.get_num_threads() * space) // 4, torch.float32).data_ptr()
+        made = products.data_ptr()
+        job.run(
+            runs=_ALONE.data_ptr(),
+            inputs=inputs.data_ptr(),
+            products=buffer if rounds else made,
+            rounded=made if rounds else 0,
+            others=buffer + size,
+            scratch=buffer + size + others,
+        )
+        return products.to(dtype)
+
+    def _job(
+        self, runs: int, size: int, given: torch.dtype, step: int, fixed: bool, together: int
+    ) -> tuple[int, int, Job]:
+        """Products of so many runs of up to `together` vectors, `size` bytes of them: bytes that they need beside these,
+        in all and for each thread, and the job."""
+        parts = self._parts(runs * self.projections)
+        space, halves = together * self._room, given == torch.bfloat16
+        job = Job(
+            MULTIPLY,
+            runs * self.projections * parts,
+            counters=1,
+            matrices=self._address,
+            projections=self.projections,
+            rows=self.rows,
+            columns=self.columns,
+            group=self.group,
+            parts=parts,
+            step=step * self.columns * (2 if halves else 4),
+            halves=halves,
+            size=size,
+            space=space,
+            of_one=self._functions(fixed, 1),
+            of_four=self._functions(fixed, 4),
+        )
+        return (parts - 1) * size, space, job
 
     def compile_for(self, dtype: torch.dtype) -> None:
         """Have all functions that compute with vectors of this dtype compiled."""
@@ -140,45 +190,88 @@ class Table:
         buffer = _buffer(self.columns * self.outputs, dtype)
         groups = self.columns // self.group
         matrices = self._address + expert * self.projections * MATRIX_WORDS * 8
-        work(
+        Job(
             UNPACK,
             groups * self.projections,
-            *(matrices, self.rows, groups, self.group),
-            *(buffer.data_ptr(), self.outputs * buffer.element_size(), buffer.element_size()),
-            jobs.functions(_UNPACKED[dtype], self._bits),
-        )
+            matrices=matrices,
+            rows=self.rows,
+            groups=groups,
+            group=self.group,
+            outputs=buffer.data_ptr(),
+            stride=self.outputs * buffer.element_size(),
+            item=buffer.element_size(),
+            of_bits=jobs.functions(_UNPACKED[dtype], self._bits),
+        ).run()
         return buffer.view(self.columns, self.outputs)
 
 
-def experts(
-    first: Table, down: Table, vector: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor, fixed: bool = False
-) -> torch.Tensor:
-    """The weighted sum [1, hidden], float32, of what the experts of one token make of its vector, in one region of
-    threads: down of SiLU(gate) * up.
+class Experts:
+    """What the experts of one token make of its vector, in one region of threads: down of SiLU(gate) * up."""
 
-    first: gate and up, [width, hidden] each. down: [hidden, width]. vector: [1, hidden], floats. chosen: int64 [k];
-    numbers that no expert has stand for none. weights: float32 [k]. fixed: as for `Table.multiply`.
-    """
-    count, width, hidden = len(chosen), first.rows, down.rows
-    narrow_fixed, wide_fixed = first._fixed(fixed), down._fixed(fixed)
-    inputs = _as_given(vector, narrow_fixed)
-    narrow_parts, wide_parts = first._parts(2 * count), down._parts(count)
-    space = 4 * width + max(first._room, down._room)
-    sizes = (narrow_parts * count * 2 * width, wide_parts * count * hidden, torch.get_num_threads() * space // 4)
-    buffer = _buffer(sum(sizes), torch.float32).data_ptr()
-    total = torch.empty(1, hidden)
-    chosen, weights = chosen.contiguous(), weights.contiguous()
-    work(
-        jobs.EXPERTS,
-        count * (2 * narrow_parts + wide_parts),
-        *(count, chosen.data_ptr(), weights.data_ptr(), first.experts, inputs.data_ptr(), inputs.element_size() == 2),
-        *(hidden, width, first._address, first.group, narrow_parts, first._functions(narrow_fixed, 1)),
-        *(down._address, down.group, wide_parts, down._functions(wide_fixed, 1)),
-        *(buffer, buffer + 4 * sizes[0], total.data_ptr(), buffer + 4 * (sizes[0] + sizes[1]), space),
-        # What is done, of all and of each expert's gate and up.
-        *(0,) * (1 + count),
-    )
-    return total
+    def __init__(self, first: Table, down: Table) -> None:
+        """first: gate and up, [width, hidden] each. down: [hidden, width]."""
+        self.first, self.down = first, down
+        self._jobs: dict[tuple[torch.dtype, int], tuple[tuple[int, ...], int, Job]] = {}
+
+    def __call__(self, vector: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of what experts make, like the vector.
+
+        vector: hidden numbers, floats; fixed point where `is_fixed` says so. chosen: int64, k numbers; those that no
+        expert has stand for none. weights: k floats.
+        """
+        dtype = vector.dtype
+        sizes, space, job = self._job(dtype, chosen.numel())
+        halved = dtype == torch.bfloat16
+        inputs = _as_given(vector, self.first._fixed(halved))
+        chosen, weights = chosen.contiguous(), weights.contiguous()
+        if weights.dtype not in (torch.float32, torch.bfloat16):
+            weights = weights.float()
+        narrowed, widened, total = sizes
+        made = vector.new_empty(vector.shape, dtype=dtype if halved else torch.float32)
+        buffer = _buffer((sum(sizes) + torch.get_num_threads() * space) // 4, torch.float32).data_ptr()
+        target = made.data_ptr()
+        job.run(
+            numbers=chosen.data_ptr(),
+            weights=weights.data_ptr(),
+            weight_size=weights.element_size(),
+            inputs=inputs.data_ptr(),
+            narrowed=buffer,
+            widened=buffer + narrowed,
+            total=buffer + narrowed + widened if halved else target,
+            rounded=target if halved else 0,
+            scratch=buffer + narrowed + widened + total,
+        )
+        return made.to(dtype)
+
+    def _job(self, dtype: torch.dtype, count: int) -> tuple[tuple[int, ...], int, Job]:
+        """For vectors of a dtype and so many experts: bytes that are needed for what lies between, and for each thread,
+        and the job."""
+        if (dtype, count) in self._jobs:
+            return self._jobs[dtype, count]
+        first, down, fixed = self.first, self.down, is_fixed(dtype)
+        first_parts, down_parts = first._parts(2 * count), down._parts(count)
+        space = 4 * first.rows + max(first._room, down._room)
+        job = Job(
+            EXPERTS,
+            count * (2 * first_parts + down_parts),
+            counters=1 + count,
+            chosen=count,
+            count=first.experts,
+            halves=dtype == torch.bfloat16 and first._fixed(True),
+            hidden=down.rows,
+            width=first.rows,
+            first=first._address,
+            first_group=first.group,
+            first_parts=first_parts,
+            of_first=first._functions(first._fixed(fixed), 1),
+            down=down._address,
+            down_group=down.group,
+            down_parts=down_parts,
+            of_down=down._functions(down._fixed(fixed), 1),
+            space=space,
+        )
+        sizes = (4 * first_parts * count * 2 * first.rows, 4 * down_parts * count * down.rows, 4 * down.rows)
+        return self._jobs.setdefault((dtype, count), (sizes, space, job))
 
 
 def _as_given(vectors: torch.Tensor, fixed: bool) -> torch.Tensor:
@@ -214,6 +307,7 @@ def runs_of(expert: int, first: int, count: int) -> list[tuple[int, int, int]]:
     return runs
 
 
+_ALONE = torch.tensor(runs_of(0, 0, 1))
 _buffers = threading.local()
 
 

@@ -131,6 +131,8 @@ class PackedLinear(PackedModule):
 
     def compute(self, states: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         (table,) = self.ready()
+        if states.numel() == self.in_features:
+            return table.of_one(states)
         vectors = states.reshape(-1, self.in_features)
         count = len(vectors)
         if count <= few(states.dtype):

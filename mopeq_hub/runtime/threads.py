@@ -14,26 +14,49 @@ from typing import Any
 
 import torch
 
-from mopeq_hub.kernels.jobs import worker
+from mopeq_hub.kernels.jobs import HEADER_WORDS, Kind, worker
 
 _Parallel = Callable[[int, int, int, int], None]
 
 
-def work(kind: int, pieces: int, *words: int) -> None:
-    """Do a job of so many pieces; words: what its pieces are made by."""
-    if not pieces:
-        return
-    # Made more quickly than an array of ctypes, which is felt where matrices are small.
-    job = array("q", (0, pieces, kind, 0, *words))
-    address, threads = job.buffer_info()[0], min(torch.get_num_threads(), pieces)
-    parallel = _torchs_threads()
-    if parallel is not None:
-        parallel(worker().address, address, threads, 0)
-        return
-    others = [_pool(threads).submit(_worker(), address) for _ in range(1, threads)]
-    _worker()(address)
-    for other in others:
-        other.result()
+class Job:
+    """What threads do, as often as it is run."""
+
+    def __init__(self, kind: Kind, pieces: int, counters: int = 0, **words: int) -> None:
+        """words: by name those of its kind that are known. counters: how many it has."""
+        named = (words.get(name, 0) for name in kind.words)
+        # Copied more quickly than an array of ctypes, which is felt where matrices are small.
+        self._words = array("q", (0, pieces, kind.number, 0, *named, *(0,) * counters))
+        self._places = _places(kind)
+        self._pieces = pieces
+
+    def run(self, **words: int) -> None:
+        """words: the others."""
+        if not self._pieces:
+            return
+        job, places = self._words[:], self._places
+        for name, value in words.items():
+            job[places[name]] = value
+        address, threads = job.buffer_info()[0], min(torch.get_num_threads(), self._pieces)
+        parallel = _torchs_threads()
+        if parallel is not None:
+            parallel(_address(), address, threads, 0)
+            return
+        others = [_pool(threads).submit(_worker(), address) for _ in range(1, threads)]
+        _worker()(address)
+        for other in others:
+            other.result()
+
+
+@cache
+def _places(kind: Kind) -> dict[str, int]:
+    """Where a job has the words of its kind."""
+    return {name: HEADER_WORDS + number for number, name in enumerate(kind.words)}
+
+
+@cache
+def _address() -> int:
+    return int(worker().address)
 
 
 @cache
@@ -53,7 +76,7 @@ def _torchs_threads() -> _Parallel | None:
 @cache
 def _worker() -> Any:
     """The worker as Python calls it, without its lock."""
-    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(worker().address)
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(_address())
 
 
 @cache

@@ -10,12 +10,14 @@ import torch
 
 from mopeq_hub import MopeqError
 from mopeq_hub.runtime import threads
-from mopeq_hub.runtime.matrices import PackedMatrix, Table, experts, runs_of
+from mopeq_hub.runtime.matrices import Experts, PackedMatrix, Table, is_fixed, runs_of
 from tests.runtime.packed import distance, product, random_matrix
 
 ROUNDING = 5e-6
 WAYS = [pytest.param(bits, symmetric, id=f"{bits} bits, {'a' * (not symmetric)}symmetric")
         for bits in (2, 3, 4, 8) for symmetric in (True, False)]  # fmt: skip
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+LOSS = {torch.float32: ROUNDING, torch.bfloat16: 4.5e-3, torch.float16: 5e-4}
 SHAPES = [(32, 32, 32), (96, 64, 32), (64, 256, 64), (160, 256, 256), (768, 384, 128)]
 
 
@@ -91,9 +93,23 @@ def test_one_vector_for_many_experts(bits: int, symmetric: bool) -> None:
     assert distance(table.multiply(vector, runs, 3, step=0), expected) < ROUNDING
 
 
-@pytest.mark.parametrize("fixed", [True, False])
-@pytest.mark.parametrize(("width", "hidden", "group"), [(32, 64, 32), (768, 512, 64), (1024, 1024, 256)])
-def test_the_experts_of_one_token_in_one_region(width: int, hidden: int, group: int, fixed: bool) -> None:
+@pytest.mark.parametrize(("rows", "columns", "group"), SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_vector_in_its_own_dtype(dtype: torch.dtype, rows: int, columns: int, group: int) -> None:
+    made = [random_matrix(rows, columns, bits, group, bias=True, seed=bits) for bits in (2, 3, 4, 8)]
+    table, runs = Table([[matrix for matrix, _ in made]], rows, columns), torch.tensor(runs_of(0, 0, 1))
+    for vector in torch.randn(3, 1, 1, columns).to(dtype):
+        found = table.of_one(vector)
+        assert found.shape == (1, 1, 4 * rows)
+        assert found.equal(table.multiply(vector, runs, 1, fixed=is_fixed(dtype)).to(dtype)[None])
+    assert table.of_one(torch.full((columns,), torch.nan, dtype=dtype)).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("width", "hidden", "group"), [(32, 64, 32), (768, 512, 64), (1024, 1024, 256), (512, 512, 512)]
+)
+def test_the_experts_of_one_token_in_one_region(width: int, hidden: int, group: int, dtype: torch.dtype) -> None:
     made = [
         [
             random_matrix(width, hidden, (2, 3, 4)[expert % 3], group, bias=True, seed=2 * expert),
@@ -104,16 +120,18 @@ def test_the_experts_of_one_token_in_one_region(width: int, hidden: int, group: 
     ]
     first = Table([[matrix for matrix, _ in parts[:2]] for parts in made], width, hidden)
     down = Table([[parts[2][0]] for parts in made], hidden, width)
-    vector, weights = torch.randn(1, hidden), torch.tensor([0.5, 0.25, -0.125, 9.0])
+    region, vector, weights = Experts(first, down), torch.randn(1, hidden).to(dtype), [0.5, 0.25, -0.125, 9.0]
     expected = torch.zeros(1, hidden)
     for expert, weight in ((5, 0.5), (0, 0.25), (1, -0.125)):
         gate, up, last = made[expert]
-        expected += weight * product(torch.nn.functional.silu(product(vector, gate)) * product(vector, up), last)
-    for _ in range(20):
+        given = vector.float()
+        expected += weight * product(torch.nn.functional.silu(product(given, gate)) * product(given, up), last)
+    for kind in (torch.float32, torch.bfloat16, torch.float16) * 6:
         # The last stands for no expert.
-        found = experts(first, down, vector, torch.tensor([5, 0, 1, 6]), weights, fixed)
-        assert distance(found, expected) < (5e-4 if fixed else ROUNDING)
-    assert not experts(first, down, vector, torch.tensor([-1, 6]), weights[:2], fixed).any()
+        found = region(vector, torch.tensor([5, 0, 1, 6]), torch.tensor(weights, dtype=kind))
+        assert found.dtype == dtype
+        assert distance(found, expected) < LOSS[dtype]
+    assert not region(vector, torch.tensor([-1, 6]), torch.tensor(weights[:2])).any()
 
 
 def test_a_width_for_each_matrix_of_an_expert() -> None:
