@@ -135,8 +135,8 @@ class Table:
     def _job(
         self, runs: int, size: int, given: torch.dtype, step: int, fixed: bool, together: int
     ) -> tuple[int, int, Job]:
-        """Products of so many runs of up to `together` vectors, `size` bytes of them: bytes that they need beside these,
-        in all and for each thread, and the job."""
+        """Products of so many runs of up to `together` vectors, `size` bytes of them: what else they need, bytes in all
+        and bytes for each thread, and the job."""
         parts = self._parts(runs * self.projections)
         space, halves = together * self._room, given == torch.bfloat16
         job = Job(
