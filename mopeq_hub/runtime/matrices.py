@@ -97,7 +97,7 @@ class Table:
         inputs = _as_given(vectors, fixed)
         products = torch.empty(made, self.outputs)
         others, space, job = self._job(len(runs), products.nbytes, inputs.dtype, step, fixed, max(TOGETHER))
-        buffer = _buffer((others + torch.get_num_threads() * space) // 4, torch.float32).data_ptr()
+        buffer = _bytes(others + torch.get_num_threads() * space)
         job.run(
             runs=runs.data_ptr(),
             inputs=inputs.data_ptr(),
@@ -110,18 +110,15 @@ class Table:
     def of_one(self, vector: torch.Tensor) -> torch.Tensor:
         """Products [..., projections * rows] of one vector [..., columns], in its dtype, with the first expert's
         matrices; quicker to call than `multiply`, and fixed point where `is_fixed` says so."""
-        dtype = vector.dtype
+        dtype, size = vector.dtype, 4 * self.outputs
+        rounds = dtype == torch.bfloat16
         if dtype not in self._of_one:
-            given = torch.bfloat16 if dtype == torch.bfloat16 and self._fixed(True) else torch.float32
-            size = 4 * self.outputs
+            given = torch.bfloat16 if rounds and self._fixed(True) else torch.float32
             self._of_one[dtype] = (given, *self._job(1, size, given, 1, self._fixed(is_fixed(dtype)), 1))
         given, others, space, job = self._of_one[dtype]
         inputs = (vector if dtype == given else vector.to(given)).contiguous()
-        rounds = dtype == torch.bfloat16
         products = vector.new_empty((*vector.shape[:-1], self.outputs), dtype=dtype if rounds else torch.float32)
-        size = 4 * self.outputs if rounds else 0
-        buffer = _buffer((size + others + torch.get_num_threads() * space) // 4, torch.float32).data_ptr()
-        made = products.data_ptr()
+        buffer, made = _bytes(size + others + torch.get_num_threads() * space), products.data_ptr()
         job.run(
             runs=_ALONE.data_ptr(),
             inputs=inputs.data_ptr(),
@@ -130,7 +127,7 @@ class Table:
             others=buffer + size,
             scratch=buffer + size + others,
         )
-        return products.to(dtype)
+        return products if products.dtype == dtype else products.to(dtype)
 
     def _job(
         self, runs: int, size: int, given: torch.dtype, step: int, fixed: bool, together: int
@@ -228,7 +225,7 @@ class Experts:
             weights = weights.float()
         narrowed, widened, total = sizes
         made = vector.new_empty(vector.shape, dtype=dtype if halved else torch.float32)
-        buffer = _buffer((sum(sizes) + torch.get_num_threads() * space) // 4, torch.float32).data_ptr()
+        buffer = _bytes(narrowed + widened + total + torch.get_num_threads() * space)
         target = made.data_ptr()
         job.run(
             numbers=chosen.data_ptr(),
@@ -241,7 +238,7 @@ class Experts:
             rounded=target if halved else 0,
             scratch=buffer + narrowed + widened + total,
         )
-        return made.to(dtype)
+        return made if made.dtype == dtype else made.to(dtype)
 
     def _job(self, dtype: torch.dtype, count: int) -> tuple[tuple[int, ...], int, Job]:
         """For vectors of a dtype and so many experts: bytes that are needed for what lies between, and for each thread,
@@ -313,11 +310,19 @@ _buffers = threading.local()
 
 def _buffer(size: int, dtype: torch.dtype) -> torch.Tensor:
     """A flat buffer of this thread's, made once for the largest weight."""
-    kept: dict[str, torch.Tensor] = _buffers.__dict__
-    name = str(dtype)
-    if name not in kept or kept[name].numel() < size:
-        kept[name] = torch.empty(size, dtype=dtype)
-    return kept[name][:size]
+    kept: dict[torch.dtype, torch.Tensor] = _buffers.__dict__.setdefault("kept", {})
+    if dtype not in kept or kept[dtype].numel() < size:
+        kept[dtype] = torch.empty(size, dtype=dtype)
+    return kept[dtype][:size]
+
+
+def _bytes(size: int) -> int:
+    """The address of so many bytes of this thread's, others than those of `_buffer`."""
+    kept: dict[str, int] = _buffers.__dict__
+    if kept.get("size", 0) < size:
+        _buffers.bytes = torch.empty(size, dtype=torch.uint8)
+        kept["size"], kept["address"] = size, _buffers.bytes.data_ptr()
+    return kept["address"]
 
 
 @cache

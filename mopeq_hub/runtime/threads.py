@@ -24,19 +24,21 @@ class Job:
 
     def __init__(self, kind: Kind, pieces: int, counters: int = 0, **words: int) -> None:
         """words: by name those of its kind that are known. counters: how many it has."""
-        named = (words.get(name, 0) for name in kind.words)
         # Copied more quickly than an array of ctypes, which is felt where matrices are small.
-        self._words = array("q", (0, pieces, kind.number, 0, *named, *(0,) * counters))
-        self._places = _places(kind)
-        self._pieces = pieces
+        self._words = array("q", (0, pieces, kind.number, 0, *(0,) * (len(kind.words) + counters)))
+        self._places, self._pieces = _places(kind), pieces
+        self._write(self._words, words)
+
+    def _write(self, job: "array[int]", words: dict[str, int]) -> None:
+        for name, value in words.items():
+            job[self._places[name]] = value
 
     def run(self, **words: int) -> None:
         """words: the others."""
         if not self._pieces:
             return
-        job, places = self._words[:], self._places
-        for name, value in words.items():
-            job[places[name]] = value
+        job = self._words[:]
+        self._write(job, words)
         address, threads = job.buffer_info()[0], min(torch.get_num_threads(), self._pieces)
         parallel = _torchs_threads()
         if parallel is not None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from mopeq_hub import MopeqError
-from mopeq_hub.runtime import threads
 from mopeq_hub.runtime.matrices import Experts, PackedMatrix, Table, is_fixed, runs_of
 from tests.runtime.packed import distance, product, random_matrix
 
@@ -140,28 +139,6 @@ def test_a_width_for_each_matrix_of_an_expert() -> None:
     vectors = torch.randn(4, 64)
     expected = torch.cat([vectors @ weight.T for _, weight in made], 1)
     assert distance(table.multiply(vectors, torch.tensor(runs_of(0, 0, 4)), 4), expected) < ROUNDING
-
-
-@pytest.mark.parametrize("own", [True, False], ids=["torch's threads", "Python's threads"])
-def test_any_number_of_threads_of_either_kind_gives_the_same(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not own:
-        monkeypatch.setattr(threads, "_torchs_threads", lambda: None)
-    matrix, _ = random_matrix(768, 2048, 3, 64)
-    table, vectors, runs = Table([[matrix]], 768, 2048), torch.randn(3, 2048), torch.tensor(runs_of(0, 0, 3))
-    before = torch.get_num_threads()
-    try:
-        found = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(table.multiply(vectors, runs, 3))
-    finally:
-        torch.set_num_threads(before)
-    assert all(each.equal(found[0]) for each in found)
-
-
-def test_torchs_own_threads_are_found() -> None:
-    if sys.platform == "linux":
-        assert threads._torchs_threads() is not None
 
 
 _ON_ANY_CPU = """
