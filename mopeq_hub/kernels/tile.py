@@ -15,8 +15,8 @@ _INFINITY = 0x7F800000
 def decoded(code: Code, raw: Lanes, kind: Any) -> Lanes:
     """float32 of stored numbers: uint16 stands for bfloat16, int16 for float16, uint8 for float8 e4m3.
 
-    What is not finite in the file is not finite here. Where the CPU has no instruction for it, 16- and 8-bit floats are
-    widened by integers.
+    What is not finite in the file is not finite here. float16 is widened by an instruction where the CPU has one, all
+    others by integers.
     """
     if kind == types.float32:
         return raw.bits_as(F32)

@@ -213,7 +213,7 @@ class Experts:
     def __call__(self, vector: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The weighted sum of what experts make, like the vector.
 
-        vector: hidden numbers, floats; fixed point where `is_fixed` says so. chosen: int64, k numbers; those that no
+        vector: hidden numbers, floats; fixed point where `is_fixed` says so. chosen: k whole numbers; those that no
         expert has stand for none. weights: k floats.
         """
         dtype = vector.dtype
@@ -221,6 +221,8 @@ class Experts:
         halved = dtype == torch.bfloat16
         inputs = _as_given(vector, self.first._fixed(halved))
         chosen, weights = chosen.contiguous(), weights.contiguous()
+        if chosen.dtype != torch.int64:
+            chosen = chosen.long()
         if weights.dtype not in (torch.float32, torch.bfloat16):
             weights = weights.float()
         narrowed, widened, total = sizes

@@ -52,6 +52,13 @@ def runtime(settings: Settings) -> Iterator[RichTable]:
     )
     sizes = {name: nbytes(folder) for name, (_, folder, _) in kinds.items()}
     yield table(title, _COLUMNS, _rows(taken, sizes), note)
+    turns = _answer("load", repo, None, settings, "4" if settings.small else "100", str(source))
+    yield table(
+        "The same, original and `mopeq_hub.load` in one process, token by token",
+        ("experts, times as fast", "whole, times as fast"),
+        [(times(turns["experts"]), times(turns["token"]))],
+        "Targets: 6x, 2.5x.",
+    )
     counted = (
         "tokens",
         *(f"{bits} bits, {how}" for bits in WIDTHS for how in ("packed, fixed", "packed", "bf16", "fp32")),
@@ -65,10 +72,11 @@ def _library(folder: Path) -> Path | None:
     return folder if subprocess.run(pip, capture_output=True, check=False).returncode == 0 else None
 
 
-def _answer(how: str, folder: Path, more: Path | None, settings: Settings) -> dict[str, float]:
+def _answer(how: str, folder: Path, more: Path | None, settings: Settings, *others: str) -> dict[str, float]:
     environment = settings.environment(settings.folder / "home")
     environment["PYTHONPATH"] += f"{os.pathsep}{more}" if more else ""
-    arguments = [sys.executable, "-m", "tests.bench.answering", how, str(folder), "4" if settings.small else "24"]
+    arguments = [sys.executable, "-m", "tests.bench.answering", how, str(folder)]
+    arguments += others or ("4" if settings.small else "24",)
     run = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
         raise RuntimeError(run.stderr.strip().splitlines()[-1])

@@ -127,7 +127,8 @@ def test_the_experts_of_one_token_in_one_region(width: int, hidden: int, group: 
         expected += weight * product(torch.nn.functional.silu(product(given, gate)) * product(given, up), last)
     for kind in (torch.float32, torch.bfloat16, torch.float16) * 6:
         # The last stands for no expert.
-        found = region(vector, torch.tensor([5, 0, 1, 6]), torch.tensor(weights, dtype=kind))
+        numbers = torch.tensor([5, 0, 1, 6], dtype=torch.int32 if kind == torch.float16 else torch.int64)
+        found = region(vector, numbers, torch.tensor(weights, dtype=kind))
         assert found.dtype == dtype
         assert distance(found, expected) < LOSS[dtype]
     assert not region(vector, torch.tensor([-1, 6]), torch.tensor(weights[:2])).any()
