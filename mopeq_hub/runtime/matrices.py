@@ -19,7 +19,7 @@ DTYPES = dict(zip(PARTS, (torch.int32, torch.int32, torch.float16), strict=True)
 _PIECES, _LEAST = 16, 1 << 18
 """In how many pieces products are computed at least, where they have that many weights each; whatever the number of
 threads, so that these do not change the order of sums."""
-_FEW_NATIVE, _FEW_FIXED, _FEW = 24, 128, 96
+_FEW_NATIVE, _FEW_FIXED, _FEW = 24, 256, 32
 """Vectors from which on unpacking a weight pays: where torch multiplies them as bfloat16; where they are in fixed
 point, or not, and torch multiplies float32. `make bench SECTIONS=runtime` measures all ways."""
 _UNPACKED = {torch.float32: jobs.UNPACKED, torch.bfloat16: jobs.UNPACKED_HALVES}

@@ -27,7 +27,7 @@ _COLUMNS = (
     "| experts", "whole", "prompt", "load",
 )  # fmt: skip
 _LIBRARY = "auto-round-lib"
-_COUNTS = (1, 2, 4, 8, 16, 24, 32, 64, 128)
+_COUNTS = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256, 512)
 
 
 def runtime(settings: Settings) -> Iterator[RichTable]:
