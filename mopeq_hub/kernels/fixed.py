@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from numba import types
+
 from mopeq_hub.kernels.generate import ROWS, Code, Count, Memory, Variable, Whole
 from mopeq_hub.kernels.lanes import F32, I16, I32, ROUND, Lanes, across, multiply_add, pair_dot
 from mopeq_hub.kernels.packed import CHUNK, PackedRows
+from mopeq_hub.kernels.tile import decoded
 
 LONGEST = 256
 """Inputs of a block; of more, the sums of 8-bit codes would not fit."""
@@ -121,7 +124,7 @@ class _Vectors:
 
         def numbers(part: Whole) -> list[Lanes]:
             read = [given.load(start + part * (CHUNK * size) + half * ROWS * size, element) for half in range(2)]
-            return read if element == F32 else [(each.unsigned_to(I32) << 16).bits_as(F32) for each in read]
+            return read if element == F32 else [decoded(self.code, each, types.uint16) for each in read]
 
         largest, total = self.code.variable(F32, 0.0), self.code.variable(F32, 0.0)
         with self.code.loop(chunks) as part:

@@ -18,8 +18,9 @@ from numba.extending import intrinsic
 
 from mopeq_hub.kernels import fixed, product
 from mopeq_hub.kernels.generate import ROWS, Code, Whole, generated, generated_for, sources_digest
-from mopeq_hub.kernels.lanes import F32, I16, I32, I64, bfloat16_bits, exponential, multiply_add
+from mopeq_hub.kernels.lanes import F32, I16, I64, bfloat16_bits, exponential, multiply_add
 from mopeq_hub.kernels.packed import of_packed
+from mopeq_hub.kernels.tile import decoded
 
 WIDTHS = (2, 3, 4, 8)
 """Bits of a code."""
@@ -208,7 +209,7 @@ def _add_weighed(code: Code, vectors: Whole, source: Whole, weight: Whole, halve
     factor = code.variable(F32, 0.0)
 
     def bfloat16() -> None:
-        factor.set((weighed.spread(0, I16).unsigned_to(I32) << 16).bits_as(F32))
+        factor.set(decoded(code, weighed.spread(0, I16), types.uint16))
 
     code.either(halves, bfloat16, lambda: factor.set(weighed.spread(0, F32)))
     with code.loop(vectors) as vector:

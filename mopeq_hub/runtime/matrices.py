@@ -76,7 +76,7 @@ class Table:
         self._words = torch.tensor(words, dtype=torch.int64)
         self._address = self._words.data_ptr()
         self._room = room(columns, self.group)
-        self._of_one: dict[torch.dtype, tuple[torch.dtype, int, int, Job]] = {}
+        self._of_one: dict[torch.dtype, tuple[int, int, Job]] = {}
 
     @property
     def outputs(self) -> int:
@@ -111,12 +111,11 @@ class Table:
         """Products [..., projections * rows] of one vector [..., columns], in its dtype, with the first expert's
         matrices; quicker to call than `multiply`, and fixed point where `is_fixed` says so."""
         dtype, size = vector.dtype, 4 * self.outputs
-        rounds = dtype == torch.bfloat16
+        rounds, fixed = dtype == torch.bfloat16, self._fixed(is_fixed(dtype))
+        inputs = _as_given(vector, fixed)
         if dtype not in self._of_one:
-            given = torch.bfloat16 if rounds and self._fixed(True) else torch.float32
-            self._of_one[dtype] = (given, *self._job(1, size, given, 1, self._fixed(is_fixed(dtype)), 1))
-        given, others, space, job = self._of_one[dtype]
-        inputs = (vector if dtype == given else vector.to(given)).contiguous()
+            self._of_one[dtype] = self._job(1, size, inputs.dtype, 1, fixed, 1)
+        others, space, job = self._of_one[dtype]
         products = vector.new_empty((*vector.shape[:-1], self.outputs), dtype=dtype if rounds else torch.float32)
         buffer, made = _bytes(size + others + torch.get_num_threads() * space), products.data_ptr()
         job.run(
@@ -219,7 +218,7 @@ class Experts:
         dtype = vector.dtype
         sizes, space, job = self._job(dtype, chosen.numel())
         halved = dtype == torch.bfloat16
-        inputs = _as_given(vector, self.first._fixed(halved))
+        inputs = _as_given(vector, self.first._fixed(is_fixed(dtype)))
         chosen, weights = chosen.contiguous(), weights.contiguous()
         if chosen.dtype != torch.int64:
             chosen = chosen.long()
@@ -234,6 +233,7 @@ class Experts:
             weights=weights.data_ptr(),
             weight_size=weights.element_size(),
             inputs=inputs.data_ptr(),
+            halves=inputs.dtype == torch.bfloat16,
             narrowed=buffer,
             widened=buffer + narrowed,
             total=buffer + narrowed + widened if halved else target,
@@ -256,7 +256,6 @@ class Experts:
             counters=1 + count,
             chosen=count,
             count=first.experts,
-            halves=dtype == torch.bfloat16 and first._fixed(True),
             hidden=down.rows,
             width=first.rows,
             first=first._address,
