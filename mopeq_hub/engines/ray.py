@@ -23,6 +23,8 @@ _RETRIES = 3
 _PATIENCE_SECONDS = 1.0
 """How long a wait lasts before signals are looked at."""
 _ANSWER_SECONDS = 10.0
+_ENDING_SECONDS = 30.0
+"""How long cancelled tasks may take to end; Ray asks a worker again after two seconds where it had not begun yet."""
 
 
 class Ray:
@@ -72,8 +74,7 @@ class Ray:
                     advance(told)
                     done(waiting.pop(reference), result)
         except BaseException:
-            for reference in waiting:
-                ray.cancel(reference, force=True)
+            _cancel(ray, list(waiting))
             raise
 
     def _connect(self, ray: Any) -> None:
@@ -152,6 +153,14 @@ def _ended(ray: Any, waiting: list[Any]) -> list[Any]:
     except SystemError as error:
         # What a signal's handler raises within Ray's own code comes out wrapped.
         raise error.__cause__ or error from None
+
+
+def _cancel(ray: Any, references: list[Any]) -> None:
+    """End tasks, and return when they have ended: one that goes on would write where the next run writes."""
+    for reference in references:
+        ray.cancel(reference, force=True)
+    if references:
+        ray.wait(references, num_returns=len(references), timeout=_ENDING_SECONDS, fetch_local=False)
 
 
 def _answer(ray: Any, reference: Any) -> tuple[Any, int]:

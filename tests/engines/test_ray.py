@@ -116,11 +116,13 @@ def interruptible() -> Iterator[None]:
 @dataclass(frozen=True)
 class Noted(run.Quantizing):
     """Quantizing that leaves a line with shard and process for each unit begun. deadly: the shard at which the worker
-    dies the first time. slow: seconds that each unit takes. together: processes that wait for each other."""
+    dies the first time. slow: seconds that each unit takes, but that of the shard `quick`. together: processes that
+    wait for each other."""
 
     notes: Path = Path()
     deadly: str = ""
     slow: float = 0
+    quick: str = ""
     together: int = 1
 
     def open(self, advance: Advance, place: Path | None = None) -> Any:
@@ -132,7 +134,8 @@ class NotedStages(run._Stages):
         noted: Any = self._asked
         with open(noted.notes, "a") as file:
             file.write(f"{unit.shard} {os.getpid()}\n")
-        time.sleep(noted.slow)
+        if unit.shard != noted.quick:
+            time.sleep(noted.slow)
         while len({process for _, process in begun(noted.notes)}) < noted.together:
             time.sleep(0.05)
         made = super().work(unit)
@@ -144,14 +147,21 @@ class NotedStages(run._Stages):
         return made
 
 
-def noted(notes: Path, monkeypatch: pytest.MonkeyPatch, deadly: str = "", slow: float = 0, together: int = 1) -> None:
-    how: Any = {"notes": notes, "deadly": deadly, "slow": slow, "together": together}
+def noted(notes: Path, monkeypatch: pytest.MonkeyPatch, **how: Any) -> None:
+    how["notes"] = notes
     monkeypatch.setattr(run, "Quantizing", lambda *fields: Noted(*fields, **how))
 
 
 def begun(notes: Path) -> list[tuple[str, int]]:
     """Shard and process of each unit that was begun, by shard."""
     return sorted((shard, int(process)) for shard, process in map(str.split, notes.read_text().splitlines()))
+
+
+def still_there(processes: set[int], timeout: float) -> list[psutil.Process]:
+    """Those that do not end within so many seconds."""
+    there = [process for process in psutil.process_iter() if process.pid in processes]
+    _, alive = psutil.wait_procs(there, timeout=timeout)
+    return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_two_workers_give_the_same_bytes(
@@ -170,7 +180,7 @@ def test_a_worker_that_is_killed_costs_one_shard(
     engine: Ray, model: Path, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deadly = f"model-00002-of-{SHARDS:05d}.safetensors"
-    noted(tmp_path / "notes", monkeypatch, deadly)
+    noted(tmp_path / "notes", monkeypatch, deadly=deadly)
     repo = pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
     assert contents(repo.folder) == whole
     shards = [shard for shard, _ in begun(tmp_path / "notes")]
@@ -195,10 +205,31 @@ def test_ctrl_c_ends_the_workers_too(
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
-    processes = [psutil.Process(process) for _, process in begun(notes) if psutil.pid_exists(process)]
-    _, alive = psutil.wait_procs(processes, timeout=30)
-    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    assert not still_there({process for _, process in begun(notes)}, timeout=0.2)
     assert not (tmp_path / "repo").exists()
+
+
+def test_when_a_run_has_failed_its_workers_have_ended(
+    engine: Ray, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that goes on would write where the next run writes, so it is waited for, here where the word to end
+    takes a second to reach it."""
+    import ray
+
+    notes, quick = tmp_path / "notes", f"model-00001-of-{SHARDS:05d}.safetensors"
+    noted(notes, monkeypatch, slow=600, quick=quick, together=2)
+
+    def full(journal: run.Journal, unit: Unit, files: Any) -> None:
+        raise MopeqError("the disk is full", "free some")
+
+    def later(reference: Any, *, force: bool, real: Any = ray.cancel) -> None:
+        threading.Timer(1, real, (reference,), {"force": force}).start()
+
+    monkeypatch.setattr(run.Journal, "add", full)
+    monkeypatch.setattr(ray, "cancel", later)
+    with pytest.raises(MopeqError, match="the disk is full"):
+        pipeline.quantize(str(model), tmp_path / "repo", RECIPE, engine=engine)
+    assert not still_there({process for shard, process in begun(notes) if shard != quick}, timeout=0.2)
 
 
 def test_what_went_wrong_is_one_line_and_what_was_finished_is_not_done_again(
