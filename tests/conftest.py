@@ -53,6 +53,19 @@ def home(shared: Path) -> Iterator[Path]:
     patch.undo()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """What fixtures and tests draw is the same in each run, whatever ran before."""
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    pytest_fixture_setup()
+
+
 @pytest.fixture(scope="session")
 def shapes() -> Path:
     """The bundled trained model: LLaVA over qwen3_moe, 4 layers of 24 experts."""

@@ -30,6 +30,14 @@ def product(vectors: torch.Tensor, made: tuple[PackedMatrix, torch.Tensor]) -> t
     return torch.nn.functional.linear(vectors, weight, matrix.bias)
 
 
+def fixed_point_error(vectors: torch.Tensor, weight: torch.Tensor, group: int) -> torch.Tensor:
+    """How far products of vectors [n, columns] in fixed point may be off, float64 [n, rows]: each number of a block is
+    off by half of what stands for one, 2^-15 of the power of two below the block's largest; and float32's rounding."""
+    largest = vectors.float().abs().view(len(vectors), -1, group).amax(-1).double()
+    blocks = weight.double().abs().view(len(weight), -1, group).sum(-1)
+    return largest / 2**15 @ blocks.T + 4e-7 * (vectors.double() @ weight.double().T).abs().amax() + 1e-6
+
+
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference, of the largest value."""
     return float((found.float() - expected.float()).abs().max() / expected.abs().max())

@@ -10,7 +10,7 @@ import torch
 
 from mopeq_hub import MopeqError
 from mopeq_hub.runtime.matrices import Experts, PackedMatrix, Table, is_fixed, runs_of
-from tests.runtime.packed import distance, product, random_matrix
+from tests.runtime.packed import distance, fixed_point_error, product, random_matrix
 
 ROUNDING = 5e-6
 WAYS = [pytest.param(bits, symmetric, id=f"{bits} bits, {'a' * (not symmetric)}symmetric")
@@ -49,12 +49,10 @@ def test_fixed_point_is_off_by_no_more_than_its_last_bit(
     vectors = (torch.randn(5, columns) * torch.logspace(-6, 6, 5)[:, None]).bfloat16()
     assert matrix.bias is not None
     exact = vectors.double() @ weight.double().T
-    # Each number of a block is off by half of what stands for one: 2^-15 of the power of two below its largest.
-    largest = vectors.float().abs().view(5, -1, group).amax(-1).double()
-    worst = largest / 2**15 @ weight.double().abs().view(rows, -1, group).sum(-1).T
+    allowed = fixed_point_error(vectors, weight, group)
     for given in (vectors, vectors.float()):
         found = table.multiply(given, runs, 5, fixed=True).double() - matrix.bias
-        assert ((found - exact).abs() <= worst + 4e-7 * exact.abs().amax() + 1e-6).all()
+        assert ((found - exact).abs() <= allowed).all()
 
 
 def test_bfloat16_that_fits_a_block_is_multiplied_exactly() -> None:
@@ -145,14 +143,16 @@ def test_a_width_for_each_matrix_of_an_expert() -> None:
 _ON_ANY_CPU = """
 import torch
 from mopeq_hub.runtime.matrices import Table, runs_of
-from tests.runtime.packed import distance, random_matrix
+from tests.runtime.packed import distance, fixed_point_error, random_matrix
+torch.manual_seed(0)
 for bits in (2, 3, 4, 8):
     matrix, weight = random_matrix(96, 128, bits, 64, symmetric=False)
     table, vectors = Table([[matrix]], 96, 128), torch.randn(5, 128)
-    for fixed in (False, True):
-        found = table.multiply(vectors, torch.tensor(runs_of(0, 0, 5)), 5, fixed=fixed)
-        assert distance(found, vectors @ weight.T) < (5e-5 if fixed else 5e-6)
-    assert distance(table.product(vectors), vectors @ weight.T) < 5e-6
+    expected, runs = vectors @ weight.T, torch.tensor(runs_of(0, 0, 5))
+    assert distance(table.multiply(vectors, runs, 5), expected) < 5e-6
+    off = table.multiply(vectors, runs, 5, fixed=True) - expected
+    assert (off.abs() <= fixed_point_error(vectors, weight, 64)).all()
+    assert distance(table.product(vectors), expected) < 5e-6
 """
 
 
