@@ -56,10 +56,22 @@ def compared_at(destination: Destination) -> dict[str, str]:
 
     What is there may be damaged, or a stranger's.
     """
-    if destination.branch:
-        return {}
+    return {} if destination.branch else named_in(_fidelity_at(destination))
+
+
+def says_the_same(destination: Destination, fidelity: dict[str, Any], edited_card: Path | None) -> bool:
+    """Whether a destination that holds this very publication says of it what a folder says: its fidelity, whatever else
+    main compares it with, and its card where that was edited by hand."""
+    there = {**_fidelity_at(destination), "variants": fidelity.get("variants")}
+    if there != {"variants": None, **fidelity}:
+        return False
+    return edited_card is None or edited_card.read_bytes() == destination.read_text("README.md").encode()
+
+
+def _fidelity_at(destination: Destination) -> dict[str, Any]:
+    """fidelity.json as it is there, which may be anybody's; empty where there is none in JSON."""
     try:
-        return named_in(read_object(destination.read_text(manifests.FIDELITY_NAME)))
+        return read_object(destination.read_text(manifests.FIDELITY_NAME))
     except (MopeqError, UnicodeDecodeError):
         return {}
 

@@ -20,6 +20,7 @@ from mopeq_hub.delivery import (
     place_of,
     publish_space_of,
     published_manifest,
+    says_the_same,
     signer_named,
     unchanged,
     write_card,
@@ -166,7 +167,7 @@ def _note_on(
             f"its fidelity was measured on {measured.get('name')}; to measure on others, use evaluate and push"
         )
     if benchmarks:
-        notes.append("no benchmarks were run; `quantize` and `evaluate` run them in a folder")
+        notes.append("no benchmarks were run; `quantize`, `evaluate`, `card` and `push` add them")
     if compared:
         notes.append(f"{main.name} compares it with others: {', '.join(compared)}")
     return "\n".join(notes) or None
@@ -269,6 +270,7 @@ def push(
 ) -> Publication:
     """Publish a folder that was quantized, evaluated and given a card; it stays as it is. sign: as in `publish`.
 
+    A destination that holds the publication already is given what was measured anew, or a card that was edited since.
     Raises MopeqError where one of these is missing.
     """
     progress, folder = progress or Quiet(), Path(folder)
@@ -286,19 +288,20 @@ def push(
     name = manifest["publication"]
     if not dry_run:
         destination.check_writable(space=space)
-    if is_there(destination, name, signer):
-        return unchanged(destination, name, location_of(folder, manifest), space=space, dry_run=dry_run)
-    note, compared = None, compared_at(destination)
-    if compared:
-        note = _note_on_replacing(destination, compared)
-        progress.say(note)
-    if dry_run:
-        return Publication(name, destination.name, None, None, True, manifest, fidelity, note)
     with workplace.scratch() as work:
         again = write_card(staged(folder, manifest, work / "again"), None, space)
         unedited = again.read_bytes() == (folder / "README.md").read_bytes()
         if not unedited and _is_unmeasured(folder, again, space):
             raise MopeqError(f"the card of {folder} was written before it was measured", "run `mopeq-hub card` on it")
+        edited_card = None if unedited else folder / "README.md"
+        if is_there(destination, name, signer) and says_the_same(destination, fidelity, edited_card):
+            return unchanged(destination, name, location_of(folder, manifest), space=space, dry_run=dry_run)
+        note, compared = None, compared_at(destination)
+        if compared:
+            note = _note_on_replacing(destination, compared)
+            progress.say(note)
+        if dry_run:
+            return Publication(name, destination.name, None, None, True, manifest, fidelity, note)
         ready = staged(folder, manifest, work / "repo")
         manifest = completed(ready, destination, signer, space=space, card_too=unedited)
         commit = destination.commit(ready, name, progress, consume=False)

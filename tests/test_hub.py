@@ -167,6 +167,33 @@ def test_a_stage_that_was_left_out_is_named(missing: str, words: str, repo: Path
     assert not (tmp_path / "target").exists()
 
 
+def test_what_was_measured_or_written_since_is_pushed_and_the_weights_are_not_sent_again(
+    hub: HubServer, alice: str, repo: Path, shapes: Path, tmp_path: Path
+) -> None:
+    destinations = ("alice/shapes-MoPEQ", str(tmp_path / "target"))
+    for destination in destinations:
+        pipeline.push(repo, destination, space=False)
+    fidelity = pipeline.evaluate(repo, original=str(shapes), fidelity_tokens=200, compare=False)
+    pipeline.card(repo)
+    weights = sum(path.stat().st_size for path in repo.glob("*.safetensors"))
+    sent = hub.traffic("alice/shapes-MoPEQ").uploaded
+    assert sent > weights
+    for destination in destinations:
+        assert pipeline.push(repo, destination, space=False, dry_run=True).changed
+        assert pipeline.push(repo, destination, space=False).changed
+        assert not pipeline.push(repo, destination, space=False).changed
+    assert json.loads(hub.files("alice/shapes-MoPEQ")["fidelity.json"]) == fidelity
+    assert (tmp_path / "target" / "fidelity.json").read_bytes() == (repo / "fidelity.json").read_bytes()
+    assert hub.tags("alice/shapes-MoPEQ")[read_manifest(repo)["publication"]] == hub.head("alice/shapes-MoPEQ")
+    with open(repo / "README.md", "a") as card:
+        card.write("\nIt answers well.\n")
+    for destination in destinations:
+        assert pipeline.push(repo, destination, space=False).changed
+        assert not pipeline.push(repo, destination, space=False).changed
+    assert hub.files("alice/shapes-MoPEQ")["README.md"].endswith(b"\nIt answers well.\n")
+    assert hub.traffic("alice/shapes-MoPEQ").uploaded - sent < weights / 2
+
+
 def test_the_space_can_be_made_up_for(hub: HubServer, alice: str, repo: Path) -> None:
     pipeline.push(repo, "alice/shapes-MoPEQ", space=False)
     assert not hub.has_repo("alice/shapes-MoPEQ", repo_type="space")
