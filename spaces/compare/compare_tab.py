@@ -116,10 +116,12 @@ class Asking:
 def compare_tab(publication: Publication, comparison: Comparison, kept: votes.Votes) -> None:
     """Put the tab's contents on the page."""
     asking = Asking(publication, comparison, kept)
-    inputs, button = controls(publication.takes_pictures)
+    both = publication.original is not None
+    inputs, button = controls(publication.takes_pictures, both)
     note = gr.Markdown(elem_classes="note")
     with gr.Row():
-        sides = [*answer_column("Left", asking.names[0]), *answer_column("Right", asking.names[1])]
+        left = answer_column("Left answer", asking.names[0], visible=both)
+        sides = [*left, *answer_column("Right answer" if both else "Answer", asking.names[1])]
     verdict = gr.HTML(elem_id="verdict")
     asked = gr.State(None)
     ballot, buttons = voting(kept)
@@ -140,8 +142,9 @@ def compare_tab(publication: Publication, comparison: Comparison, kept: votes.Vo
         voted.then(shown_to_vote, asked, ballot, **hidden)
 
 
-def controls(takes_pictures: bool) -> tuple[list[gr.components.Component], gr.Button]:
-    """What a question is made of, in the order of `Asking.ask`, and the button that asks it."""
+def controls(takes_pictures: bool, both: bool) -> tuple[list[gr.components.Component], gr.Button]:
+    """What a question is made of, in the order of `Asking.ask`, and the button that asks it. both: whether there are
+    two models, of which one can be hidden."""
     texts = [text for _, text in EXAMPLES] if takes_pictures else TEXTS
     with gr.Row():
         with gr.Column(visible=takes_pictures):
@@ -157,7 +160,7 @@ def controls(takes_pictures: bool) -> tuple[list[gr.components.Component], gr.Bu
                 whole = {"precision": 0, "minimum": 0, "maximum": LARGEST_SEED}
                 seed = gr.Number(0, label="Seed", info="above temperature 0", min_width=120, **whole)
                 why = "Which is which stays hidden until you vote"
-                blind = gr.Checkbox(label="Blind", info=why, min_width=200, container=True)
+                blind = gr.Checkbox(label="Blind", info=why, min_width=200, container=True, visible=both)
             button = gr.Button("Ask", variant="primary")
     pictures = [str(HERE / "examples" / name) for name, _ in EXAMPLES]
     samples = [list(sample) for sample in zip(pictures, texts, strict=True)] if takes_pictures else [[t] for t in texts]
@@ -179,11 +182,11 @@ def shown_to_vote(asked: Round | None) -> gr.Column:
     return gr.Column(visible=asked is not None)
 
 
-def answer_column(side: str, name: str) -> tuple[gr.Markdown, gr.Textbox, gr.Markdown]:
+def answer_column(label: str, name: str, visible: bool = True) -> tuple[gr.Markdown, gr.Textbox, gr.Markdown]:
     """Where one side's name, answer and figures appear."""
-    with gr.Column():
+    with gr.Column(visible=visible):
         heading = gr.Markdown(name, elem_classes="side")
-        text = gr.Textbox(label=f"{side} answer", lines=4, max_lines=20, interactive=False)
+        text = gr.Textbox(label=label, lines=4, max_lines=20, interactive=False)
         status = gr.Markdown(elem_classes="status")
     return heading, text, status
 

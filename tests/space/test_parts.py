@@ -56,6 +56,27 @@ def test_the_page_leads_to_the_model_to_the_source_commit_and_to_the_run_that_ma
     assert "workflow run" not in load("app").introduction(hostile)
 
 
+def test_without_an_original_there_is_one_side_and_nothing_to_hide(load: Load) -> None:
+    publication = load("publication").Publication.read()
+    labels = {"Blind", "Left answer", "Right answer", "Answer"}
+    for original, expected in (
+        (publication.original, {"Blind", "Left answer", "Right answer"}),
+        (None, {"Answer"}),
+    ):
+        page = load("app").build(dataclasses.replace(publication, original=original)).get_config_file()
+        shown = {each["props"].get("label"): each["id"] for each in page["components"]}
+        hidden = {each["id"] for each in page["components"] if not each["props"].get("visible", True)}
+        within = inside(page["layout"], hidden)
+        assert {label for label, place in shown.items() if label in labels and place not in within} == expected
+
+
+def inside(layout: dict[str, Any], hidden: set[int], gone: bool = False) -> set[int]:
+    """What a page does not show: what is hidden, and what is in something that is."""
+    gone = gone or layout.get("id") in hidden
+    below = [inside(each, hidden, gone) for each in layout.get("children", [])]
+    return ({layout["id"]} if gone else set()).union(*below)
+
+
 def test_a_broken_file_of_the_publication_is_as_good_as_missing(load: Load, model_folder: Path) -> None:
     (model_folder / "fidelity.json").write_bytes(b"{")
     assert load("publication").Publication.read().facts("fidelity.json") is None
@@ -143,7 +164,7 @@ def test_a_model_of_text_alone_is_asked_without_a_picture(load: Load) -> None:
     tab = load("compare_tab")
     for takes_pictures in (True, False):
         with gr.Blocks() as page:
-            (picture, question, *_), _ = tab.controls(takes_pictures)
+            (picture, question, *_), _ = tab.controls(takes_pictures, both=True)
         assert picture.parent.visible is takes_pictures
         (examples,) = [block for block in page.blocks.values() if isinstance(block, gr.Dataset)]
         assert {len(sample) for sample in examples.samples} == {1 + takes_pictures}
