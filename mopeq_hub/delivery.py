@@ -56,24 +56,24 @@ def compared_at(destination: Destination) -> dict[str, str]:
 
     What is there may be damaged, or a stranger's.
     """
-    return {} if destination.branch else named_in(_fidelity_at(destination))
+    return {} if destination.branch else named_in(read_object(_text_at(destination, manifests.FIDELITY_NAME)))
 
 
 def says_the_same(destination: Destination, fidelity: dict[str, Any], edited_card: Path | None) -> bool:
     """Whether a destination that holds this very publication says of it what a folder says: its fidelity, whatever else
     main compares it with, and its card where that was edited by hand."""
-    there = {**_fidelity_at(destination), "variants": fidelity.get("variants")}
-    if there != {"variants": None, **fidelity}:
+    there = read_object(_text_at(destination, manifests.FIDELITY_NAME))
+    if {**there, "variants": None} != {**fidelity, "variants": None}:
         return False
-    return edited_card is None or edited_card.read_bytes() == destination.read_text("README.md").encode()
+    return edited_card is None or edited_card.read_bytes() == _text_at(destination, "README.md").encode()
 
 
-def _fidelity_at(destination: Destination) -> dict[str, Any]:
-    """fidelity.json as it is there, which may be anybody's; empty where there is none in JSON."""
+def _text_at(destination: Destination, name: str) -> str:
+    """A file as it is there, which may be anybody's; empty where there is none, or no text."""
     try:
-        return read_object(destination.read_text(manifests.FIDELITY_NAME))
+        return destination.read_text(name)
     except (MopeqError, UnicodeDecodeError):
-        return {}
+        return ""
 
 
 def place_of(destination: Destination, compared: Mapping[str, str], budget: str, name: str) -> Destination:

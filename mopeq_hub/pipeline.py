@@ -270,8 +270,8 @@ def push(
 ) -> Publication:
     """Publish a folder that was quantized, evaluated and given a card; it stays as it is. sign: as in `publish`.
 
-    A destination that holds the publication already is given what was measured anew, or a card that was edited since.
-    Raises MopeqError where one of these is missing.
+    Where the publication is there already, what was measured or written since is brought to it. Raises MopeqError where
+    the folder was not evaluated, or has no card.
     """
     progress, folder = progress or Quiet(), Path(folder)
     manifest, fidelity = manifests.read_manifest(folder), manifests.read_fidelity(folder)
