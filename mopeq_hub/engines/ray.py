@@ -9,6 +9,7 @@ import os
 import platform
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ _RETRIES = 3
 _PATIENCE_SECONDS = 1.0
 """How long a wait lasts before signals are looked at."""
 _ANSWER_SECONDS = 10.0
+_SOON_SECONDS = 3.0
+"""How long tasks may take to end by themselves before they are cancelled."""
 _ENDING_SECONDS = 30.0
 """How long cancelled tasks may take to end; Ray asks a worker again after two seconds where it had not begun yet."""
 
@@ -74,7 +77,7 @@ class Ray:
                     advance(told)
                     done(waiting.pop(reference), result)
         except BaseException:
-            _cancel(ray, list(waiting))
+            _cancel(ray, list(waiting), running=_together(ray, cores))
             raise
 
     def _connect(self, ray: Any) -> None:
@@ -133,6 +136,11 @@ def _cores(ray: Any) -> int:
     return max(1, min((cores for cores in machines if cores), default=1) // 2)
 
 
+def _together(ray: Any, cores: int) -> int:
+    """How many tasks of so many cores the cluster has room for."""
+    return int(ray.cluster_resources().get("CPU", 0)) // cores
+
+
 def _environment() -> dict[str, str]:
     """What a worker needs to reach the Hub as this process does.
 
@@ -155,12 +163,31 @@ def _ended(ray: Any, waiting: list[Any]) -> list[Any]:
         raise error.__cause__ or error from None
 
 
-def _cancel(ray: Any, references: list[Any]) -> None:
-    """End tasks, and return when they have ended: one that goes on would write where the next run writes."""
-    for reference in references:
+def _cancel(ray: Any, references: list[Any], running: int) -> None:
+    """End tasks, of which at most the first `running` have begun, and return when they have ended: one that goes on
+    would write where the next run writes.
+
+    Ray (2.60) aborts this process where a task is cancelled in the moment in which it ends by itself, as tasks do that
+    all meet the same trouble. So those that have not begun are cancelled first, and a begun one only where it does not
+    end soon.
+    """
+    for reference in references[running:]:
         ray.cancel(reference, force=True)
-    if references:
-        ray.wait(references, num_returns=len(references), timeout=_ENDING_SECONDS, fetch_local=False)
+    left = _outlasting(ray, references, _SOON_SECONDS, quiet=True)
+    for reference in left:
+        ray.cancel(reference, force=True)
+    _outlasting(ray, left, _ENDING_SECONDS)
+
+
+def _outlasting(ray: Any, references: list[Any], seconds: float, quiet: bool = False) -> list[Any]:
+    """Those tasks that have not ended after so many seconds or, if `quiet`, once none has for a moment."""
+    until = time.monotonic() + seconds
+    while references and time.monotonic() < until:
+        ended = _ended(ray, references)
+        if quiet and not ended:
+            break
+        references = [reference for reference in references if reference not in ended]
+    return references
 
 
 def _answer(ray: Any, reference: Any) -> tuple[Any, int]:
