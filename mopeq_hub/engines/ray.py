@@ -171,12 +171,13 @@ def _cancel(ray: Any, references: list[Any], running: int) -> None:
     all meet the same trouble. So those that have not begun are cancelled first, and a begun one only where it does not
     end soon.
     """
-    for reference in references[running:]:
+    begun, queued = references[:running], references[running:]
+    for reference in queued:
         ray.cancel(reference, force=True)
-    left = _outlasting(ray, references, _SOON_SECONDS, quiet=True)
-    for reference in left:
+    lasting = _outlasting(ray, begun, _SOON_SECONDS, quiet=True)
+    for reference in lasting:
         ray.cancel(reference, force=True)
-    _outlasting(ray, left, _ENDING_SECONDS)
+    _outlasting(ray, [*lasting, *queued], _ENDING_SECONDS)
 
 
 def _outlasting(ray: Any, references: list[Any], seconds: float, quiet: bool = False) -> list[Any]:
