@@ -172,6 +172,10 @@ def test_a_schedule_republishes_just_what_moved_and_then_nothing(
         assert runner.wanted("republish.yml", "report")
         return stale, [find, *made, runner.job("republish.yml", "report", inputs=inputs, needs=needs)]
 
+    stale, _ = scheduled()
+    assert stale == []
+    assert github.issues == []
+
     commit = hub.commit("alice/moving", {"README.md": b"moved"})
     heads = [hub.head(f"alice/{name}-MoPEQ") for name in ("one", "two")]
     stale, (find, made, report) = scheduled(parallel="2")
