@@ -53,17 +53,21 @@ def home(shared: Path) -> Iterator[Path]:
     patch.undo()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_fixture_setup() -> None:
-    """What fixtures and tests draw is the same in each run, whatever ran before."""
+def draw_the_same_numbers() -> None:
+    """Before each fixture and each test, so that what they draw does not depend on what ran before."""
     import torch
 
     torch.manual_seed(0)
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    draw_the_same_numbers()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
-    pytest_fixture_setup()
+    draw_the_same_numbers()
 
 
 @pytest.fixture(scope="session")
