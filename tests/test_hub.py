@@ -1,7 +1,6 @@
 """Destinations: a publication appears whole, in one commit, or not at all; on the Hub through the real client."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from mopeq_hub.check import check
 from mopeq_hub.hub import FolderDestination, HubDestination, destination_for
 from mopeq_hub.manifest import read_manifest
 from mopeq_hub.progress import Advance, Quiet
-from tests.hub import HubServer, client_pointed_at
+from tests.hub import HubServer
 
 
 @pytest.fixture
@@ -381,26 +380,3 @@ def test_the_space_of_a_folder_keeps_its_original(shapes: Path, some_questions: 
     assert (tmp_path / "model-space" / json.loads(made)["original"]).resolve() == shapes.resolve()
     assert pipeline.publish_space(str(tmp_path / "model")) is None
     assert (tmp_path / "model-space" / "publication.json").read_text() == made
-
-
-def test_nothing_is_written_into_the_source(shapes: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    shutil.copytree(shapes, source, ignore=shutil.ignore_patterns("images", "*.jsonl"))
-    for make in (
-        lambda: publish(str(source), str(source / "out"), Recipe()),
-        lambda: pipeline.quantize(str(source), source / "out", Recipe()),
-    ):
-        with pytest.raises(MopeqError, match="within each other"):
-            make()
-    assert not (source / "out").exists()
-
-
-def test_evaluate_needs_nothing_but_what_the_folder_says(
-    hub: HubServer, alice: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.add_repo("alice/shapes", shapes)
-    repo = pipeline.quantize("alice/shapes", tmp_path / "repo", Recipe())
-    shutil.rmtree(repo.folder / ".mopeq")
-    monkeypatch.setenv("MOPEQ_HOME", str(tmp_path / "another-machine"))
-    with client_pointed_at(hub, tmp_path / "another-cache"):
-        assert pipeline.evaluate(repo.folder, compare=False)["kl"]["mean"] > 0
